@@ -1,0 +1,42 @@
+"""Activation functions by name, as torchmd-net names them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+# log 2 in float32, as torchmd-net has it: the weights were trained with this value.
+LOG_2 = 0.6931471824645996
+
+
+class ShiftedSoftplus(nn.Module):
+    r""":math:`\log(1 + e^x) - \log 2` (SchNet), zero at zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise, any shape."""
+        return torch.nn.functional.softplus(x) - LOG_2
+
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "silu": nn.SiLU,
+    "swish": nn.SiLU,  # Swish with beta = 1 is SiLU
+    "ssp": ShiftedSoftplus,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "mish": nn.Mish,
+}
+ACTIVATIONS = tuple(_ACTIVATIONS)
+
+
+def activation(name: str) -> nn.Module:
+    """A new activation module.
+
+    Raises
+    ------
+    ValueError
+        If the name is not one of ``ACTIVATIONS``.
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}: expected one of {', '.join(ACTIVATIONS)}")
+    return _ACTIVATIONS[name]()

@@ -1,0 +1,79 @@
+"""Several potentials that answer together: the mean, and how far they disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .graph import Graph
+from .potential import Prediction
+
+
+class CommitteePrediction(NamedTuple):
+    """Mean and sample standard deviation (n - 1) over the members."""
+
+    mean: Prediction
+    energy_std: Tensor
+    """(B,), eV."""
+    forces_std: Tensor
+    """(N, 3), eV/Angstrom, of each component."""
+
+
+class Committee(nn.Module):
+    """Two or more potentials evaluated on the same graph.
+
+    Parameters
+    ----------
+    members
+        Potentials; they may differ in weights, size, units and architecture. The committee
+        knows the elements that all of them know.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two members or no element is known to all.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        if len(members) < 2:
+            raise ValueError(f"a committee of {len(members)}: expected two or more potentials")
+        self.members = nn.ModuleList(members)
+        known = [set(member.elements) for member in members]  # type: ignore[arg-type]
+        self.elements = sorted(set.intersection(*known))
+        if not self.elements:
+            raise ValueError("the members of the committee have no element in common")
+        self.cutoff = max(float(member.cutoff) for member in members)  # type: ignore[arg-type]
+        self.metadata: dict[str, Any] = {"members": [member.metadata for member in members]}
+
+    __jit_unused_properties__ = ("architecture", "dtype")
+
+    @property
+    def architecture(self) -> str:
+        """The architectures of the members."""
+        return " + ".join(str(member.architecture) for member in self.members)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first member's weights."""
+        return next(self.members[0].parameters()).dtype
+
+    def forward(self, graph: Graph) -> CommitteePrediction:
+        """Mean and standard deviation for the systems of a graph."""
+        return combine([member(graph) for member in self.members])
+
+
+def combine(predictions: Sequence[Prediction]) -> CommitteePrediction:
+    """Mean and standard deviation of the members' predictions."""
+    energy = torch.stack([p.energy for p in predictions])
+    forces = torch.stack([p.forces for p in predictions])
+    mean = Prediction(
+        energy.mean(0),
+        torch.stack([p.energies for p in predictions]).mean(0),
+        forces.mean(0),
+        torch.stack([p.virial for p in predictions]).mean(0),
+    )
+    return CommitteePrediction(mean, energy.std(0), forces.std(0))

@@ -1,0 +1,200 @@
+"""The energy core: a graph in, energies, forces and the virial out, in eV and Angstrom.
+
+Conventions: forces = -dE/dR; virial = -dE/dstrain (symmetric strain), so that ASE's stress is
+``-virial / volume``. See ``docs/conventions.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .double import DoubleConstants
+from .graph import Graph, displacements
+from .repulsion import ZBLRepulsion
+from .units import energy_in_ev, length_in_angstrom
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The torch dtype of ``"float32"`` or ``"float64"``.
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+    """
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return DTYPES[dtype]
+    raise ValueError(f"dtype is {dtype!r}: expected one of {', '.join(map(repr, DTYPES))}")
+
+
+class Prediction(NamedTuple):
+    """What a potential says of the B systems of a graph; float64."""
+
+    energy: Tensor
+    """(B,), eV."""
+    energies: Tensor
+    """(N,), eV: shares of the atoms, which sum to the energy of their system."""
+    forces: Tensor
+    """(N, 3), eV/Angstrom."""
+    virial: Tensor
+    """(B, 3, 3), eV: -dE/dstrain, symmetric."""
+
+
+class AtomicScale(DoubleConstants):
+    """Scale, references and mean that turn the network's output into energies.
+
+    .. math:: E_i = \\sigma e_i + E_{ref}(Z_i) + \\mu / N
+
+    The table stays float64 whatever the dtype of the network: total energies are thousands of
+    eV, and float32 would leave 1e-4 eV of noise in them.
+    """
+
+    def __init__(
+        self, references: Sequence[float] | Tensor, scale: float = 1.0, mean: float = 0.0
+    ) -> None:
+        super().__init__()
+        table = torch.as_tensor(references, dtype=torch.float64)
+        self.register_buffer("references", table.clone())
+        self.register_buffer("scale", torch.tensor(float(scale), dtype=torch.float64))
+        self.register_buffer("mean", torch.tensor(float(mean), dtype=torch.float64))
+
+    def forward(self, outputs: Tensor, graph: Graph) -> Tensor:
+        """Outputs (N,) of the network -> energies (N,), float64, in its unit of energy."""
+        sizes = torch.bincount(graph.system, minlength=graph.charge.shape[0])
+        share = self.mean / sizes.index_select(0, graph.system)
+        return self.scale * outputs.double() + self.references[graph.numbers] + share
+
+
+class Potential(nn.Module):
+    """A representation, a readout and what turns its output into energies.
+
+    Parameters
+    ----------
+    representation
+        `TensorNet` or another module of ``(graph, vectors) -> features`` with ``cutoff``,
+        ``config`` and the edge vectors as its only geometry.
+    readout
+        Module of ``features -> (N,)``.
+    elements
+        Atomic numbers the model was trained on.
+    references
+        Energy of each element, indexed by atomic number, in the network's unit.
+    scale, mean
+        Factor of the network's output, and a constant added once per system.
+    repulsion
+        Short-range pair energy, or None.
+    length_unit, energy_unit
+        The network's own units: names of `units`.
+    metadata
+        What is worth knowing of the weights: name, training data, errors, licence, source.
+    """
+
+    def __init__(
+        self,
+        representation: nn.Module,
+        readout: nn.Module,
+        *,
+        elements: Iterable[int],
+        references: Sequence[float] | Tensor | None = None,
+        scale: float = 1.0,
+        mean: float = 0.0,
+        repulsion: ZBLRepulsion | None = None,
+        length_unit: str = "angstrom",
+        energy_unit: str = "ev",
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.elements = sorted({int(z) for z in elements})
+        if not self.elements:
+            raise ValueError("elements is empty: expected the atomic numbers the model knows")
+        self.length_unit = length_unit.lower()
+        self.energy_unit = energy_unit.lower()
+        self.length_in_angstrom = length_in_angstrom(length_unit)
+        self.energy_in_ev = energy_in_ev(energy_unit)
+        self.metadata = dict(metadata or {})
+        self.representation = representation
+        self.readout = readout
+        self.repulsion = repulsion
+        if references is None:
+            references = [0.0] * (max(self.elements) + 1)
+        self.atomic_scale = AtomicScale(references, scale, mean)
+        own_cutoff = float(representation.cutoff)  # type: ignore[arg-type]
+        if repulsion is not None:
+            own_cutoff = max(own_cutoff, repulsion.cutoff)
+        self.cutoff = own_cutoff * self.length_in_angstrom
+        """Largest distance at which atoms interact, Angstrom."""
+
+    __jit_unused_properties__ = ("architecture", "dtype")
+
+    @property
+    def architecture(self) -> str:
+        """Name of the network: ``TensorNet``, ..."""
+        return type(self.representation).__name__
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's weights."""
+        return next(self.representation.parameters()).dtype
+
+    def forward(self, graph: Graph) -> Prediction:
+        """Energies, forces and virials of the systems of a graph.
+
+        In training mode the forces can be differentiated once more.
+        """
+        vectors = displacements(graph)
+        near = (vectors * vectors).sum(1) < self.cutoff**2
+        graph = Graph(
+            graph.numbers,
+            graph.positions,
+            graph.cell,
+            graph.edge_index[:, near],
+            graph.edge_shift[near],
+            graph.system,
+            graph.charge,
+        )
+        vectors = vectors[near].detach().requires_grad_(True)
+        energies = self.atom_energies(graph, vectors)
+        gradient = torch.autograd.grad(
+            [energies.sum()], [vectors], create_graph=self.training
+        )[0]
+        assert gradient is not None
+        if not self.training:
+            energies = energies.detach()
+        return assemble(graph, energies, vectors.detach(), gradient)
+
+    def atom_energies(self, graph: Graph, vectors: Tensor) -> Tensor:
+        """Energy of each atom, (N,) eV float64, as a function of the edge vectors (E, 3)."""
+        vectors = (vectors / self.length_in_angstrom).to(self.readout.norm.weight.dtype)
+        outputs = self.readout(self.representation(graph, vectors))
+        energies = self.atomic_scale(outputs, graph)
+        if self.repulsion is not None:
+            energies = energies + self.repulsion(graph, vectors).double()
+        return energies * self.energy_in_ev
+
+
+def assemble(graph: Graph, energies: Tensor, vectors: Tensor, gradient: Tensor) -> Prediction:
+    """Sum energies (N,) and the gradient dE/dr_ij (E, 3) into a `Prediction`.
+
+    r_ij = r_j - r_i and r_ij -> r_ij (1 + strain), so that
+
+    F_i = sum over edges of dE/dr_ij (received) - dE/dr_ji (sent),
+    virial = - sum over edges of r_ij (x) dE/dr_ij, symmetrised.
+    """
+    i, j = graph.edge_index[0], graph.edge_index[1]
+    systems = graph.charge.shape[0]
+    energy = torch.zeros(systems, dtype=energies.dtype, device=energies.device)
+    energy = energy.index_add(0, graph.system, energies)
+    forces = torch.zeros_like(graph.positions)
+    forces = forces.index_add(0, i, gradient).index_add(0, j, -gradient)
+    outer = vectors.unsqueeze(2) * gradient.unsqueeze(1)
+    virial = torch.zeros(systems, 3, 3, dtype=outer.dtype, device=outer.device)
+    virial = virial.index_add(0, graph.system.index_select(0, i), -0.5 * (outer + outer.mT))
+    return Prediction(energy, energies, forces, virial)

@@ -1,0 +1,275 @@
+"""TensorNet: message passing with rank-2 Cartesian tensors.
+
+Simeon & De Fabritiis, "TensorNet: Cartesian Tensor Representations for Efficient Learning of
+Molecular Potentials", NeurIPS 2023 (arXiv:2306.06482), with the total charge of Simeon,
+Mirarchi, Pelaez, Galvelis & De Fabritiis (arXiv:2403.15073) as torchmd-net has it.
+
+Notation: X features (9, N, F) of N atoms and F channels (components first, see `cartesian`),
+r distances (E,) of E edges, i receives from j. Lengths are in the units of the network's
+cutoff.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .activations import activation
+from .cartesian import (
+    TensorAlgebra,
+    TensorLinear,
+    norm_squared,
+    scale_irreps,
+)
+from .graph import Graph
+from .radial import CosineCutoff, radial_basis
+
+GROUPS = ("O(3)", "SO(3)")
+
+
+class TensorNet(nn.Module):
+    """Atoms and displacement vectors in, one 3x3 tensor for each atom and channel out.
+
+    Parameters
+    ----------
+    channels
+        Features of each atom and component, F.
+    layers
+        Interaction layers; 0 leaves the embedding alone.
+    radial_functions
+        Size of the radial basis, K.
+    radial
+        Name of the radial basis: ``expnorm``, ``gauss`` or ``bessel``.
+    trainable_radial
+        Whether the parameters of the radial basis are trained.
+    activation
+        Name of the activation function (see `activations.ACTIVATIONS`).
+    cutoff, cutoff_lower
+        Upper and lower cutoff distance, in the network's unit of length.
+    max_number
+        Size of the table of elements: atomic numbers below it can be embedded.
+    group
+        ``O(3)``: the energy does not change under inversion; ``SO(3)``: it may.
+    self_interaction
+        Whether an atom sends a message to itself, at distance zero (as in torchmd-net).
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 128,
+        layers: int = 2,
+        radial_functions: int = 32,
+        radial: str = "expnorm",
+        trainable_radial: bool = False,
+        activation: str = "silu",
+        cutoff: float = 4.5,
+        cutoff_lower: float = 0.0,
+        max_number: int = 128,
+        group: str = "O(3)",
+        self_interaction: bool = True,
+    ) -> None:
+        super().__init__()
+        if group not in GROUPS:
+            raise ValueError(f"unknown group {group!r}: expected one of {', '.join(GROUPS)}")
+        if not 0 <= cutoff_lower < cutoff:
+            raise ValueError(
+                f"cutoffs {cutoff_lower} and {cutoff}: expected 0 <= lower < upper"
+            )
+        self.config = {
+            "channels": channels,
+            "layers": layers,
+            "radial_functions": radial_functions,
+            "radial": radial,
+            "trainable_radial": trainable_radial,
+            "activation": activation,
+            "cutoff": float(cutoff),
+            "cutoff_lower": float(cutoff_lower),
+            "max_number": max_number,
+            "group": group,
+            "self_interaction": self_interaction,
+        }
+        self.channels = channels
+        self.cutoff = float(cutoff)
+        self.radial = radial_basis(
+            radial, cutoff, radial_functions, cutoff_lower, trainable_radial
+        )
+        self.envelope = CosineCutoff(cutoff, cutoff_lower)
+        self.embedding = TensorEmbedding(
+            channels, radial_functions, activation, max_number, self_interaction
+        )
+        self.layers = nn.ModuleList(
+            [
+                Interaction(channels, radial_functions, activation, group, self_interaction)
+                for _ in range(layers)
+            ]
+        )
+
+    def forward(self, graph: Graph, vectors: Tensor) -> Tensor:
+        """Tensor features of every atom.
+
+        Parameters
+        ----------
+        graph
+            Its numbers, edge_index, system and charge are read.
+        vectors
+            (E, 3) displacements r_j - r_i of the edges.
+
+        Returns
+        -------
+        (9, N, F)
+        """
+        distances = torch.linalg.vector_norm(vectors, dim=1)
+        # Tensors are built along r_i - r_j, torchmd-net's sign: it decides that of A.
+        unit = -vectors / distances.unsqueeze(1)
+        zero = torch.zeros(1, dtype=vectors.dtype, device=vectors.device)
+        basis = self.radial(distances)
+        basis_at_zero = self.radial(zero)
+        envelope = self.envelope(distances).unsqueeze(1)
+        envelope_at_zero = self.envelope(zero).unsqueeze(1)
+        charge = graph.charge.to(vectors.dtype).index_select(0, graph.system)
+
+        x = self.embedding(graph, unit, basis, envelope, basis_at_zero, envelope_at_zero)
+        for layer in self.layers:
+            x = layer(graph, x, basis, envelope, basis_at_zero, envelope_at_zero, charge)
+        return x
+
+
+class TensorEmbedding(nn.Module):
+    r"""Features of an atom from the directions and species of its neighbours.
+
+    .. math::
+        X_i = \sum_j \phi(r_{ij}) Z_{ij} \left( f_I \mathbb{1} + f_A [\hat r_{ij}]_\times
+        + f_S (\hat r_{ij} \hat r_{ij}^T - \tfrac13 \mathbb{1}) \right)
+        \qquad \text{(eqs. 6 to 8)}
+
+    with :math:`Z_{ij} = W [e(Z_i), e(Z_j)] + b` and f linear in the radial basis; then mixed
+    over channels and scaled by a function of the norms (eqs. 9 and 10).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        radial_functions: int,
+        act: str,
+        max_number: int,
+        self_interaction: bool,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.self_interaction = self_interaction
+        self.species = nn.Embedding(max_number, channels)
+        self.species_pair = nn.Linear(2 * channels, channels)
+        self.radial = nn.Linear(radial_functions, 3 * channels)
+        self.norm = nn.LayerNorm(channels)
+        self.gate = nn.Sequential(
+            nn.Linear(channels, 2 * channels),
+            activation(act),
+            nn.Linear(2 * channels, 3 * channels),
+            activation(act),
+        )
+        self.mix = TensorLinear(channels)
+        self.algebra = TensorAlgebra()
+
+    def forward(
+        self,
+        graph: Graph,
+        unit: Tensor,
+        basis: Tensor,
+        envelope: Tensor,
+        basis_at_zero: Tensor,
+        envelope_at_zero: Tensor,
+    ) -> Tensor:
+        """Directions (E, 3), radial basis (E, K) and envelope (E, 1) -> (9, N, F)."""
+        i, j = graph.edge_index[0], graph.edge_index[1]
+        f = self.channels
+        species = self.species(graph.numbers)
+        # W [e_i, e_j] is a sum of two terms, each computed by atom.
+        receiver = species @ self.species_pair.weight[:, :f].t() + self.species_pair.bias
+        sender = species @ self.species_pair.weight[:, f:].t()
+
+        pair = (receiver.index_select(0, i) + sender.index_select(0, j)) * envelope
+        factors = (self.radial(basis).view(-1, 3, f) * pair.unsqueeze(1)).transpose(0, 1)
+        edges = scale_irreps(self.algebra.directions(unit).unsqueeze(2), factors)
+        x = edges.new_zeros([edges.shape[0], graph.numbers.shape[0], f]).index_add(1, i, edges)
+        if self.self_interaction:
+            # At r = 0 there is no direction: only the scalar part is left, sqrt(3) in norm.
+            at_zero = 3.0**0.5 * envelope_at_zero * self.radial(basis_at_zero)[:, :f]
+            x = torch.cat([x[:1] + (at_zero * (receiver + sender)).unsqueeze(0), x[1:]])
+
+        scale = self.gate(self.norm(norm_squared(x))).view(-1, 3, f).transpose(0, 1)
+        return scale_irreps(self.mix(x), scale)
+
+
+class Interaction(nn.Module):
+    r"""One layer of message passing.
+
+    .. math::
+        Y_i &= \mathrm{mix}(X_i / (\|X_i\|^2 + 1)) \qquad
+        M_i = \sum_j f(r_{ij}) \odot Y_j \qquad \text{(eq. 11)} \\
+        C_i &= (1 + q/10) (Y_i M_i + M_i Y_i) \text{ for O(3)}, \quad
+        2 Y_i M_i \text{ for SO(3)} \qquad \text{(eq. 12)} \\
+        \Delta X_i &= \mathrm{mix}(C_i / (\|C_i\|^2 + 1)) \\
+        X_i &\leftarrow X_i / (\|X_i\|^2 + 1) + \Delta X_i + (1 + q/10) \Delta X_i^2
+        \qquad \text{(eq. 13)}
+
+    where f, one factor for each of I, A and S, is a network of the radial basis times the
+    envelope, and q the total charge of the system.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        radial_functions: int,
+        act: str,
+        group: str,
+        self_interaction: bool,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.parity_conserving = group == "O(3)"
+        self.self_interaction = self_interaction
+        self.radial = nn.Sequential(
+            nn.Linear(radial_functions, channels),
+            activation(act),
+            nn.Linear(channels, 2 * channels),
+            activation(act),
+            nn.Linear(2 * channels, 3 * channels),
+            activation(act),
+        )
+        self.mix_in = TensorLinear(channels)
+        self.mix_out = TensorLinear(channels)
+        self.algebra = TensorAlgebra()
+
+    def forward(
+        self,
+        graph: Graph,
+        x: Tensor,
+        basis: Tensor,
+        envelope: Tensor,
+        basis_at_zero: Tensor,
+        envelope_at_zero: Tensor,
+        charge: Tensor,
+    ) -> Tensor:
+        """(9, N, F) -> (9, N, F); ``charge`` (N,) is the total charge of the atom's system."""
+        charge_factor = (1 + 0.1 * charge).unsqueeze(1)
+        x = x / (norm_squared(x) + 1)
+        y = self.mix_in(x)
+
+        factors = self._factors(basis, envelope)
+        sent = scale_irreps(y.index_select(1, graph.edge_index[1]), factors)
+        message = torch.zeros_like(y).index_add(1, graph.edge_index[0], sent)
+        if self.self_interaction:
+            message = message + scale_irreps(y, self._factors(basis_at_zero, envelope_at_zero))
+
+        if self.parity_conserving:
+            c = charge_factor * self.algebra.anticommutator(y, message)
+        else:
+            c = 2 * self.algebra.product(y, message)
+        dx = self.mix_out(c / (norm_squared(c) + 1))
+        return x + dx + charge_factor * self.algebra.square(dx)
+
+    def _factors(self, basis: Tensor, envelope: Tensor) -> Tensor:
+        """(E, K) and (E, 1) -> (3, E, F)."""
+        factors = self.radial(basis) * envelope
+        return factors.view(-1, 3, self.channels).transpose(0, 1)

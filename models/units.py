@@ -1,0 +1,77 @@
+"""Every conversion factor of the package, computed from CODATA 2022 constants.
+
+The models work in eV and Angstrom (and e for charges); the units of other programs are
+converted where they enter and leave. A factor is named after what it turns into what:
+``kcal_per_mol_in_ev * x`` is ``x`` kcal/mol in eV.
+"""
+
+from __future__ import annotations
+
+# Exact in the SI.
+AVOGADRO_PER_MOL = 6.02214076e23
+ELEMENTARY_CHARGE_C = 1.602176634e-19
+BOLTZMANN_J_PER_K = 1.380649e-23
+SPEED_OF_LIGHT_CM_PER_S = 2.99792458e10
+PLANCK_J_S = 6.62607015e-34
+CALORIE_J = 4.184
+# Measured (CODATA 2022).
+BOHR_M = 5.29177210544e-11
+HARTREE_J = 4.3597447222060e-18
+COULOMB_J_M = 2.3070775523e-28  # e^2 / (4 pi epsilon_0)
+
+ANGSTROM_M = 1e-10
+
+boltzmann_ev_per_k = BOLTZMANN_J_PER_K / ELEMENTARY_CHARGE_C
+hartree_in_ev = HARTREE_J / ELEMENTARY_CHARGE_C
+kj_per_mol_in_ev = 1e3 / AVOGADRO_PER_MOL / ELEMENTARY_CHARGE_C
+kcal_per_mol_in_ev = CALORIE_J * kj_per_mol_in_ev
+bohr_in_angstrom = BOHR_M / ANGSTROM_M
+nm_in_angstrom = 10.0
+ev_per_angstrom3_in_gpa = ELEMENTARY_CHARGE_C / ANGSTROM_M**3 / 1e9
+bar_in_ev_per_angstrom3 = 1e-4 / ev_per_angstrom3_in_gpa
+inverse_cm_in_ev = PLANCK_J_S * SPEED_OF_LIGHT_CM_PER_S / ELEMENTARY_CHARGE_C
+coulomb_ev_angstrom = COULOMB_J_M / ELEMENTARY_CHARGE_C / ANGSTROM_M
+
+LENGTH_UNITS_IN_ANGSTROM = {
+    "angstrom": 1.0,
+    "nm": nm_in_angstrom,
+    "bohr": bohr_in_angstrom,
+}
+ENERGY_UNITS_IN_EV = {
+    "ev": 1.0,
+    "mev": 1e-3,
+    "hartree": hartree_in_ev,
+    "kj/mol": kj_per_mol_in_ev,
+    "kcal/mol": kcal_per_mol_in_ev,
+}
+
+
+def _factor(name: str, table: dict[str, float], kind: str) -> float:
+    try:
+        return table[name.lower()]
+    except (KeyError, AttributeError):
+        raise ValueError(
+            f"unknown {kind} unit {name!r}: expected one of {', '.join(table)}"
+        ) from None
+
+
+def length_in_angstrom(unit: str) -> float:
+    """How many Angstrom one ``unit`` of length is.
+
+    Raises
+    ------
+    ValueError
+        If the unit is not one of ``LENGTH_UNITS_IN_ANGSTROM``.
+    """
+    return _factor(unit, LENGTH_UNITS_IN_ANGSTROM, "length")
+
+
+def energy_in_ev(unit: str) -> float:
+    """How many eV one ``unit`` of energy is.
+
+    Raises
+    ------
+    ValueError
+        If the unit is not one of ``ENERGY_UNITS_IN_EV``.
+    """
+    return _factor(unit, ENERGY_UNITS_IN_EV, "energy")
