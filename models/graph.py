@@ -1,7 +1,5 @@
 """The one data type that travels through the models, and the neighbour list that makes it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,6 +45,22 @@ def displacements(graph: Graph) -> Tensor:
         return vectors + graph.edge_shift @ graph.cell[0]
     cell = graph.cell.index_select(0, graph.system.index_select(0, i))
     return vectors + (graph.edge_shift.unsqueeze(1) @ cell).squeeze(1)
+
+
+def within(graph: Graph, cutoff: float) -> tuple[Graph, Tensor]:
+    """The graph without its edges of ``cutoff`` (Angstrom) or more, and its displacements."""
+    vectors = displacements(graph)
+    near = (vectors * vectors).sum(1) < cutoff**2
+    shorter = Graph(
+        graph.numbers,
+        graph.positions,
+        graph.cell,
+        graph.edge_index[:, near],
+        graph.edge_shift[near],
+        graph.system,
+        graph.charge,
+    )
+    return shorter, vectors[near]
 
 
 def batch_graphs(graphs: Sequence[Graph]) -> Graph:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .double import DoubleConstants
-from .graph import Graph, displacements
+from .graph import Graph, within
 from .repulsion import ZBLRepulsion
 from .units import energy_in_ev, length_in_angstrom
 
@@ -149,18 +149,8 @@ class Potential(nn.Module):
 
         In training mode the forces can be differentiated once more.
         """
-        vectors = displacements(graph)
-        near = (vectors * vectors).sum(1) < self.cutoff**2
-        graph = Graph(
-            graph.numbers,
-            graph.positions,
-            graph.cell,
-            graph.edge_index[:, near],
-            graph.edge_shift[near],
-            graph.system,
-            graph.charge,
-        )
-        vectors = vectors[near].detach().requires_grad_(True)
+        graph, vectors = within(graph, self.cutoff)
+        vectors = vectors.detach().requires_grad_(True)
         energies = self.atom_energies(graph, vectors)
         gradient = torch.autograd.grad(
             [energies.sum()], [vectors], create_graph=self.training
@@ -169,6 +159,11 @@ class Potential(nn.Module):
         if not self.training:
             energies = energies.detach()
         return assemble(graph, energies, vectors.detach(), gradient)
+
+    def total_energy(self, graph: Graph) -> Tensor:
+        """Sum of all energies, eV, differentiable in ``graph.positions``."""
+        graph, vectors = within(graph, self.cutoff)
+        return self.atom_energies(graph, vectors).sum()
 
     def atom_energies(self, graph: Graph, vectors: Tensor) -> Tensor:
         """Energy of each atom, (N,) eV float64, as a function of the edge vectors (E, 3)."""

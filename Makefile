@@ -1,0 +1,40 @@
+# Everything runs in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+BIN := .venv/bin
+FOLDERS := $(shell find models calculators md_runs -type d -not -name __pycache__)
+
+.PHONY: install demo test lint format bench clean
+
+install: .venv/installed
+
+# The editable install links single files: a new one changes its folder and installs again.
+.venv/installed: pyproject.toml $(FOLDERS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo 'tensormd needs Python 3.10 or newer: make PYTHON=python3.12 install'; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --config-settings editable_mode=strict \
+	  --editable '.[openmm,dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/tensormd demo -o demo
+
+test: install
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Long physical checks and measurements: keep the machine quiet meanwhile.
+bench: install
+	$(BIN)/python -m pytest -m slow -s
+
+clean:
+	rm -rf .venv build *.egg-info demo .pytest_cache .mypy_cache .ruff_cache

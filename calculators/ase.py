@@ -1,0 +1,300 @@
+"""Potentials as ASE calculators."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import (
+    Calculator,
+    PropertyNotImplementedError,
+    all_changes,
+)
+from numpy.typing import NDArray
+from torch import nn
+
+from ..models.checkpoint import load_potential
+from ..models.committee import Committee, CommitteePrediction, combine
+from ..models.graph import Graph, NeighborList, batch_graphs, displacements
+from ..models.hessian import hessian
+from ..models.potential import Prediction, parse_dtype
+from ..models.script import compile_potential
+from .validation import (
+    check_elements,
+    check_geometry,
+    explain_failure,
+    parse_backend,
+    parse_charge,
+    parse_device,
+    symbols,
+)
+
+Checkpoint = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | nn.Module
+
+VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
+"""ASE's order of a symmetric tensor: xx, yy, zz, yz, xz, xy."""
+
+
+class StressUndefinedError(PropertyNotImplementedError, ValueError):
+    """Stress was asked of a structure that has no volume."""
+
+
+class PotentialCalculator(Calculator):  # type: ignore[misc]
+    """Energies and forces of a potential for ASE.
+
+    Parameters
+    ----------
+    checkpoint
+        A path, a registry name, a sequence of paths (a committee) or a loaded potential.
+    device
+        ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+    dtype
+        ``"float32"`` or ``"float64"``, of weights and arithmetic. Geometry, sums over atoms
+        and results are float64 either way.
+    backend
+        ``"auto"`` or ``"reference"`` (plain torch operators, compiled by TorchScript).
+    skin
+        Verlet skin of the neighbour list, Angstrom.
+    charge
+        Total charge, e; None takes ``atoms.info["charge"]``, and 0 where there is none.
+    units
+        The checkpoint's units of length and energy, where its file does not say:
+        ``("angstrom", "kcal/mol")``.
+
+    Raises
+    ------
+    ValueError
+        For a checkpoint that cannot be read and for options that make no sense; at a
+        calculation, for elements the model does not know and for impossible geometries.
+
+    Notes
+    -----
+    Properties: energy and free_energy (eV), energies (eV, by atom), forces (eV/A), stress
+    (eV/A^3, Voigt; periodic structures). A committee adds energy_std and forces_std, the
+    sample standard deviations over its members.
+    """
+
+    name = "tensormd"
+    architectures: tuple[str, ...] = ()
+    """Architectures that this class accepts; empty for all."""
+    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 (ASE's attribute)
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "float32",
+        backend: str = "auto",
+        skin: float = 1.0,
+        charge: int | None = None,
+        units: tuple[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.device = parse_device(device)
+        self.dtype = parse_dtype(dtype)
+        self.backend = parse_backend(backend)
+        self.charge = None if charge is None else parse_charge(charge)
+        potential = load_potential(checkpoint, units=units)
+        self._check_architecture(potential)
+        if potential is checkpoint:
+            potential = copy.deepcopy(potential)  # the caller's own stays as it is
+        self.potential = potential.to(self.device, self.dtype).eval().requires_grad_(False)
+        self.neighbors = NeighborList(float(potential.cutoff), skin, self.device)
+        self._arguments: dict[str, Any] = {
+            "checkpoint": _describe_source(checkpoint, potential),
+            "device": str(device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "backend": backend,
+            "skin": skin,
+            "charge": self.charge,
+            "units": units,
+        }
+        self._compiled: list[nn.Module] | None = None
+        self._charge_read: int | None = None
+        self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
+        if isinstance(potential, Committee):
+            self.implemented_properties += ["energy_std", "forces_std"]
+
+    def _check_architecture(self, potential: nn.Module) -> None:
+        found = str(potential.architecture)
+        for name in found.split(" + "):
+            if self.architectures and name not in self.architectures:
+                raise ValueError(
+                    f"{type(self).__name__} runs {' and '.join(self.architectures)}, but the "
+                    f"checkpoint holds a {name}: use PotentialCalculator, which takes any"
+                )
+
+    # Evaluation
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] | None = None,
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Compute every property of ``atoms`` (ASE calls this when something has changed)."""
+        super().calculate(atoms, properties, system_changes)
+        self.results = {}
+        structure: Atoms = self.atoms
+        if properties and "stress" in properties:
+            _check_stress(structure)
+        self._charge_read = self._charge_of(structure)
+        graph = self._graph(structure, self._charge_read, self.neighbors)
+        prediction = self._predict(graph)
+        self.results = _split_results(prediction, [structure])[0]
+
+    def evaluate(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+        """Results of many structures in one batch, in the order given.
+
+        Nothing that is kept for molecular dynamics is touched.
+        """
+        neighbors = NeighborList(self.neighbors.cutoff, 0.0, self.device)
+        graphs = [self._graph(atoms, self._charge_of(atoms), neighbors) for atoms in structures]
+        return _split_results(self._predict(batch_graphs(graphs)), structures) if graphs else []
+
+    def get_hessian(self, atoms: Atoms | None = None) -> NDArray[np.float64]:
+        """Second derivatives of the energy, (3N, 3N), eV/A^2."""
+        structure = self.atoms if atoms is None else atoms
+        if structure is None:
+            raise ValueError("no structure: pass atoms to get_hessian")
+        graph = self._graph(structure, self._charge_of(structure), self.neighbors)
+        members = _members(self.potential)
+        matrices = [hessian(member.total_energy, graph) for member in members]  # type: ignore[arg-type]
+        return torch.stack(matrices).mean(0).cpu().numpy()
+
+    def _graph(self, atoms: Atoms, charge: int, neighbors: NeighborList) -> Graph:
+        check_elements(atoms.numbers, self.potential.elements)  # type: ignore[arg-type]
+        check_geometry(atoms.positions, atoms.cell.array, atoms.pbc)
+        return neighbors.graph(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, charge)
+
+    def _predict(self, graph: Graph) -> Prediction | CommitteePrediction:
+        predictions = [member(graph) for member in self._compiled_members()]
+        if not all(
+            torch.isfinite(p.energy).all() and torch.isfinite(p.forces).all() for p in predictions
+        ):
+            edges, vectors = graph.edge_index.cpu().numpy(), displacements(graph).cpu().numpy()
+            raise ValueError(explain_failure(edges, vectors, graph.numbers.cpu().numpy()))
+        return predictions[0] if len(predictions) == 1 else combine(predictions)
+
+    def _compiled_members(self) -> list[nn.Module]:
+        if self._compiled is None:
+            self._compiled = [compile_potential(member) for member in _members(self.potential)]
+        return self._compiled
+
+    # What ASE asks of a calculator
+
+    def _charge_of(self, atoms: Atoms) -> int:
+        charge = atoms.info.get("charge", 0) if self.charge is None else self.charge
+        return parse_charge(charge)
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What the model reads and is not as it was at the last calculation."""
+        changes: list[str] = super().check_state(atoms, tol=tol)
+        if "cell" in changes and not atoms.pbc.any():
+            changes.remove("cell")
+        if self._charge_of(atoms) != self._charge_read:
+            changes.append("charge")
+        return changes
+
+    def todict(self, skip_default: bool = True) -> dict[str, Any]:
+        """The arguments that make this calculator again."""
+        defaults = {"device": "auto", "dtype": "float32", "backend": "auto", "skin": 1.0}
+        return {
+            key: value
+            for key, value in self._arguments.items()
+            if not skip_default or (value is not None and defaults.get(key) != value)
+        }
+
+    def info(self) -> dict[str, Any]:
+        """What runs, where, and what is known of the weights."""
+        members = self._compiled_members()
+        engines = {
+            "TorchScript" if isinstance(member, torch.jit.ScriptModule) else "eager"
+            for member in members
+        }
+        return {
+            **self._arguments,
+            "architecture": self.potential.architecture,
+            "members": len(members),
+            "parameters": sum(p.numel() for p in self.potential.parameters()),
+            "elements": symbols(self.potential.elements),  # type: ignore[arg-type]
+            "cutoff_angstrom": self.potential.cutoff,
+            "device": str(self.device),
+            "backend": self.backend,
+            "engine": " + ".join(sorted(engines)),
+            "metadata": self.potential.metadata,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A compiled module cannot be copied or sent: it is made again where it is needed.
+        return {**self.__dict__, "_compiled": None}
+
+
+class TensorNetCalculator(PotentialCalculator):
+    """A TensorNet (or torchmd-net's TensorNet2) as an ASE calculator.
+
+    See `PotentialCalculator` for the parameters.
+
+    Examples
+    --------
+    >>> from ase.build import molecule
+    >>> atoms = molecule("CH3CH2OH")
+    >>> atoms.calc = TensorNetCalculator("ethanol")
+    >>> atoms.get_forces().shape
+    (9, 3)
+    """
+
+    architectures = ("TensorNet", "TensorNet2")
+
+
+def _members(potential: nn.Module) -> list[nn.Module]:
+    return list(potential.members) if isinstance(potential, Committee) else [potential]
+
+
+def _describe_source(checkpoint: Checkpoint, potential: nn.Module) -> Any:
+    if isinstance(checkpoint, nn.Module):
+        return potential.metadata.get("name", type(checkpoint).__name__)  # type: ignore[operator, union-attr]
+    if isinstance(checkpoint, (str, os.PathLike)):
+        return os.fspath(checkpoint)
+    return [os.fspath(path) for path in checkpoint]
+
+
+def _check_stress(atoms: Atoms) -> None:
+    if not atoms.pbc.any():
+        raise StressUndefinedError("stress of a molecule: expected a periodic structure")
+    if atoms.cell.volume == 0:
+        raise StressUndefinedError(
+            "stress needs a volume: give the cell a vector in its non-periodic direction too"
+        )
+
+
+def _split_results(
+    prediction: Prediction | CommitteePrediction, structures: Sequence[Atoms]
+) -> list[dict[str, Any]]:
+    """One dictionary of numpy results for each structure of a batch."""
+    mean = prediction.mean if isinstance(prediction, CommitteePrediction) else prediction
+    energy, energies, forces, virial = (x.cpu().numpy() for x in mean)
+    ends = np.cumsum([len(atoms) for atoms in structures])
+    results = []
+    for b, (atoms, end) in enumerate(zip(structures, ends, strict=True)):
+        part = slice(end - len(atoms), end)
+        result = {
+            "energy": float(energy[b]),
+            "free_energy": float(energy[b]),
+            "forces": forces[part],
+        }
+        if np.isfinite(energies[part]).all():  # some of torchmd-net's modules give only the sum
+            result["energies"] = energies[part]
+        if atoms.pbc.any() and atoms.cell.volume > 0:
+            result["stress"] = -virial[b][VOIGT] / atoms.cell.volume
+        if isinstance(prediction, CommitteePrediction):
+            result["energy_std"] = float(prediction.energy_std[b])
+            result["forces_std"] = prediction.forces_std[part].cpu().numpy()
+        results.append(result)
+    return results
