@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-
 # log 2 in float32, as torchmd-net has it: the weights were trained with this value.
 LOG_2 = 0.6931471824645996
 

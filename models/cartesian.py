@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .double import DoubleConstants
 
+
 def _orthonormal_basis() -> Tensor:
     basis = torch.zeros(9, 3, 3, dtype=torch.float64)
     basis[0] = torch.eye(3, dtype=torch.float64) / math.sqrt(3)
@@ -43,7 +44,7 @@ BASIS = _orthonormal_basis()
 
 def split_irreps(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """I, A and S of features: (9, N, F) -> (1, N, F), (3, N, F), (5, N, F)."""
-    i, a, s = x.split([1, 3, 5])
+    i, a, s = torch.split(x, [1, 3, 5])
     return i, a, s
 
 
@@ -61,7 +62,7 @@ def irrep_norms_squared(x: Tensor) -> Tensor:
 def scale_irreps(x: Tensor, factors: Tensor) -> Tensor:
     """Multiply I, A and S by a factor each: (9, N, F) and (3, N, F) -> (9, N, F)."""
     i, a, s = split_irreps(x)
-    f_i, f_a, f_s = factors.split(1)
+    f_i, f_a, f_s = torch.split(factors, 1)
     return torch.cat([i * f_i, a * f_a, s * f_s])
 
 
@@ -88,8 +89,8 @@ class TensorAlgebra(DoubleConstants):
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """Matrix product of every atom and channel, (3, 3, N, F)."""
-        a_0, a_1, a_2 = a.split(1, dim=1)
-        b_0, b_1, b_2 = b.split(1)
+        a_0, a_1, a_2 = torch.split(a, 1, dim=1)
+        b_0, b_1, b_2 = torch.split(b, 1)
         return a_0 * b_0 + a_1 * b_1 + a_2 * b_2
 
     def product(self, x: Tensor, y: Tensor) -> Tensor:

@@ -26,9 +26,10 @@ class Graph(NamedTuple):
     positions: Tensor
     """(N, 3) float64, Angstrom."""
     cell: Tensor
-    """(B, 3, 3) float64, rows are lattice vectors, Angstrom; zero where not periodic."""
+    """(B, 3, 3) float64, rows are lattice vectors, Angstrom; zero for a molecule."""
     edge_index: Tensor
-    """(2, E) int64: i = edge_index[0] receives, j = edge_index[1] sends; sorted by i."""
+    """(2, E) int64: i = edge_index[0] receives, j = edge_index[1] sends; sorted by
+    i, then j, then shift."""
     edge_shift: Tensor
     """(E, 3) float64, integer images: r_ij = r_j - r_i + edge_shift @ cell."""
     system: Tensor
@@ -82,13 +83,23 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
     )
 
 
+class _Structure(NamedTuple):
+    """What a search was made for."""
+
+    numbers: NDArray[np.int64]
+    positions: FloatArray
+    cell: FloatArray
+    pbc: NDArray[np.bool_]
+
+
 class NeighborList:
     """Builds the `Graph` of one system, reusing its edges while the Verlet skin allows.
 
     Edges are searched within ``cutoff + skin`` and stay valid until an atom has moved by more
-    than ``skin / 2`` or the cell, the periodicity or the number of atoms changes. Any mix of
-    periodic directions, any cell (triclinic, left-handed, smaller than the cutoff) and
-    unwrapped positions are handled by vesin.
+    than ``skin / 2`` or the numbers, the cell or the periodicity change. Any mix of periodic
+    directions, any cell (triclinic, left-handed, smaller than the cutoff) and unwrapped
+    positions are handled by vesin. The order of the edges does not depend on what was
+    searched before: results are the same to the last bit with and without reuse.
 
     Parameters
     ----------
@@ -108,18 +119,18 @@ class NeighborList:
     def __init__(
         self, cutoff: float, skin: float = 0.0, device: torch.device | str = "cpu"
     ) -> None:
-        if not cutoff > 0:
+        if not 0 < cutoff < np.inf:
             raise ValueError(f"cutoff is {cutoff} A: expected a positive length")
-        if not skin >= 0:
+        if not 0 <= skin < np.inf:
             raise ValueError(f"skin is {skin} A: expected zero or a positive length")
         self.cutoff = float(cutoff)
         self.skin = float(skin)
         self.device = torch.device(device)
         self.builds = 0
         self._search = vesin.NeighborList(
-            cutoff=self.cutoff + self.skin, full_list=True, sorted=True
+            cutoff=self.cutoff + self.skin, full_list=True, sorted=False
         )
-        self._reference: tuple[FloatArray, FloatArray, NDArray[np.bool_]] | None = None
+        self._searched: _Structure | None = None
         self._edges: tuple[Tensor, Tensor] | None = None
 
     def __reduce__(self) -> tuple[type, tuple[float, float, str]]:
@@ -148,47 +159,62 @@ class NeighborList:
             One truth value, or one for each lattice vector.
         charge
             Total charge, e.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not match, positions are not finite or a periodic cell has no volume.
         """
-        points = np.array(positions, dtype=np.float64).reshape(-1, 3)
-        periodic = np.broadcast_to(np.asarray(pbc, dtype=bool), 3).copy()
-        box = np.zeros((3, 3)) if cell is None else np.array(cell, dtype=np.float64)
-        if not periodic.any():
-            box = np.zeros((3, 3))
-        if not self._reusable(points, box, periodic):
-            self._build(points, box, periodic)
+        new = _Structure(
+            np.array(numbers, dtype=np.int64),
+            np.array(positions, dtype=np.float64),
+            np.zeros((3, 3)) if cell is None else np.array(cell, dtype=np.float64),
+            np.broadcast_to(np.asarray(pbc, dtype=bool), 3).copy(),
+        )
+        if new.numbers.ndim != 1 or new.positions.shape != (len(new.numbers), 3):
+            raise ValueError(
+                f"numbers have shape {new.numbers.shape} and positions {new.positions.shape}: "
+                "expected (N,) and (N, 3)"
+            )
+        if new.cell.shape != (3, 3):
+            raise ValueError(f"cell has shape {new.cell.shape}: expected (3, 3)")
+        if not new.pbc.any():
+            new.cell[:] = 0
+        if not self._reusable(new):
+            self._search_edges(new)
         assert self._edges is not None
         edge_index, edge_shift = self._edges
         return Graph(
-            numbers=torch.as_tensor(np.asarray(numbers, dtype=np.int64), device=self.device),
-            positions=torch.as_tensor(points, device=self.device),
-            cell=torch.as_tensor(box[None], device=self.device),
+            numbers=torch.tensor(new.numbers, device=self.device),
+            positions=torch.tensor(new.positions, device=self.device),
+            cell=torch.tensor(new.cell[None], device=self.device),
             edge_index=edge_index,
             edge_shift=edge_shift,
-            system=torch.zeros(len(points), dtype=torch.int64, device=self.device),
+            system=torch.zeros(len(new.numbers), dtype=torch.int64, device=self.device),
             charge=torch.tensor([charge], dtype=torch.float64, device=self.device),
         )
 
-    def _reusable(
-        self, points: FloatArray, box: FloatArray, periodic: NDArray[np.bool_]
-    ) -> bool:
-        if self._reference is None:
+    def _reusable(self, new: _Structure) -> bool:
+        old = self._searched
+        if old is None or not (
+            np.array_equal(new.numbers, old.numbers)
+            and np.array_equal(new.cell, old.cell)
+            and np.array_equal(new.pbc, old.pbc)
+        ):
             return False
-        old_points, old_box, old_periodic = self._reference
-        if points.shape != old_points.shape:
-            return False
-        if not (np.array_equal(box, old_box) and np.array_equal(periodic, old_periodic)):
-            return False
-        moved = points - old_points
+        moved = new.positions - old.positions
         return float(np.einsum("ij,ij->i", moved, moved).max(initial=0.0)) <= self.skin**2 / 4
 
-    def _build(
-        self, points: FloatArray, box: FloatArray, periodic: NDArray[np.bool_]
-    ) -> None:
-        i, j, shift = self._search.compute(points, box, periodic, quantities="ijS")
+    def _search_edges(self, new: _Structure) -> None:
+        try:
+            i, j, shift = self._search.compute(new.positions, new.cell, new.pbc, quantities="ijS")
+        except RuntimeError as error:
+            raise ValueError(f"no neighbours can be searched: {error}") from None
+        order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], j, i))
+        edge_index = np.stack([i, j]).astype(np.int64)[:, order]
         self.builds += 1
-        self._reference = (points, box, periodic)
-        edges = np.stack([i, j]).astype(np.int64)
+        self._searched = new
         self._edges = (
-            torch.as_tensor(edges, device=self.device),
-            torch.as_tensor(shift.astype(np.float64), device=self.device),
+            torch.tensor(edge_index, device=self.device),
+            torch.tensor(shift[order].astype(np.float64), device=self.device),
         )

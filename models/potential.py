@@ -4,8 +4,6 @@ Conventions: forces = -dE/dR; virial = -dE/dstrain (symmetric strain), so that A
 ``-virial / volume``. See ``docs/conventions.md``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from .double import DoubleConstants
 from .graph import Graph, within
+from .readout import EnergyReadout
 from .repulsion import ZBLRepulsion
 from .units import energy_in_ev, length_in_angstrom
 
@@ -49,13 +48,17 @@ class Prediction(NamedTuple):
 
 
 class AtomicScale(DoubleConstants):
-    """Scale, references and mean that turn the network's output into energies.
+    r"""Scale, references and mean that turn the network's output into energies.
 
-    .. math:: E_i = \\sigma e_i + E_{ref}(Z_i) + \\mu / N
+    .. math:: E_i = \sigma e_i + E_{ref}(Z_i) + \mu / N
 
     The table stays float64 whatever the dtype of the network: total energies are thousands of
     eV, and float32 would leave 1e-4 eV of noise in them.
     """
+
+    references: Tensor
+    scale: Tensor
+    mean: Tensor
 
     def __init__(
         self, references: Sequence[float] | Tensor, scale: float = 1.0, mean: float = 0.0
@@ -82,7 +85,7 @@ class Potential(nn.Module):
         `TensorNet` or another module of ``(graph, vectors) -> features`` with ``cutoff``,
         ``config`` and the edge vectors as its only geometry.
     readout
-        Module of ``features -> (N,)``.
+        ``features -> (N,)``.
     elements
         Atomic numbers the model was trained on.
     references
@@ -100,7 +103,7 @@ class Potential(nn.Module):
     def __init__(
         self,
         representation: nn.Module,
-        readout: nn.Module,
+        readout: EnergyReadout,
         *,
         elements: Iterable[int],
         references: Sequence[float] | Tensor | None = None,
@@ -121,7 +124,7 @@ class Potential(nn.Module):
         self.energy_in_ev = energy_in_ev(energy_unit)
         self.metadata = dict(metadata or {})
         self.representation = representation
-        self.readout = readout
+        self.readout: EnergyReadout = readout
         self.repulsion = repulsion
         if references is None:
             references = [0.0] * (max(self.elements) + 1)
@@ -152,9 +155,7 @@ class Potential(nn.Module):
         graph, vectors = within(graph, self.cutoff)
         vectors = vectors.detach().requires_grad_(True)
         energies = self.atom_energies(graph, vectors)
-        gradient = torch.autograd.grad(
-            [energies.sum()], [vectors], create_graph=self.training
-        )[0]
+        gradient = torch.autograd.grad([energies.sum()], [vectors], create_graph=self.training)[0]
         assert gradient is not None
         if not self.training:
             energies = energies.detach()

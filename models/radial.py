@@ -1,7 +1,5 @@
 """Functions of an interatomic distance: radial bases and cutoffs."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -50,7 +48,12 @@ class ExpNormalBasis(nn.Module):
     cutoff :math:`r_c`.
     """
 
-    def __init__(self, cutoff: float, size: int, lower: float = 0.0, trainable: bool = False) -> None:
+    means: Tensor
+    betas: Tensor
+
+    def __init__(
+        self, cutoff: float, size: int, lower: float = 0.0, trainable: bool = False
+    ) -> None:
         super().__init__()
         self.lower = float(lower)
         self.alpha = 5.0 / (cutoff - lower)
@@ -70,7 +73,12 @@ class ExpNormalBasis(nn.Module):
 class GaussianBasis(nn.Module):
     r"""Gaussians on a grid of distances, :math:`\exp(\gamma (r - \mu_k)^2)`, no envelope."""
 
-    def __init__(self, cutoff: float, size: int, lower: float = 0.0, trainable: bool = False) -> None:
+    centres: Tensor
+    coefficient: Tensor
+
+    def __init__(
+        self, cutoff: float, size: int, lower: float = 0.0, trainable: bool = False
+    ) -> None:
         super().__init__()
         if size < 2:
             raise ValueError(f"{size} Gaussian functions: expected at least 2")
@@ -89,9 +97,10 @@ class SmoothBesselBasis(nn.Module):
     Orthonormal combinations :math:`g_n` of
 
     .. math::
-        f_n(r) = (-1)^n \frac{\sqrt 2 \pi}{r_c^{3/2}} \frac{(n+1)(n+2)}{\sqrt{(n+1)^2+(n+2)^2}}
-        \left[ s\left(\frac{(n+1) \pi r}{r_c}\right) + s\left(\frac{(n+2) \pi r}{r_c}\right) \right],
-        \quad s(x) = \sin x / x
+        f_n(r) = (-1)^n \frac{\sqrt 2 \pi}{r_c^{3/2}}
+        \frac{(n+1)(n+2)}{\sqrt{(n+1)^2+(n+2)^2}}
+        \left[ s((n+1) x) + s((n+2) x) \right],
+        \quad x = \pi r / r_c, \quad s(y) = \sin y / y
 
     whose value and first two derivatives vanish at the cutoff. As in matgl there is no
     further envelope in the basis.

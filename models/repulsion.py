@@ -13,7 +13,9 @@ SCREENING_LENGTH_ANGSTROM = 0.8854 * units.bohr_in_angstrom
 
 
 class ZBLRepulsion(nn.Module):
-    r"""Ziegler, Biersack & Littmark, "The Stopping and Range of Ions in Solids" (1985), eqs. 9, 10.
+    r"""Ziegler, Biersack & Littmark, "The Stopping and Range of Ions in Solids" (1985).
+
+    Equations 9 and 10:
 
     .. math::
         E = \tfrac12 \sum_{i \ne j} k \frac{Z_i Z_j}{r_{ij}}\, \varphi(r_{ij} / a_{ij})\,
@@ -62,5 +64,6 @@ class ZBLRepulsion(nn.Module):
             + 0.2802 * torch.exp(-0.4029 * x)
             + 0.02817 * torch.exp(-0.2016 * x)
         )
-        energies = 0.5 * self.coulomb * z_i * z_j / distances * screening * self.envelope(distances)
+        coulomb = 0.5 * self.coulomb * z_i * z_j / distances
+        energies = coulomb * screening * self.envelope(distances)
         return torch.zeros_like(charges).index_add(0, i, energies)

@@ -15,5 +15,5 @@ def compile_potential(potential: nn.Module) -> nn.Module:
     cannot be compiled.
     """
     if isinstance(potential, Potential):
-        return torch.jit.script(potential)  # type: ignore[no-any-return]
+        return torch.jit.script(potential)
     return potential

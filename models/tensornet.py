@@ -73,9 +73,7 @@ class TensorNet(nn.Module):
         if group not in GROUPS:
             raise ValueError(f"unknown group {group!r}: expected one of {', '.join(GROUPS)}")
         if not 0 <= cutoff_lower < cutoff:
-            raise ValueError(
-                f"cutoffs {cutoff_lower} and {cutoff}: expected 0 <= lower < upper"
-            )
+            raise ValueError(f"cutoffs {cutoff_lower} and {cutoff}: expected 0 <= lower < upper")
         self.config = {
             "channels": channels,
             "layers": layers,

@@ -135,7 +135,7 @@ def main() -> None:
                 + FORCE_WEIGHT * (prediction.forces - forces).norm(dim=1).mean()
             )
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(potential.parameters(), 10.0)
             optimizer.step()
             step += 1
