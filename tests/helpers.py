@@ -54,6 +54,7 @@ def make_potential(
     head: str = "mlp",
     zbl: bool = False,
     gain: float = 1.7,
+    scale: float = 3.0,
     references: list[float] | None = None,
     length_unit: str = "angstrom",
     energy_unit: str = "ev",
@@ -79,7 +80,7 @@ def make_potential(
         readout,
         elements=ELEMENTS,
         references=references,
-        scale=3.0,
+        scale=scale,
         repulsion=ZBLRepulsion(3.0) if zbl else None,
         length_unit=length_unit,
         energy_unit=energy_unit,
@@ -167,7 +168,7 @@ def _derivatives(potential: nn.Module, paths: list[Any], step: float) -> Array:
     return energies.reshape(len(paths), len(_STENCIL)) @ weights / (12 * step)
 
 
-def numerical_forces(potential: nn.Module, system: System, step: float = 1e-3) -> Array:
+def numerical_forces(potential: nn.Module, system: System, step: float = 4e-4) -> Array:
     """-dE/dR by fourth-order central differences, (N, 3)."""
 
     def path(atom: int, axis: int) -> Any:
