@@ -1,5 +1,6 @@
 """Thin adapters that give other programs' energies and forces from a potential."""
 
 from .ase import PotentialCalculator, TensorNetCalculator
+from .openmm import create_force
 
-__all__ = ["PotentialCalculator", "TensorNetCalculator"]
+__all__ = ["PotentialCalculator", "TensorNetCalculator", "create_force"]

@@ -1,0 +1,236 @@
+"""Potentials as OpenMM forces.
+
+Import torch before openmm (importing tensormd does).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..models.checkpoint import load_potential
+from ..models.committee import Committee
+from ..models.export import OpenMMModule, scriptable_members
+from ..models.graph import NeighborList
+from ..models.potential import parse_dtype
+from ..models.script import compile_potential
+from ..models.units import kj_per_mol_in_ev, nm_in_angstrom
+from .openmm_engines import choose_engine
+from .validation import check_elements, parse_charge, parse_device
+
+if TYPE_CHECKING:
+    import openmm
+
+log = logging.getLogger(__name__)
+
+SKIN_ANGSTROM = 1.0
+
+
+def create_force(
+    checkpoint: Any,
+    topology_or_numbers: Any,
+    *,
+    atoms: Iterable[int] | None = None,
+    charge: int = 0,
+    engine: str = "auto",
+    periodic: bool | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> openmm.Force:
+    """A potential as a force to add to an OpenMM System.
+
+    Parameters
+    ----------
+    checkpoint
+        A path, a registry name, a sequence of paths (a committee, whose mean acts) or a loaded
+        potential.
+    topology_or_numbers
+        OpenMM Topology, or the atomic numbers of all particles of the System.
+    atoms
+        Particles it acts on, in this order; None for all.
+    charge
+        Total charge of those particles, e.
+    engine
+        ``"torchforce"`` (compiled by TorchScript, neighbour list inside), ``"python"``
+        (OpenMM's PythonForce) or ``"auto"``: TorchForce where it works. The choice is logged
+        and shown by ``tensormd doctor``.
+    periodic
+        Whether the System's box is periodic for the potential, in all three directions; None
+        takes it from the topology. The box may be smaller than the cutoff.
+    device
+        Of the ``python`` engine; TorchForce runs where OpenMM's platform runs.
+    dtype
+        ``"float32"`` or ``"float64"``, of weights and arithmetic.
+
+    Returns
+    -------
+    openmm.Force
+        Energies in kJ/mol, forces in kJ/mol/nm.
+
+    Raises
+    ------
+    ValueError
+        For elements the model does not know, indices out of range or given twice, a charge
+        that is no integer, or an engine that cannot run here.
+    """
+    engine = choose_engine(engine)
+    numbers = _atomic_numbers(topology_or_numbers)
+    particles = None if atoms is None else _checked_indices(atoms, len(numbers))
+    if particles is not None:
+        numbers = numbers[particles]
+    charge = parse_charge(charge)
+    if periodic is None:
+        periodic = _has_box(topology_or_numbers)
+    potential = load_potential(checkpoint)
+    if potential is checkpoint:
+        potential = copy.deepcopy(potential)
+    check_elements(numbers, potential.elements)
+    potential = potential.to(parse_dtype(dtype)).eval().requires_grad_(False)
+
+    if engine == "torchforce" and not _scriptable(potential):
+        engine = "python"
+        log.info("%s cannot be compiled by TorchScript", potential.architecture)
+    log.info("tensormd runs %s in OpenMM through %s", potential.architecture, engine)
+    if engine == "torchforce":
+        return _torch_force(potential, numbers, charge, particles, periodic)
+    return _python_force(potential, numbers, charge, particles, periodic, device)
+
+
+def _torch_force(
+    potential: nn.Module,
+    numbers: NDArray[np.int64],
+    charge: int,
+    particles: list[int] | None,
+    periodic: bool,
+) -> openmm.Force:
+    import openmmtorch
+
+    module = OpenMMModule(
+        scriptable_members(potential),
+        numbers.tolist(),
+        charge=charge,
+        particles=particles,
+        periodic=periodic,
+        skin=SKIN_ANGSTROM,
+    )
+    force = openmmtorch.TorchForce(torch.jit.script(module.eval().requires_grad_(False)))
+    force.setOutputsForces(True)
+    force.setUsesPeriodicBoundaryConditions(periodic)
+    return force
+
+
+def _python_force(
+    potential: nn.Module,
+    numbers: NDArray[np.int64],
+    charge: int,
+    particles: list[int] | None,
+    periodic: bool,
+    device: str,
+) -> openmm.Force:
+    import openmm
+
+    evaluator = PythonEvaluator(potential, numbers, charge, particles, periodic, device)
+    force = openmm.PythonForce(evaluator)
+    force.setUsesPeriodicBoundaryConditions(periodic)
+    return force
+
+
+class PythonEvaluator:
+    """What PythonForce calls: a State in, energy (kJ/mol) and forces (kJ/mol/nm) out.
+
+    OpenMM pickles it to serialise a System: it carries the weights, not the compiled module.
+    """
+
+    def __init__(
+        self,
+        potential: nn.Module,
+        numbers: NDArray[np.int64],
+        charge: int,
+        particles: list[int] | None,
+        periodic: bool,
+        device: str,
+    ) -> None:
+        self.device = parse_device(device)
+        self.potential = potential.to(self.device)
+        self.numbers = numbers
+        self.charge = charge
+        self.particles = slice(None) if particles is None else particles
+        self.periodic = periodic
+        self.neighbors = NeighborList(float(potential.cutoff), SKIN_ANGSTROM, self.device)  # type: ignore[arg-type]
+        self._compiled: nn.Module | None = None
+
+    def __call__(self, state: openmm.State) -> tuple[float, NDArray[np.float64]]:
+        """Energy and forces of the particles in an OpenMM State."""
+        if self._compiled is None:
+            self._compiled = compile_potential(self.potential)
+        everywhere = np.array(state.getPositions(asNumpy=True)._value) * nm_in_angstrom
+        positions = everywhere[self.particles]
+        forces = np.zeros_like(everywhere)
+        if not np.isfinite(positions).all():
+            return np.nan, forces + np.nan
+        cell = None
+        if self.periodic:
+            cell = np.array(state.getPeriodicBoxVectors(asNumpy=True)._value) * nm_in_angstrom
+        graph = self.neighbors.graph(self.numbers, positions, cell, self.periodic, self.charge)
+        prediction = self._compiled(graph)
+        if isinstance(self.potential, Committee):
+            prediction = prediction.mean
+        forces[self.particles] = prediction.forces.cpu().numpy()
+        return (
+            float(prediction.energy[0]) / kj_per_mol_in_ev,
+            forces * (nm_in_angstrom / kj_per_mol_in_ev),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}
+
+
+def _scriptable(potential: nn.Module) -> bool:
+    try:
+        scriptable_members(potential)
+    except ValueError:
+        return False
+    return True
+
+
+def _atomic_numbers(topology_or_numbers: Any) -> NDArray[np.int64]:
+    if not hasattr(topology_or_numbers, "atoms"):
+        numbers = np.asarray(topology_or_numbers)
+        if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
+            raise ValueError(
+                f"atomic numbers are {topology_or_numbers!r}: expected a list of integers, or an "
+                "OpenMM Topology"
+            )
+        return numbers.astype(np.int64)
+    numbers = []
+    for atom in topology_or_numbers.atoms():
+        # A virtual site has no element: it may exist, as long as the model does not act on it.
+        numbers.append(0 if atom.element is None else atom.element.atomic_number)
+    return np.array(numbers, dtype=np.int64)
+
+
+def _has_box(topology_or_numbers: Any) -> bool:
+    get = getattr(topology_or_numbers, "getPeriodicBoxVectors", None)
+    return get is not None and get() is not None
+
+
+def _checked_indices(atoms: Iterable[int], total: int) -> list[int]:
+    indices = [int(index) for index in atoms]
+    if not indices:
+        raise ValueError("atoms is empty: expected the particles the potential acts on, or None")
+    outside = [index for index in indices if not 0 <= index < total]
+    if outside:
+        raise ValueError(f"particle {outside[0]} is out of range: the System has {total}")
+    seen: set[int] = set()
+    for index in indices:
+        if index in seen:
+            raise ValueError(f"particle {index} is listed twice")
+        seen.add(index)
+    return indices

@@ -1,0 +1,78 @@
+"""Which of OpenMM's ways to run torch works here, found out before a context is made."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from importlib.metadata import PackageNotFoundError, version
+
+ENGINES = ("torchforce", "python")
+BUILT_FOR = {"1.5": {"torch": ("2.9",), "openmm": ("8.4", "8.5")}}
+"""Release of openmmtorch -> releases that its C++ library works with.
+
+With another torch it fails at the first force; with OpenMM 8.6 the process crashes when a System
+is copied or read from XML.
+"""
+INSTALL = "pip install 'tensormd[openmm]'"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _release(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def torchforce_problem() -> str | None:
+    """Why TorchForce cannot run here, with the remedy, or None if it can."""
+    plugin = _version("openmmtorch")
+    if plugin is None:
+        return f"openmmtorch is not installed: {INSTALL}"
+    for package, releases in BUILT_FOR.get(_release(plugin), {}).items():
+        found = _version(package)
+        if found is None or _release(found) not in releases:
+            return (
+                f"openmmtorch {plugin} is built for {package} {' or '.join(releases)}, but "
+                f"{package} {found} is installed: {INSTALL}"
+            )
+    try:
+        importlib.import_module("torch")  # its libraries must be loaded before openmm's
+        importlib.import_module("openmmtorch")
+    except ImportError as error:
+        return f"openmmtorch {plugin} does not load ({error}): {INSTALL}"
+    return None
+
+
+def python_problem() -> str | None:
+    """Why OpenMM's PythonForce cannot run here, with the remedy, or None if it can."""
+    if importlib.util.find_spec("openmm") is None:
+        return f"openmm is not installed: {INSTALL}"
+    import openmm
+
+    if not hasattr(openmm, "PythonForce"):
+        return f"openmm {openmm.version.version} has no PythonForce (8.4 has): {INSTALL}"
+    return None
+
+
+def choose_engine(engine: str) -> str:
+    """``torchforce`` or ``python``; ``auto`` takes TorchForce where it works.
+
+    Raises
+    ------
+    ValueError
+        For an unknown engine, or one that cannot run here: with the versions found and the
+        remedy.
+    """
+    if engine not in ("auto", *ENGINES):
+        raise ValueError(f"unknown engine {engine!r}: expected auto, {' or '.join(ENGINES)}")
+    problems = {"torchforce": torchforce_problem, "python": python_problem}
+    wanted = ENGINES if engine == "auto" else (engine,)
+    found = {name: problems[name]() for name in wanted}
+    for name, problem in found.items():
+        if problem is None:
+            return name
+    raise ValueError("; ".join(f"engine {name!r}: {problem}" for name, problem in found.items()))

@@ -1,0 +1,72 @@
+"""The openmm-ml plugin: ``MLPotential("tensormd", modelPath="model.ckpt")``.
+
+openmm-ml finds it by the entry point ``openmmml.potentials``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import openmm
+import openmm.app
+from openmmml.mlpotential import MLPotentialImpl, MLPotentialImplFactory
+
+from ..models.checkpoint import load_potential
+from .openmm import create_force
+
+OPTIONS = ("charge", "engine", "device", "dtype")
+
+
+class TensormdFactory(MLPotentialImplFactory):
+    """What openmm-ml makes of the name ``tensormd``."""
+
+    def createImpl(self, name: str, **args: Any) -> TensormdImpl:  # noqa: N802
+        """The implementation for one model, ``modelPath``."""
+        model = args.pop("modelPath", None)
+        if model is None:
+            raise ValueError(
+                "modelPath is missing: expected MLPotential('tensormd', modelPath='model.ckpt')"
+            )
+        if args:
+            raise ValueError(f"unknown option {sorted(args)[0]!r}: expected modelPath")
+        return TensormdImpl(model)
+
+
+class TensormdImpl(MLPotentialImpl):
+    """Adds the potential's force to a System.
+
+    Parameters
+    ----------
+    model
+        A path, a registry name, a sequence of paths or a loaded potential.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.potential = load_potential(model)
+
+    def addForces(  # noqa: N802
+        self,
+        topology: openmm.app.Topology,
+        system: openmm.System,
+        atoms: Iterable[int] | None,
+        forceGroup: int,  # noqa: N803
+        **args: Any,
+    ) -> None:
+        """Add one force for ``atoms`` (None: all); options are those of `create_force`."""
+        # createMixedSystem passes its embedding's options to every potential.
+        for option in ("mlLongRange", "linkAtomDistances"):
+            args.pop(option, None)
+        unknown = sorted(set(args) - set(OPTIONS))
+        if unknown:
+            raise ValueError(f"unknown option {unknown[0]!r}: expected {', '.join(OPTIONS)}")
+        periodic = (
+            topology.getPeriodicBoxVectors() is not None or system.usesPeriodicBoundaryConditions()
+        )
+        force = create_force(self.potential, topology, atoms=atoms, periodic=periodic, **args)
+        force.setForceGroup(forceGroup)
+        system.addForce(force)
+
+    def getMLLongRange(self) -> bool:  # noqa: N802
+        """Whether interactions reach beyond the cutoff: false for message passing."""
+        return bool(getattr(self.potential, "long_range", False))
