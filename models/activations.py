@@ -12,9 +12,13 @@ LOG_2 = 0.6931471824645996
 class ShiftedSoftplus(nn.Module):
     r""":math:`\log(1 + e^x) - \log 2` (SchNet), zero at zero."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_2 = LOG_2
+
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise, any shape."""
-        return torch.nn.functional.softplus(x) - LOG_2
+        return torch.nn.functional.softplus(x) - self.log_2
 
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
