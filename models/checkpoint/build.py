@@ -1,0 +1,145 @@
+"""From named tensors to a `Potential`: the step that every reader ends in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..potential import Potential
+from ..readout import EnergyReadout
+from ..repulsion import ZBLRepulsion
+from ..state import check_fit
+from ..tensornet import TensorNet
+
+MAX_LAYERS = 1000
+
+REPRESENTATIONS: dict[str, type[nn.Module]] = {"TensorNet": TensorNet}
+"""Native networks by the name that files have for them."""
+
+
+class TensorPool:
+    """Tensors of another program's file, taken one by one by the name they have there.
+
+    What is missing, misshapen or left over at the end is a `ValueError` naming the file.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], name: str) -> None:
+        self.name = name
+        self._left = dict(tensors)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._left
+
+    def keys(self) -> list[str]:
+        """Names not taken yet."""
+        return list(self._left)
+
+    def take(self, key: str) -> Tensor:
+        """The tensor of that name."""
+        if key not in self._left:
+            raise ValueError(
+                f"{self.name} has no tensor {key}: expected the complete state dict of the "
+                "model that its hyper-parameters describe"
+            )
+        return self._left.pop(key)
+
+    def discard(self, *keys: str) -> None:
+        """Drop tensors that carry nothing we need."""
+        for key in keys:
+            self._left.pop(key, None)
+
+    def finish(self) -> None:
+        """Check that every tensor was used."""
+        if self._left:
+            raise ValueError(
+                f"{self.name} has {len(self._left)} tensors that the model it describes does "
+                f"not have, {min(self._left)} among them: expected the state dict of that "
+                "model alone"
+            )
+
+
+def build_potential(
+    *,
+    name: str,
+    architecture: str,
+    network: Mapping[str, Any],
+    readout: Mapping[str, Any],
+    repulsion: Mapping[str, Any] | None,
+    tensors: Mapping[str, Tensor],
+    elements: Iterable[int],
+    units: tuple[str, str],
+    metadata: dict[str, Any],
+) -> Potential:
+    """A `Potential` of the given description whose weights are ``tensors``.
+
+    Parameters
+    ----------
+    name
+        Of the file, for error messages.
+    architecture
+        A key of ``REPRESENTATIONS``.
+    network, readout, repulsion
+        Arguments of the representation, of `EnergyReadout` and of `ZBLRepulsion`.
+    tensors
+        The state dict of the potential; all of a network's weights have one dtype.
+
+    Raises
+    ------
+    ValueError
+        If the description makes no sense or the tensors do not fit it.
+    """
+    if architecture not in REPRESENTATIONS:
+        raise ValueError(
+            f"{name}: unknown architecture {architecture!r}: expected one of "
+            f"{', '.join(REPRESENTATIONS)}; a newer tensormd may know it"
+        )
+    layers = network.get("layers", 0)
+    if not isinstance(layers, int) or not 0 <= layers <= MAX_LAYERS:
+        raise ValueError(f"{name}: layers is {layers!r}: expected 0 to {MAX_LAYERS}")
+    for key in ("references", "scale", "mean"):
+        if f"atomic_scale.{key}" not in tensors:
+            raise ValueError(f"{name} has no tensor atomic_scale.{key}: the file is incomplete")
+    references = tensors["atomic_scale.references"]
+    known = sorted({int(z) for z in elements})
+    limit = min(len(references), int(network.get("max_number", len(references))))
+    if known and not 0 < known[0] <= known[-1] < limit:
+        raise ValueError(
+            f"{name}: elements has the atomic number "
+            f"{known[-1] if known[-1] >= limit else known[0]}: this model has a place for 1 to "
+            f"{limit - 1}"
+        )
+    try:
+        # Without memory: the weights come from the file, and no random number is drawn.
+        with torch.device("meta"):
+            representation = REPRESENTATIONS[architecture](**network)
+            head = EnergyReadout(**readout)
+        potential = Potential(
+            representation,
+            head,
+            elements=known,
+            references=torch.zeros(len(references), dtype=torch.float64),
+            repulsion=None if repulsion is None else ZBLRepulsion(**repulsion),
+            length_unit=units[0],
+            energy_unit=units[1],
+            metadata=metadata,
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: its description makes no model: {error}") from error
+    _check_fit(potential, tensors, name)
+    potential.load_state_dict(tensors, assign=True)
+    return potential.eval()
+
+
+def _check_fit(potential: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    check_fit(potential.state_dict(), tensors, name)
+    dtypes = {
+        tensor.dtype for key, tensor in tensors.items() if not key.startswith("atomic_scale.")
+    }
+    if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.float64}:
+        raise ValueError(
+            f"{name}: its weights are {', '.join(sorted(map(str, dtypes)))}: expected all "
+            "torch.float32 or all torch.float64"
+        )

@@ -1,0 +1,42 @@
+"""What there is to say of a potential, as plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..committee import Committee
+from ..potential import Potential
+from ..torchmdnet import TorchMDNetPotential
+
+
+def describe(potential: nn.Module) -> dict[str, Any]:
+    """Architecture, sizes, units, elements and metadata of a potential; JSON can hold it.
+
+    Returns
+    -------
+    architecture, parameters (how many), dtype, cutoff_angstrom, elements (atomic numbers),
+    units (the network's own), network, readout and repulsion (their arguments; of a
+    torchmd-net module its hyper-parameters), metadata; for a committee also members.
+    """
+    found: dict[str, Any] = {
+        "architecture": potential.architecture,
+        "parameters": sum(parameter.numel() for parameter in potential.parameters()),
+        "dtype": str(potential.dtype).removeprefix("torch."),
+        "cutoff_angstrom": potential.cutoff,
+        "elements": list(potential.elements),  # type: ignore[call-overload]
+        "metadata": potential.metadata,
+    }
+    if isinstance(potential, Committee):
+        return found | {"members": [describe(member) for member in potential.members]}
+    found["units"] = {"length": potential.length_unit, "energy": potential.energy_unit}
+    if isinstance(potential, TorchMDNetPotential):
+        found["network"] = potential.hyper_parameters
+        found["atom_energies"] = potential.has_atom_energies
+    elif isinstance(potential, Potential):
+        found["network"] = potential.representation.config
+        found["readout"] = potential.readout.config
+        found["repulsion"] = None if potential.repulsion is None else potential.repulsion.config
+        found["atom_energies"] = True
+    return found

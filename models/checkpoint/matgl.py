@@ -1,0 +1,214 @@
+"""Folders that matgl writes: ``model.json`` describes a potential, ``state.pt`` has its tensors.
+
+Read are the TensorNets of matgl 2 (its PyG code, model version 1), whose numbers this package
+reproduces. Those before it (DGL) and after it (model version 2) use other conventions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from ase.data import atomic_numbers
+from torch import Tensor
+
+from ..potential import Potential
+from .build import TensorPool
+from .files import load_torch, require_finite
+from .layout import embedding_state, finish, interaction_state
+
+UNITS = ("angstrom", "ev")
+VERIFIED_MODULE = "matgl.models._tensornet_pyg"
+ACTIVATIONS = {"swish": "silu", "tanh": "tanh", "sigmoid": "sigmoid", "softplus2": "ssp"}
+
+# What else a description may ask for, and the one value that is the network we have.
+FIXED: dict[str, Any] = {
+    "include_state": False,
+    "is_intensive": False,
+    "task_type": "regression",
+    "ntargets": 1,
+}
+
+
+def read_matgl(
+    description: bytes, state: bytes, name: str, *, elements: Iterable[int] | None = None
+) -> Potential:
+    """The potential of a matgl folder.
+
+    Parameters
+    ----------
+    description, state
+        Contents of ``model.json`` and ``state.pt``.
+    name
+        Of the folder, for error messages and the metadata.
+    elements
+        Atomic numbers the model knows; None takes all that the description lists.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds anything but a TensorNet potential of matgl 2.
+    """
+    try:
+        parsed = json.loads(description)
+        wrapper, model = parsed["kwargs"], parsed["kwargs"]["model"]
+        arguments = dict(model["init_args"])
+        kind = (parsed["@class"], model["@class"], model["@module"], model["@model_version"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{name}/model.json describes no matgl potential ({type(error).__name__}: {error}): "
+            "expected the file that matgl saves beside state.pt"
+        ) from error
+    if kind[:2] != ("Potential", "TensorNet"):
+        raise ValueError(
+            f"{name} holds a {kind[1]} ({kind[0]}) of matgl: expected a Potential with a TensorNet"
+        )
+    if kind[2:] != (VERIFIED_MODULE, 1):
+        raise ValueError(
+            f"{name} was written for {kind[2]}, model version {kind[3]}, whose conventions "
+            f"differ: expected {VERIFIED_MODULE}, version 1 (matgl 2); run it in its own matgl"
+        )
+    for key, value in FIXED.items():
+        if arguments.get(key, value) != value:
+            raise ValueError(f"{name}: {key} is {arguments[key]!r}: expected {value!r}")
+    if wrapper.get("calc_repuls"):
+        raise ValueError(
+            f"{name} adds matgl's own nuclear repulsion (calc_repuls), which is not supported: "
+            "expected calc_repuls = false"
+        )
+    content = load_torch(state, f"{name}/state.pt")
+    if not isinstance(content, Mapping) or not all(
+        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in content.items()
+    ):
+        raise ValueError(f"{name}/state.pt holds no state dict: expected named tensors")
+    tensors = {key.removeprefix("model."): tensor for key, tensor in content.items()}
+    require_finite(tensors, f"{name}/state.pt")
+    return _build(TensorPool(tensors, name), arguments, parsed.get("metadata"), elements)
+
+
+def _build(
+    pool: TensorPool,
+    arguments: Mapping[str, Any],
+    notes: Any,
+    given: Iterable[int] | None,
+) -> Potential:
+    name = pool.name
+    try:
+        numbers = [atomic_numbers[symbol] for symbol in arguments["element_types"]]
+        channels, layers = int(arguments["units"]), int(arguments["nblocks"])
+        cutoff = float(arguments["cutoff"])
+        activation = ACTIVATIONS[arguments["activation_type"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}/model.json has no usable {error}: expected element symbols, sizes and one "
+            f"of the activations {', '.join(ACTIVATIONS)}"
+        ) from error
+    chosen = sorted(numbers) if given is None else sorted({int(z) for z in given})
+    if not chosen or not set(chosen) <= set(numbers):
+        outside = sorted(set(chosen) - set(numbers)) or "nothing"
+        raise ValueError(
+            f"{name}: elements has {outside}: expected some of the {len(numbers)} elements that "
+            "the model was trained on"
+        )
+    radial, radial_state = _radial(pool, arguments, cutoff)
+    pool.discard("element_refs.onehot", "bond_expansion.rbf.cutoff")
+    state = radial_state | embedding_state(pool, "tensor_embedding.", interleaved=True)
+    for layer in range(layers):
+        state |= interaction_state(pool, f"layers.{layer}.", layer, interleaved=True)
+    # A row for each atomic number, not for each place in matgl's list of elements.
+    rows = state["embedding.species.weight"]
+    table = rows.new_zeros(max(numbers) + 1, rows.shape[-1])
+    if len(rows) != len(numbers):
+        raise ValueError(
+            f"{name}: the embedding has {len(rows)} rows: expected one for each of the "
+            f"{len(numbers)} elements of model.json"
+        )
+    table[numbers] = rows
+    state["embedding.species.weight"] = table
+    # matgl joins the sender's species and then the receiver's, we the other way round.
+    pair = state["embedding.species_pair.weight"]
+    state["embedding.species_pair.weight"] = pair.roll(pair.shape[1] // 2, dims=1)
+
+    references = torch.zeros(max(numbers) + 1, dtype=torch.float64)
+    if "element_refs.property_offset" in pool:
+        energies = pool.take("element_refs.property_offset").double().reshape(-1)
+        if len(energies) != len(numbers):
+            raise ValueError(
+                f"{name}: {len(energies)} reference energies: one an element expected"
+            )
+        references[numbers] = energies
+    head = {}
+    for part in ("weight", "bias"):
+        head[f"norm.{part}"] = pool.take(f"out_norm.{part}")
+        head[f"head.linear.{part}"] = pool.take(f"linear.{part}")
+        for ours, theirs in (("values", "layers"), ("gates", "gates")):
+            for k in (0, 2, 4, 6):
+                head[f"head.{ours}.{k}.{part}"] = pool.take(
+                    f"final_layer.gated.{theirs}.{k}.{part}"
+                )
+    folder = name.rsplit("/")[-1]
+    return finish(
+        pool,
+        network={
+            "channels": channels,
+            "layers": layers,
+            **radial,
+            "activation": activation,
+            "cutoff": cutoff,
+            "max_number": max(numbers) + 1,
+            "group": str(arguments.get("equivariance_invariance_group", "O(3)")),
+            "self_interaction": False,
+        },
+        readout={"head": "gated"},
+        representation=state,
+        head=head,
+        references=references,
+        scale=pool.take("data_std"),
+        mean=pool.take("data_mean"),
+        elements=chosen,
+        units=UNITS,
+        metadata={
+            "name": folder,
+            "source": {"format": "matgl folder", "file": folder, "model": VERIFIED_MODULE},
+            "units_stated": True,
+            "elements_stated": True,
+            "trained_with_charge": False,
+            "training": notes if isinstance(notes, dict) else {},
+        },
+    )
+
+
+def _radial(
+    pool: TensorPool, arguments: Mapping[str, Any], cutoff: float
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Our basis: its arguments for `TensorNet`, and its state."""
+    kind = str(arguments.get("rbf_type", "Gaussian")).lower()
+    size = int(arguments.get("num_rbf", 32))
+    if kind == "sphericalbessel":
+        if not arguments.get("use_smooth"):
+            raise ValueError(
+                f"{pool.name} uses the spherical Bessel basis that is not smooth, which is not "
+                "supported: expected use_smooth = true"
+            )
+        return {"radial": "bessel", "radial_functions": int(arguments["max_n"])}, {}
+    if kind == "gaussian":
+        width = float(arguments.get("width", 0.5))
+        if not math.isfinite(width):
+            raise ValueError(f"{pool.name}: width is {width}: expected a finite number")
+        state = {
+            "radial.centres": pool.take("bond_expansion.rbf.centers"),
+            "radial.coefficient": torch.tensor(-width),
+        }
+        return {"radial": "gauss", "radial_functions": size}, state
+    if kind == "expnorm":
+        state = {
+            "radial.means": pool.take("bond_expansion.rbf.means"),
+            "radial.betas": pool.take("bond_expansion.rbf.betas"),
+        }
+        return {"radial": "expnorm", "radial_functions": size, "trainable_radial": True}, state
+    raise ValueError(
+        f"{pool.name}: unknown radial basis {kind!r}: expected SphericalBessel, Gaussian or ExpNorm"
+    )

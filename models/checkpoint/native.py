@@ -1,0 +1,222 @@
+"""The project's own checkpoints: safetensors that hold the whole description of a potential.
+
+One JSON text under the key ``tensormd`` of the file's metadata says all that is not a tensor;
+``docs/checkpoints.md`` lists its fields. A committee is a zip of such files.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from safetensors import SafetensorError
+from torch import nn
+
+from ..committee import Committee
+from ..potential import Potential
+from ..torchmdnet import TorchMDNetPotential
+from .build import REPRESENTATIONS, build_potential
+from .files import require_finite, write_atomically
+
+KEY = "tensormd"
+VERSION = 1
+MEMBER_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever a committee is saved
+
+
+def is_safetensors(data: bytes) -> bool:
+    """Whether the bytes begin as a safetensors file does."""
+    if len(data) < 10 or data[8:9] != b"{":
+        return False
+    # A length beyond the end is a truncated file, as long as it is a sensible one.
+    return 2 <= struct.unpack("<Q", data[:8])[0] < 2**27
+
+
+# Writing
+
+
+def save_potential(potential: nn.Module, path: str | Path) -> None:
+    """Write a potential, or a committee, to a file that `load_potential` reads.
+
+    The same potential gives the same bytes. The file is written under another name and moved
+    into place, so that it is never half there.
+
+    Parameters
+    ----------
+    potential
+        `Potential`, `TorchMDNetPotential` or `Committee`.
+    path
+        Where to; by custom ``*.safetensors``, and ``*.zip`` for a committee. A file of that
+        name is replaced.
+
+    Raises
+    ------
+    ValueError
+        If the potential cannot be described in a file, or its weights are not finite.
+    OSError
+        If the file cannot be written.
+    """
+    path = Path(path)
+    if isinstance(potential, Committee):
+        data = _committee_to_bytes(potential, str(path))
+    else:
+        data = potential_to_bytes(potential, str(path))
+    write_atomically(path, data)
+
+
+def potential_to_bytes(potential: nn.Module, name: str) -> bytes:
+    """The file of one potential; ``name`` is for error messages."""
+    description = _describe(potential)
+    if isinstance(potential, TorchMDNetPotential):
+        tensors = potential.tensors()
+        exempt = potential.allowed_nan(tensors)
+    else:
+        tensors, exempt = potential.state_dict(), []
+    require_finite(tensors, name, exempt)
+    try:
+        text = json.dumps(description, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: the metadata of the potential cannot be written as JSON ({error}): "
+            "expected strings, finite numbers, lists and dicts"
+        ) from error
+    # Copies: views that share memory are refused, and weights may live on another device.
+    copies = {k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}
+    return safetensors.torch.save(copies, metadata={KEY: text})
+
+
+def _describe(potential: nn.Module) -> dict[str, Any]:
+    description: dict[str, Any] = {"format": KEY, "version": VERSION}
+    if isinstance(potential, TorchMDNetPotential):
+        description |= {
+            "architecture": potential.architecture,
+            "torchmd_net": potential.hyper_parameters,
+        }
+    elif isinstance(potential, Potential) and potential.architecture in REPRESENTATIONS:
+        repulsion = potential.repulsion
+        description |= {
+            "architecture": potential.architecture,
+            "network": potential.representation.config,
+            "readout": {"channels": potential.representation.channels} | potential.readout.config,
+            "repulsion": None if repulsion is None else repulsion.config,
+        }
+    else:
+        raise ValueError(
+            f"cannot save a {type(potential).__name__}: expected a Potential with one of "
+            f"{', '.join(REPRESENTATIONS)}, a TorchMDNetPotential or a Committee (and not its "
+            "compiled form)"
+        )
+    return description | {
+        "elements": list(potential.elements),
+        "units": {"length": potential.length_unit, "energy": potential.energy_unit},
+        "metadata": potential.metadata,
+    }
+
+
+def _committee_to_bytes(committee: Committee, name: str) -> bytes:
+    buffer = io.BytesIO()
+    width = len(str(len(committee.members) - 1))
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for i, member in enumerate(committee.members):
+            info = zipfile.ZipInfo(f"member-{i:0{width}}.safetensors", MEMBER_DATE)
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, potential_to_bytes(member, name))
+    return buffer.getvalue()
+
+
+# Reading
+
+
+def read_native(data: bytes, name: str) -> Potential | TorchMDNetPotential:
+    """The potential in the bytes of a file.
+
+    Raises
+    ------
+    ValueError
+        If they are damaged, of another program or of a newer version of the format.
+    """
+    description = _read_description(data, name)
+    try:
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"{name} is damaged or truncated ({error}): copy or download it again"
+        ) from error
+    # Copies: the loaded tensors are views of bytes that must not change.
+    tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+    elements = _field(description, "elements", list, name)
+    if not all(isinstance(z, int) and not isinstance(z, bool) for z in elements) or not elements:
+        raise ValueError(f"{name}: elements is {elements!r}: expected a list of atomic numbers")
+    units = _field(description, "units", dict, name)
+    length, energy = (str(units.get(kind)) for kind in ("length", "energy"))
+    metadata = _field(description, "metadata", dict, name)
+    architecture = _field(description, "architecture", str, name)
+    if "torchmd_net" in description:
+        require_finite(tensors, name, TorchMDNetPotential.allowed_nan(tensors))
+        try:
+            return TorchMDNetPotential(
+                _field(description, "torchmd_net", dict, name),
+                tensors,
+                elements=elements,
+                length_unit=length,
+                energy_unit=energy,
+                metadata=metadata,
+            ).eval()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    require_finite(tensors, name)
+    repulsion = description.get("repulsion")
+    if repulsion is not None:
+        repulsion = _field(description, "repulsion", dict, name)
+    return build_potential(
+        name=name,
+        architecture=architecture,
+        network=_field(description, "network", dict, name),
+        readout=_field(description, "readout", dict, name),
+        repulsion=repulsion,
+        tensors=tensors,
+        elements=elements,
+        units=(length, energy),
+        metadata=metadata,
+    )
+
+
+def _read_description(data: bytes, name: str) -> dict[str, Any]:
+    size = struct.unpack("<Q", data[:8])[0]
+    try:
+        header = json.loads(data[8 : 8 + size])
+        text = header.get("__metadata__", {}).get(KEY)
+        description = None if text is None else json.loads(text)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{name} is damaged or truncated ({error}): copy or download it again"
+        ) from error
+    if not isinstance(description, dict) or description.get("format") != KEY:
+        raise ValueError(
+            f"{name} is a safetensors file of another program: expected the description that "
+            "tensormd keeps in its metadata; convert the original checkpoint with "
+            "`tensormd convert`"
+        )
+    version = description.get("version")
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise ValueError(
+            f"{name} has version {version!r} of the format: this tensormd reads versions up to "
+            f"{VERSION}; install a newer one"
+        )
+    return description
+
+
+def _field(description: Mapping[str, Any], key: str, kind: type, name: str) -> Any:
+    value = description.get(key)
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"{name}: its description has {key} = {value!r}: expected a {kind.__name__}; "
+            "the file was not written by tensormd, or was changed since"
+        )
+    return value

@@ -1,0 +1,294 @@
+"""Checkpoints by name: where each one is, and whether what came is what was meant.
+
+A file whose SHA-256 is known is compared with it. Of the others the digest is unknown until
+they are downloaded: then it must be the one that the hub itself publishes, and it is written
+down, with the revision, so that later loads get the same bytes or an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .files import write_atomically
+
+DOWNLOAD_TIMEOUT_S = 60
+MAX_DOWNLOAD_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file on huggingface.co; its digest is that of its first download."""
+
+    repository: str
+    filename: str
+    revision: str = "main"
+
+    def __str__(self) -> str:
+        return f"https://huggingface.co/{self.repository}, {self.filename}"
+
+
+@dataclass(frozen=True)
+class WebFile:
+    """A file at an address that never changes, with its SHA-256."""
+
+    url: str
+    filename: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return self.url
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name of the registry.
+
+    Attributes
+    ----------
+    files
+        One file, or those of a folder; a `Path` is a file that ships with the package.
+    units
+        Of length and energy, as the model's authors state them; None where the file does.
+    elements
+        Atomic numbers, where the file does not state them and the authors do.
+    """
+
+    name: str
+    description: str
+    licence: str
+    files: tuple[HubFile | WebFile | Path, ...]
+    units: tuple[str, str] | None = None
+    elements: tuple[int, ...] | None = None
+
+
+_ACEFF_ELEMENTS = (1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53)
+_MATGL = (
+    "https://raw.githubusercontent.com/materialsvirtuallab/matgl/"
+    "4b44201a0f525266127c93db88383a6dbc04bc9c/pretrained_models/"
+    "TensorNet-MatPES-PBE-v2025.1-PES/"
+)
+
+
+def _aceff(version: str, network: str, elements: tuple[int, ...] | None) -> Entry:
+    return Entry(
+        name=f"aceff-{version}",
+        description=f"Acellera AceFF {version}: drug-like molecules, charged ones too ({network})",
+        licence="Apache-2.0",
+        files=(HubFile(f"Acellera/AceFF-{version}", f"aceff_v{version}.ckpt"),),
+        units=("angstrom", "ev"),
+        elements=elements,
+    )
+
+
+REGISTRY: dict[str, Entry] = {
+    entry.name.lower(): entry
+    for entry in (
+        Entry(
+            name="ethanol",
+            description="TensorNet of ethanol (revised MD17, PBE); ships with the package",
+            licence="MIT",
+            files=(Path(__file__).parents[1] / "pretrained" / "tensornet-ethanol.safetensors",),
+        ),
+        _aceff("1.0", "TensorNet", _ACEFF_ELEMENTS),
+        _aceff("1.1", "TensorNet", None),
+        _aceff("2.0", "TensorNet2", _ACEFF_ELEMENTS),
+        Entry(
+            name="TensorNet-MatPES-PBE-v2025.1",
+            description="Materials, 89 elements (MatPES, PBE), by the Materials Virtual Lab",
+            licence="BSD-3-Clause",
+            files=(
+                WebFile(
+                    _MATGL + "model.json",
+                    "model.json",
+                    "cf7d1db6c89da617245021a8fde16fb79db5bc06f7b6e11ee837f06eb32137d8",
+                ),
+                WebFile(
+                    _MATGL + "state.pt",
+                    "state.pt",
+                    "d2dfa51a65d23a47fd935eb0628177d2a1088584562091ef3350ce3a002fce6a",
+                ),
+            ),
+            units=("angstrom", "ev"),
+        ),
+    )
+}
+# matgl's own name for it.
+ALIASES = {"tensornet-matpes-pbe-v2025.1-pes": "tensornet-matpes-pbe-v2025.1"}
+
+
+def registry_names() -> list[str]:
+    """Every name that `load_potential` knows."""
+    return [entry.name for entry in REGISTRY.values()]
+
+
+def find(name: str) -> Entry | None:
+    """The entry of a name, in capitals or not."""
+    key = name.lower()
+    return REGISTRY.get(ALIASES.get(key, key))
+
+
+def suggest(name: str) -> str:
+    """A sentence for an error message: names like this one, or all of them."""
+    near = difflib.get_close_matches(name.lower(), [*REGISTRY, *ALIASES], n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {REGISTRY[ALIASES.get(near[0], near[0])].name!r}?"
+    return f"the registry has {', '.join(registry_names())}"
+
+
+def fetch(entry: Entry) -> Path:
+    """The local file or folder of an entry, downloaded if need be, and verified.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be had, or is not what was meant: see the message.
+    """
+    paths = [_fetch_file(entry, file) for file in entry.files]
+    return paths[0] if len(paths) == 1 else paths[0].parent
+
+
+def cache_folder() -> Path:
+    """Where downloads from elsewhere than the hub, and digests, are kept."""
+    if "TENSORMD_CACHE" in os.environ:
+        return Path(os.environ["TENSORMD_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tensormd"
+
+
+def _fetch_file(entry: Entry, file: HubFile | WebFile | Path) -> Path:
+    if isinstance(file, Path):
+        if not file.is_file():
+            raise ValueError(
+                f"{entry.name} should ship with the package, but {file} is missing: install "
+                "tensormd again"
+            )
+        return file
+    if isinstance(file, WebFile):
+        return _fetch_web(entry, file)
+    return _fetch_hub(entry, file)
+
+
+def _unreachable(entry: Entry, file: HubFile | WebFile, error: Exception) -> ValueError:
+    reason = (str(error).strip() or type(error).__name__).split("\n")[0][:160]
+    return ValueError(
+        f"cannot download {entry.name} from {file} ({reason}): connect to the network, or pass "
+        "the path of a copy instead of the name"
+    )
+
+
+def _mismatch(entry: Entry, file: HubFile | WebFile, found: str, expected: str) -> ValueError:
+    return ValueError(
+        f"{entry.name} from {file} has the SHA-256 {found}: expected {expected}; the file was "
+        "changed or damaged on the way, and was not opened"
+    )
+
+
+# Addresses
+
+
+def _fetch_web(entry: Entry, file: WebFile) -> Path:
+    path = cache_folder() / entry.name / file.filename
+    with contextlib.suppress(OSError):
+        if hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256:
+            return path
+    try:
+        data = _download(file.url)
+    except Exception as error:  # whatever a network can do
+        raise _unreachable(entry, file, error) from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != file.sha256:
+        raise _mismatch(entry, file, found, file.sha256)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as error:
+        raise ValueError(
+            f"cannot keep {entry.name} in {path.parent} ({error.strerror}): set TENSORMD_CACHE "
+            "to a folder that can be written to"
+        ) from error
+    return path
+
+
+def _download(url: str) -> bytes:
+    import urllib.request
+
+    with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
+        data: bytes = response.read(MAX_DOWNLOAD_BYTES)
+    return data
+
+
+# The hub
+
+
+def _fetch_hub(entry: Entry, file: HubFile) -> Path:
+    records = _read_records()
+    key = f"{file.repository}/{file.filename}"
+    record = records.get(key)
+    revision = record["revision"] if record else file.revision
+    try:
+        path, commit = _hub_download(file.repository, file.filename, revision)
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        expected = record["sha256"] if record else _hub_digest(file, commit)
+    except Exception as error:  # the hub's client raises errors of several libraries
+        raise _unreachable(entry, file, error) from error
+    if found != expected:
+        raise _mismatch(entry, file, found, expected)
+    if record is None:
+        records[key] = {"revision": commit, "sha256": found}
+        _write_records(records)
+    return path
+
+
+def _hub_download(repository: str, filename: str, revision: str) -> tuple[Path, str]:
+    """A local copy of a file, and the commit it is of."""
+    from huggingface_hub import hf_hub_download
+
+    path = Path(hf_hub_download(repository, filename, revision=revision))
+    # The cache is laid out as .../snapshots/COMMIT/FILENAME.
+    commit = path.parts[-1 - len(Path(filename).parts)]
+    return path, commit if re.fullmatch("[0-9a-f]{40}", commit) else revision
+
+
+def _hub_digest(file: HubFile, revision: str) -> str:
+    """The SHA-256 that the hub publishes: the etag of a large file."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    address = hf_hub_url(file.repository, file.filename, revision=revision)
+    etag = get_hf_file_metadata(address).etag or ""
+    if not re.fullmatch("[0-9a-f]{64}", etag):
+        raise ValueError(f"the hub publishes no SHA-256 of it (etag {etag!r})")
+    return etag
+
+
+def _records_path() -> Path:
+    return cache_folder() / "digests.json"
+
+
+def _read_records() -> dict[str, dict[str, str]]:
+    try:
+        records = json.loads(_records_path().read_text())
+        return {
+            key: {"revision": str(r["revision"]), "sha256": str(r["sha256"])}
+            for key, r in records.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{_records_path()} cannot be read ({error}): it holds the digests of downloaded "
+            "checkpoints; remove it to start anew"
+        ) from error
+
+
+def _write_records(records: dict[str, dict[str, str]]) -> None:
+    path = _records_path()
+    # A cache that cannot be written to must not keep anyone from running.
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(records, indent=1, sort_keys=True) + "\n").encode())
