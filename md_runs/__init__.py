@@ -1,0 +1,1 @@
+"""What a person runs: the `tensormd` command, run folders, reports, ready scripts."""

@@ -1,0 +1,118 @@
+"""Runs by file name: structure and checkpoint loaded, checked, and handed to the run itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .dynamics import MDSummary, Observer, resume_md, start_md
+from .potentials import absolute, default_model, load_calculator
+from .run_folder import RunFolder
+from .settings import (
+    MDSettings,
+    ModelSettings,
+    md_settings,
+    model_settings,
+    option,
+    to_json,
+)
+from .structures import describe, read_structure
+
+
+def launch_md(
+    source: str,
+    model: ModelSettings,
+    settings: MDSettings,
+    path: Path,
+    *,
+    observer: Observer | None = None,
+    save_every: float = 10.0,
+) -> MDSummary:
+    """Start a run of the structure in a file; see `start_md`."""
+    atoms = read_structure(source)
+    model = resolve_model(model, atoms)
+    atoms.calc, record = load_calculator(model)
+    return start_md(
+        atoms,
+        settings,
+        path,
+        record={
+            "structure": {"source": source, "formula": describe(atoms)},
+            "model_settings": to_json(model),
+            "model": record,
+        },
+        observer=observer,
+        save_every=save_every,
+    )
+
+
+def relaunch_md(
+    path: Path,
+    given: dict[str, Any],
+    *,
+    observer: Observer | None = None,
+    save_every: float = 10.0,
+) -> MDSummary:
+    """Resume the run in a folder.
+
+    Parameters
+    ----------
+    path
+        The run folder.
+    given
+        What the command line says besides: only ``steps`` may differ from the run's own.
+    observer, save_every
+        As for `start_md`.
+
+    Raises
+    ------
+    ValueError
+        If another setting differs, or the weights are not those that the run began with.
+    """
+    folder = RunFolder.open(path)
+    config = folder.config
+    if config.get("kind") != "md":
+        raise ValueError(f"{path} is no molecular dynamics run: there is nothing to resume")
+    refuse_changes(given, {**config["model_settings"], **config["settings"]})
+    model = model_settings(config["model_settings"])
+    if "model" in given:
+        model = ModelSettings(**{**model.__dict__, "model": tuple(given["model"])})
+    calculator, record = load_calculator(model)
+    if record["sha256"] != config["model"]["sha256"]:
+        raise ValueError(
+            f"the weights of {', '.join(model.model)} are not those that the run began with "
+            f"(SHA-256 {record['sha256'][:12]}, not {config['model']['sha256'][:12]}): point -m "
+            "to the old ones, or start a new run"
+        )
+    return resume_md(
+        folder, calculator, steps=given.get("steps"), observer=observer, save_every=save_every
+    )
+
+
+def refuse_changes(given: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raise a ValueError that names the first option that differs from the run's own.
+
+    ``steps`` may: it extends the run. ``model`` may be another file: its weights are compared.
+    """
+    for name, value in given.items():
+        if name in ("steps", "model"):
+            continue
+        if name not in own:
+            raise ValueError(f"{option(name)} cannot be given with --resume")
+        kept = own[name]
+        if (list(value) if isinstance(value, tuple) else value) != kept:
+            raise ValueError(
+                f"{option(name)} is {value}, but the run was started with {kept}: a resumed run "
+                "keeps its settings; only --steps may change"
+            )
+
+
+def resolve_model(model: ModelSettings, atoms: Any) -> ModelSettings:
+    """The settings with absolute file names, or with the shipped model where none was named."""
+    names = absolute(model.model) if model.model else default_model(atoms)
+    return ModelSettings(**{**model.__dict__, "model": names})
+
+
+def settings_of(folder: RunFolder) -> MDSettings:
+    """The settings that a run was started with."""
+    return md_settings(folder.config["settings"])

@@ -1,0 +1,143 @@
+"""What a run is asked to do, checked once, and kept in its config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+ENGINES = ("ase",)
+ENSEMBLES = ("nve", "nvt", "npt")
+THERMOSTATS = ("langevin", "bussi")
+OPTIMIZERS = ("lbfgs", "fire", "bfgs")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which potential runs, and how."""
+
+    model: tuple[str, ...]
+    """A path or a registry name; several make a committee."""
+    charge: int | None = None
+    """Total charge, e; None takes the structure's."""
+    dtype: str = "float32"
+    device: str = "auto"
+    backend: str = "auto"
+    units: tuple[str, str] | None = None
+    """The checkpoint's units of length and energy, where its file does not say."""
+
+
+@dataclass(frozen=True)
+class MDSettings:
+    """A molecular dynamics run with ASE. Names are those of the command line's options."""
+
+    ensemble: str = "nve"
+    thermostat: str = "langevin"
+    temperature: float = 300.0
+    """K; of the initial velocities, and of the thermostat."""
+    pressure: float = 1.0
+    """bar; npt only."""
+    timestep: float = 0.5
+    """fs."""
+    steps: int = 1000
+    """In all, those before a resume included."""
+    seed: int = 0
+    interval: int = 10
+    """Steps between lines of the log and frames of the trajectory."""
+    thermostat_time: float = 100.0
+    """fs; the inverse of Langevin's friction, or Bussi's tau."""
+    barostat_time: float = 1000.0
+    """fs; npt only."""
+    compressibility: float | None = None
+    """1/bar; npt only. None: estimated from the model when the run starts."""
+    keep_velocities: bool = False
+    """Start from the structure's velocities instead of drawing new ones."""
+    engine: str = "ase"
+
+    def __post_init__(self) -> None:
+        _one_of("engine", self.engine, ENGINES, " (OpenMM comes with a later version)")
+        _one_of("ensemble", self.ensemble, ENSEMBLES)
+        _one_of("thermostat", self.thermostat, THERMOSTATS)
+        for name, unit in (
+            ("temperature", "K"),
+            ("timestep", "fs"),
+            ("thermostat_time", "fs"),
+            ("barostat_time", "fs"),
+            ("compressibility", "1/bar"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(
+                    f"{option(name)} is {value} {unit}: expected a finite number above zero"
+                )
+        if not math.isfinite(self.pressure):
+            raise ValueError(f"--pressure is {self.pressure} bar: expected a finite number")
+        for name, least in (("steps", 0), ("interval", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"{option(name)} is {getattr(self, name)}: expected {least} or more"
+                )
+        if self.timestep > self.thermostat_time and self.ensemble != "nve":
+            raise ValueError(
+                f"--thermostat-time is {self.thermostat_time} fs, shorter than the time step "
+                f"of {self.timestep} fs: expected some hundred steps"
+            )
+
+
+@dataclass(frozen=True)
+class RelaxSettings:
+    """A relaxation with one of ASE's optimizers."""
+
+    fmax: float = 0.01
+    """Converged when no force on an atom is larger, eV/A (with a cell: no gradient of it)."""
+    optimizer: str = "lbfgs"
+    steps: int = 1000
+    """At most."""
+    cell: bool = False
+    """Relax the cell as well."""
+    pressure: float = 0.0
+    """bar; with ``cell`` only."""
+
+    def __post_init__(self) -> None:
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        if not self.fmax > 0:
+            raise ValueError(f"--fmax is {self.fmax} eV/A: expected a number above zero")
+        if self.steps < 0:
+            raise ValueError(f"--steps is {self.steps}: expected 0 or more")
+        if self.pressure and not self.cell:
+            raise ValueError(
+                f"--pressure is {self.pressure} bar but the cell is fixed: add --cell"
+            )
+
+
+def option(name: str) -> str:
+    """Name of a setting as the command line spells it."""
+    return "--" + name.replace("_", "-")
+
+
+def to_json(settings: Any) -> dict[str, Any]:
+    """A settings object as plain data."""
+    return dataclasses.asdict(settings)
+
+
+def md_settings(content: dict[str, Any]) -> MDSettings:
+    """The settings that `to_json` wrote."""
+    return MDSettings(**content)
+
+
+def model_settings(content: dict[str, Any]) -> ModelSettings:
+    """The settings that `to_json` wrote."""
+    units = content["units"]
+    return ModelSettings(
+        **{
+            **content,
+            "model": tuple(content["model"]),
+            "units": None if units is None else (units[0], units[1]),
+        }
+    )
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...], note: str = "") -> None:
+    if value not in allowed:
+        raise ValueError(f"{option(name)} is {value!r}: expected {' or '.join(allowed)}{note}")
