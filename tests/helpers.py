@@ -18,7 +18,7 @@ from tensormd.models import (
     TensorNet,
     batch_graphs,
 )
-from tensormd.models.graph import Graph
+from tensormd.models.graph import Graph, displacements
 from tensormd.models.repulsion import ZBLRepulsion
 
 Array = NDArray[np.float64]
@@ -52,7 +52,7 @@ def make_potential(
     seed: int = 0,
     *,
     head: str = "mlp",
-    zbl: bool = False,
+    zbl: float = 0.0,
     gain: float = 1.7,
     scale: float = 3.0,
     references: list[float] | None = None,
@@ -63,7 +63,8 @@ def make_potential(
     """A small random potential in float64, in evaluation mode.
 
     ``gain`` multiplies every matrix: at 1 an untrained network hardly sees its neighbours'
-    arrangement, and a test of its forces would test little.
+    arrangement, and a test of its forces would test little. ``zbl`` is the cutoff of a
+    repulsion, 0 for none.
     """
     options = {"channels": 16, "layers": 2, "radial_functions": 8, "cutoff": CUTOFF} | network
     options.setdefault("max_number", 16)
@@ -81,7 +82,7 @@ def make_potential(
         elements=ELEMENTS,
         references=references,
         scale=scale,
-        repulsion=ZBLRepulsion(3.0) if zbl else None,
+        repulsion=ZBLRepulsion(zbl) if zbl else None,
         length_unit=length_unit,
         energy_unit=energy_unit,
     )
@@ -150,8 +151,6 @@ def supercell(system: System, repeats: tuple[int, int, int]) -> System:
 
 def gap_to_cutoff(system: System, cutoff: float = CUTOFF) -> float:
     """How far the distance nearest to the cutoff is from it."""
-    from tensormd.models.graph import displacements
-
     distances = displacements(system.graph(cutoff + 0.5)).norm(dim=1)
     return float((distances - cutoff).abs().min()) if len(distances) else np.inf
 
@@ -160,24 +159,35 @@ def gap_to_cutoff(system: System, cutoff: float = CUTOFF) -> float:
 _STENCIL = ((-2, 1.0), (-1, -8.0), (1, 8.0), (2, -1.0))
 
 
-def _derivatives(potential: nn.Module, paths: list[Any], step: float) -> Array:
-    """dE/dx at x = 0 of several ``path(x) -> System``, all in one batch."""
+def _derivatives(
+    potential: nn.Module, paths: list[Any], step: float, quantity: str = "energy"
+) -> Array:
+    """d(quantity)/dx at x = 0 of several ``path(x) -> System``, all in one batch."""
     systems = [path(k * step) for path in paths for k, _ in _STENCIL]
-    energies = predict_batch(potential, systems).energy.detach().numpy()
+    values = getattr(predict_batch(potential, systems), quantity).detach().numpy()
     weights = np.array([weight for _, weight in _STENCIL])
-    return energies.reshape(len(paths), len(_STENCIL)) @ weights / (12 * step)
+    return weights @ values.reshape(len(paths), len(_STENCIL), -1) / (12 * step)
 
 
-def numerical_forces(potential: nn.Module, system: System, step: float = 4e-4) -> Array:
-    """-dE/dR by fourth-order central differences, (N, 3)."""
+def _moves(system: System) -> list[Any]:
+    """``path(x)`` that moves one atom along one axis, for all of them."""
 
     def path(atom: int, axis: int) -> Any:
         direction = np.zeros_like(system.positions)
         direction[atom, axis] = 1.0
         return lambda x: system.moved(system.positions + x * direction)
 
-    paths = [path(a, k) for a in range(len(system.numbers)) for k in range(3)]
-    return -_derivatives(potential, paths, step).reshape(-1, 3)
+    return [path(a, k) for a in range(len(system.numbers)) for k in range(3)]
+
+
+def numerical_forces(potential: nn.Module, system: System, step: float = 4e-4) -> Array:
+    """-dE/dR by fourth-order central differences, (N, 3)."""
+    return -_derivatives(potential, _moves(system), step).reshape(-1, 3)
+
+
+def numerical_hessian(potential: nn.Module, system: System, step: float = 4e-4) -> Array:
+    """-dF/dR by fourth-order central differences, (3N, 3N)."""
+    return -_derivatives(potential, _moves(system), step, "forces")
 
 
 def numerical_virial(potential: nn.Module, system: System, step: float = 3e-4) -> Array:

@@ -24,6 +24,7 @@ from helpers import (
     gap_to_cutoff,
     make_potential,
     numerical_forces,
+    numerical_hessian,
     numerical_virial,
     predict,
     predict_batch,
@@ -38,6 +39,7 @@ from torch import Tensor, nn
 from tensormd.models import Potential, batch_graphs
 from tensormd.models.cartesian import BASIS
 from tensormd.models.graph import Graph
+from tensormd.models.hessian import hessian
 from tensormd.models.radial import CosineCutoff
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -54,7 +56,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "gated-head": {"head": "gated"},
     "linear-head": {"head": "linear"},
     "tanh": {"activation": "tanh"},
-    "zbl": {"zbl": True},
+    "zbl": {"zbl": 3.0},
+    "long-zbl": {"zbl": 5.5},
     "references": {"references": REFERENCES},
     "bohr-hartree": {
         "length_unit": "bohr",
@@ -127,6 +130,17 @@ def test_virial_is_the_strain_derivative(name: str, system: System, scripted: bo
     assert virial.abs().max() > 0.03
     assert torch.equal(virial, virial.T)
     assert relative_error(numerical_virial(potential, system), virial) < 1e-7
+
+
+@pytest.mark.parametrize("kind", SYSTEMS)
+def test_hessian_is_the_gradient_of_the_forces(kind: str) -> None:
+    potential, system = model("2-layers"), SYSTEMS[kind]
+    matrix = hessian(potential.total_energy, system.graph(skin=1.0))
+    assert torch.equal(matrix, matrix.T)
+    # Acoustic sum rule: a translation of all atoms does no work.
+    assert matrix.view(-1, len(system.numbers), 3).sum(1).abs().max() < 1e-11
+    if len(system.numbers) > 1:
+        assert relative_error(numerical_hessian(potential, system), matrix) < 1e-7
 
 
 def test_finite_differences_see_a_wrong_sign() -> None:
@@ -502,7 +516,7 @@ def test_scale_references_and_mean() -> None:
 
 def test_forces_can_be_trained_on() -> None:
     """Gradients of a loss of forces and virial are its finite differences."""
-    potential = make_potential(layers=1, zbl=True).train()
+    potential = make_potential(layers=1, zbl=3.0).train()
     graph = batch_graphs([ethanol().graph(), crystal().graph()])
 
     def loss() -> Tensor:

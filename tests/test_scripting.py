@@ -28,7 +28,7 @@ from tensormd.models.script import compile_potential
 MODELS: dict[str, dict[str, Any]] = {
     "0-layers": {"layers": 0},
     "3-layers": {"layers": 3},
-    "everything": {"zbl": True, "references": REFERENCES, "head": "gated", "cutoff_lower": 0.3},
+    "everything": {"zbl": 3.0, "references": REFERENCES, "head": "gated", "cutoff_lower": 0.3},
     "gauss": {"radial": "gauss", "trainable_radial": True},
     "bessel-SO(3)": {"radial": "bessel", "group": "SO(3)", "head": "linear"},
     "no-self-interaction": {"self_interaction": False},
@@ -83,7 +83,7 @@ def test_every_activation_compiles(activation: str) -> None:
 
 
 def test_saved_script_is_the_same_function() -> None:
-    potential = make_potential(references=REFERENCES, zbl=True)
+    potential = make_potential(references=REFERENCES, zbl=3.0)
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(potential), buffer)
     buffer.seek(0)
