@@ -1,11 +1,15 @@
 """Physics and networks; eV and Angstrom; knows neither ASE nor OpenMM."""
 
+from .checkpoint import load_potential, save_potential
+from .committee import Committee
+from .export import export_torchscript
 from .graph import Graph, NeighborList, batch_graphs
 from .potential import Potential, Prediction
 from .readout import EnergyReadout
 from .tensornet import TensorNet
 
 __all__ = [
+    "Committee",
     "EnergyReadout",
     "Graph",
     "NeighborList",
@@ -13,4 +17,7 @@ __all__ = [
     "Prediction",
     "TensorNet",
     "batch_graphs",
+    "export_torchscript",
+    "load_potential",
+    "save_potential",
 ]
