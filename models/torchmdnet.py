@@ -243,7 +243,10 @@ class TorchMDNetPotential(nn.Module):
         self.metadata = dict(metadata or {})
         priors = parse_priors(hyper_parameters, tensors, "the checkpoint")
         self.hyper_parameters = copy.deepcopy(dict(hyper_parameters)) | {
-            "prior_model": [{kind: options} for kind, options in priors],
+            # torchmd-net fails to build its LearnableAtomref, which computes the same.
+            "prior_model": [
+                {kind.removeprefix("Learnable"): options} for kind, options in priors
+            ],
             "prior_args": None,
         }
         self._check_output()
