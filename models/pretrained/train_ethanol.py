@@ -1,8 +1,9 @@
-"""Reproduce the checkpoint that ships: TensorNet on revised MD17 ethanol, split 1.
+r"""Reproduce the checkpoint that ships: TensorNet on revised MD17 ethanol, split 1.
 
-    python -m tensormd.models.pretrained.train_ethanol TRAIN.npz TEST.npz ethanol.safetensors
+    python -m tensormd.models.pretrained.train_ethanol \
+        rmd17_ethanol_train_01.npz rmd17_ethanol_test_01.npz tensornet-ethanol.safetensors
 
-950 frames are trained on and 50 choose nothing: they are only watched. AdamW with a cosine
+950 frames are trained on; the other 50 are only watched and choose nothing. AdamW with a cosine
 schedule, a loss of mean absolute errors, and an exponential moving average of the weights,
 which is what is saved. The state of the run is kept beside the output and taken up again
 after an interruption.
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoint import save_potential
 from ..graph import Graph, NeighborList, batch_graphs
 from ..potential import Potential
 from ..readout import EnergyReadout
@@ -167,6 +169,19 @@ def main() -> None:
     test = Frames(arguments.test, cutoff)
     energy_mae, force_mae = mean_absolute_errors(average, test, np.arange(len(test.graphs)))
     print(f"test: energy MAE {energy_mae:.2f} meV, force MAE {force_mae:.2f} meV/A")
+    average.metadata = {
+        "name": "tensornet-ethanol",
+        "training_data": "revised MD17 ethanol, split 1, 950 frames (PBE/def2-SVP)",
+        "test_data": "revised MD17 ethanol, split 1, 1,000 frames",
+        "energy_mae_mev": round(energy_mae, 3),
+        "force_mae_mev_per_angstrom": round(force_mae, 3),
+        "epochs": arguments.epochs,
+        "seed": arguments.seed,
+        "licence": "MIT (weights); CC0-1.0 (data)",
+        "reference": "Christensen & von Lilienfeld 2020, arXiv:2007.09593",
+        "made_by": "models/pretrained/train_ethanol.py",
+    }
+    save_potential(average, arguments.output)
 
 
 if __name__ == "__main__":
