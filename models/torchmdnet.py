@@ -187,6 +187,7 @@ def _plain_operators() -> dict[str, ModuleType]:
 
 def _use_plain_operators(model: nn.Module) -> None:
     copies = _plain_operators()
+    module: Any
     for module in model.modules():
         kind = type(module)
         if kind.__module__ in copies:
@@ -244,9 +245,7 @@ class TorchMDNetPotential(nn.Module):
         priors = parse_priors(hyper_parameters, tensors, "the checkpoint")
         self.hyper_parameters = copy.deepcopy(dict(hyper_parameters)) | {
             # torchmd-net fails to build its LearnableAtomref, which computes the same.
-            "prior_model": [
-                {kind.removeprefix("Learnable"): options} for kind, options in priors
-            ],
+            "prior_model": [{kind.removeprefix("Learnable"): options} for kind, options in priors],
             "prior_args": None,
         }
         self._check_output()
@@ -407,8 +406,11 @@ class TorchMDNetPotential(nn.Module):
             [vectors, positions],
             create_graph=self.training,
             allow_unused=True,
-            materialize_grads=True,
         )
+        if by_vector is None:  # no pair in reach
+            by_vector = torch.zeros_like(vectors)
+        if by_position is None:
+            by_position = torch.zeros_like(positions)
         if not self.training:
             energy, energies = energy.detach(), energies.detach()
         prediction = assemble(graph, energies, vectors.detach(), by_vector)
@@ -436,28 +438,30 @@ class TorchMDNetPotential(nn.Module):
             energies = torch.cat([p[1] for p in parts])[torch.argsort(order)]
             return torch.cat([p[0] for p in parts]), energies
 
-        model, dtype = self.model, self.dtype
+        # Any: what torchmd-net's modules are, it does not say.
+        model: Any = self.model
+        dtype = self.dtype
         self._edges.index = graph.edge_index
         self._edges.vectors = (vectors / self.length_in_angstrom).to(dtype)
         self._edges.shift = graph.edge_shift
         numbers, system = graph.numbers, graph.system
         pos = (positions / self.length_in_angstrom).to(dtype)
-        x, v, numbers, pos, system = model.representation_model(  # type: ignore[operator]
+        x, v, numbers, pos, system = model.representation_model(
             numbers, pos, system, box=None, q=graph.charge.to(dtype), s=None
         )
-        x = model.output_model.pre_reduce(x, v, numbers, pos, system, box=None)  # type: ignore[operator, union-attr]
+        x = model.output_model.pre_reduce(x, v, numbers, pos, system, box=None)
         extra = getattr(model.representation_model, "extra_energy", None)
         if extra is not None:
             x = x + extra
         # From here on torchmd-net's own order of operations in float64: sums over atoms and
         # reference energies are large.
         x = x.double() * model.std
-        priors: Iterable[Any] = model.prior_model or ()  # type: ignore[assignment]
+        priors: Iterable[Any] = model.prior_model or ()
         for prior in priors:
             x = prior.pre_reduce(x, numbers, pos, system, None)
-        mean = model.mean.double()  # type: ignore[operator, union-attr]
-        y = model.output_model.reduce(x, system, num_systems=systems) + mean  # type: ignore[operator, union-attr]
-        y = model.output_model.post_reduce(y)  # type: ignore[operator, union-attr]
+        mean = model.mean.double()
+        y = model.output_model.reduce(x, system, num_systems=systems) + mean
+        y = model.output_model.post_reduce(y)
         for prior in priors:
             y = prior.post_reduce(y, numbers, pos, system, None, None)
         sizes = torch.bincount(system, minlength=systems).index_select(0, system)

@@ -33,7 +33,7 @@ class TensorPool:
     def __contains__(self, key: object) -> bool:
         return key in self._left
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Names not taken yet."""
         return list(self._left)
 

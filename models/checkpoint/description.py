@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from ..committee import Committee
 from ..potential import Potential
 from ..torchmdnet import TorchMDNetPotential
 
 
-def describe(potential: nn.Module) -> dict[str, Any]:
+def describe(potential: Potential | TorchMDNetPotential | Committee) -> dict[str, Any]:
     """Architecture, sizes, units, elements and metadata of a potential; JSON can hold it.
 
     Returns
@@ -25,11 +23,12 @@ def describe(potential: nn.Module) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in potential.parameters()),
         "dtype": str(potential.dtype).removeprefix("torch."),
         "cutoff_angstrom": potential.cutoff,
-        "elements": list(potential.elements),  # type: ignore[call-overload]
+        "elements": list(potential.elements),
         "metadata": potential.metadata,
     }
     if isinstance(potential, Committee):
-        return found | {"members": [describe(member) for member in potential.members]}
+        members: Any = potential.members
+        return found | {"members": [describe(member) for member in members]}
     found["units"] = {"length": potential.length_unit, "energy": potential.energy_unit}
     if isinstance(potential, TorchMDNetPotential):
         found["network"] = potential.hyper_parameters

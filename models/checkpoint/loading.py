@@ -109,8 +109,9 @@ def convert(
     The potential that was written.
     """
     potential = load_potential(checkpoint, units=units, elements=elements)
-    for member in potential.members if isinstance(potential, Committee) else [potential]:
-        member.metadata.update(metadata or {})
+    members = list(potential.members) if isinstance(potential, Committee) else [potential]
+    for member in members:
+        member.metadata |= dict(metadata or {})  # type: ignore[operator]
     save_potential(potential, Path(output))
     return potential
 

@@ -210,5 +210,6 @@ def _radial(
         }
         return {"radial": "expnorm", "radial_functions": size, "trainable_radial": True}, state
     raise ValueError(
-        f"{pool.name}: unknown radial basis {kind!r}: expected SphericalBessel, Gaussian or ExpNorm"
+        f"{pool.name}: unknown radial basis {kind!r}: expected SphericalBessel, Gaussian or "
+        "ExpNorm"
     )

@@ -69,12 +69,12 @@ def read_modelforge(
     pool = TensorPool({_torchmdnet_name(k): t for k, t in core.items() if _is_core(k)}, name)
 
     cutoff = float(pool.take("cutoff_module.cutoff"))
-    pool.discard(*(key for key in pool.keys() if key.endswith(".cutoff_module.cutoff")))
+    pool.discard(*(key for key in pool.names() if key.endswith(".cutoff_module.cutoff")))
     centres = pool.take("radial_symmetry_function.radial_basis_centers")
     factors = pool.take("radial_symmetry_function.radial_scale_factor")
     _check_no_minimum_radius(float(centres[0]), cutoff, name)
     layers = 1 + max(
-        (int(key.split(".")[1]) for key in pool.keys() if key.startswith("layers.")), default=-1
+        (int(key.split(".")[1]) for key in pool.names() if key.startswith("layers.")), default=-1
     )
     state = {"radial.means": centres, "radial.betas": factors.double().pow(-2).to(factors.dtype)}
     state |= embedding_state(pool, "", interleaved=True)
@@ -96,7 +96,7 @@ def read_modelforge(
         "head.linear.weight": weight.sum(0, keepdim=True),
         "head.linear.bias": bias.sum(0, keepdim=True),
     }
-    pool.discard(*(key for key in pool.keys() if key.startswith("output_layers.")))
+    pool.discard(*(key for key in pool.names() if key.startswith("output_layers.")))
     table = state["embedding.species.weight"]
     references = torch.zeros(len(table), dtype=torch.float64)
     references[1:] = _statistic(outside, "mean", 0.0)  # it adds the mean to every atom

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-
 from safetensors import SafetensorError
 from torch import nn
 
