@@ -1,0 +1,215 @@
+r"""Real spherical harmonics and the Clebsch-Gordan tensors that couple them.
+
+Both are in e3nn's real basis: degree l has 2l + 1 components, m = -l to l, with y as the polar
+axis. For l = 1 they are x, y, z; for l = 2
+
+.. math:: \sqrt{15} x z,\ \sqrt{15} x y,\ \tfrac{\sqrt 5}{2} (3 y^2 - 1),\ \sqrt{15} y z,\
+    \tfrac{\sqrt{15}}{2} (z^2 - x^2)
+
+in *component* normalisation: :math:`\sum_m Y_{lm}^2 = 2l + 1` for every direction. Degrees
+0 to L side by side make :math:`d = (L + 1)^2` components.
+"""
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+MAX_DEGREE = 6
+GROUPS = ("O(3)", "SO(3)")
+
+
+def check_degree(lmax: int, highest: int = MAX_DEGREE, lowest: int = 0) -> int:
+    """The degree itself.
+
+    Raises
+    ------
+    ValueError
+        If it is not a whole number from ``lowest`` to ``highest``.
+    """
+    if isinstance(lmax, bool) or not isinstance(lmax, int) or not lowest <= lmax <= highest:
+        raise ValueError(
+            f"the maximum degree L is {lmax!r}: expected a whole number from {lowest} to {highest}"
+        )
+    return lmax
+
+
+def check_group(group: str) -> str:
+    """The group itself.
+
+    Raises
+    ------
+    ValueError
+        If it is not one of ``GROUPS``.
+    """
+    if group not in GROUPS:
+        raise ValueError(f"unknown group {group!r}: expected one of {', '.join(GROUPS)}")
+    return group
+
+
+class SphericalHarmonics(nn.Module):
+    r"""Harmonics of unit vectors, degrees 0 to L.
+
+    .. math::
+        Y_{lm} = \sqrt{2l+1} \sqrt{\frac{(2 - \delta_{m0}) (l-|m|)!}{(l+|m|)!}}
+        \; \Pi_l^{|m|}(y) \;
+        \begin{cases} \Re (z + i x)^m & m \ge 0 \\ \Im (z + i x)^{|m|} & m < 0 \end{cases}
+
+    where :math:`\Pi_l^m` is the associated Legendre polynomial without its factor
+    :math:`(1 - y^2)^{m/2}`. All of it is polynomial in the components: gradients are finite for
+    every direction, those along an axis among them.
+
+    Parameters
+    ----------
+    lmax
+        L, 0 to 6.
+    """
+
+    def __init__(self, lmax: int) -> None:
+        super().__init__()
+        self.lmax = check_degree(lmax)
+        self.norms = [
+            [
+                math.sqrt(2 * degree + 1)
+                * math.sqrt((2 - (m == 0)) * math.factorial(degree - m))
+                / math.sqrt(math.factorial(degree + m))
+                for m in range(degree + 1)
+            ]
+            for degree in range(lmax + 1)
+        ]
+
+    def forward(self, unit: Tensor) -> Tensor:
+        """(E, 3) vectors of length 1 -> (E, d)."""
+        x, y, z = unit[:, 0], unit[:, 1], unit[:, 2]
+        cosines = [torch.ones_like(x)]
+        sines = [torch.zeros_like(x)]
+        for m in range(self.lmax):
+            cosines.append(z * cosines[m] - x * sines[m])
+            sines.append(z * sines[m] + x * cosines[m])
+        # legendre[l][m]
+        legendre = [[torch.ones_like(x)]]
+        for degree in range(1, self.lmax + 1):
+            row: list[Tensor] = []
+            for m in range(degree - 1):
+                lower = (2 * degree - 1) * y * legendre[degree - 1][m]
+                lowest = (degree + m - 1) * legendre[degree - 2][m]
+                row.append((lower - lowest) / (degree - m))
+            row.append((2 * degree - 1) * y * legendre[degree - 1][degree - 1])
+            row.append((2 * degree - 1) * legendre[degree - 1][degree - 1])
+            legendre.append(row)
+        columns: list[Tensor] = []
+        for degree in range(self.lmax + 1):
+            for k in range(-degree, degree + 1):
+                m = abs(k)
+                phase = sines[m] if k < 0 else cosines[m]
+                columns.append(self.norms[degree][m] * legendre[degree][m] * phase)
+        return torch.stack(columns, dim=1)
+
+
+# Clebsch-Gordan tensors
+
+
+def _su2_coefficient(l1: int, l2: int, l3: int, m1: int, m2: int) -> float:
+    """<l1 m1 l2 m2 | l3 m1+m2> by Racah's formula, summed in whole numbers."""
+    f = math.factorial
+    m3 = m1 + m2
+    total = 0
+    denominator = 1
+    for k in range(max(0, l2 - l3 - m1, l1 - l3 + m2), min(l1 + l2 - l3, l1 - m1, l2 + m2) + 1):
+        product = (
+            f(k) * f(l1 + l2 - l3 - k) * f(l1 - m1 - k) * f(l2 + m2 - k)
+            * f(l3 - l2 + m1 + k) * f(l3 - l1 - m2 + k)
+        )  # fmt: skip
+        total = total * product + (-1) ** k * denominator
+        denominator *= product
+    square = (
+        (2 * l3 + 1) * f(l3 + l1 - l2) * f(l3 - l1 + l2) * f(l1 + l2 - l3)
+        * f(l3 + m3) * f(l3 - m3) * f(l1 - m1) * f(l1 + m1) * f(l2 - m2) * f(l2 + m2)
+    )  # fmt: skip
+    return total / denominator * math.sqrt(square / f(l1 + l2 + l3 + 1))
+
+
+def _real_from_complex(degree: int) -> NDArray[np.complex128]:
+    """Unitary Q[m complex, m real] of one degree, times (-i)^l so that all couplings are real."""
+    q = np.zeros((2 * degree + 1, 2 * degree + 1), dtype=np.complex128)
+    q[degree, degree] = 1
+    for m in range(1, degree + 1):
+        q[degree - m, degree + m] = 1 / math.sqrt(2)
+        q[degree - m, degree - m] = -1j / math.sqrt(2)
+        q[degree + m, degree + m] = (-1) ** m / math.sqrt(2)
+        q[degree + m, degree - m] = 1j * (-1) ** m / math.sqrt(2)
+    return (-1j) ** degree * q
+
+
+@cache
+def _coupling(l1: int, l2: int, l3: int) -> NDArray[np.float64]:
+    c = np.zeros((2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1))
+    for m1 in range(-l1, l1 + 1):
+        for m2 in range(max(-l2, -l3 - m1), min(l2, l3 - m1) + 1):
+            c[l1 + m1, l2 + m2, l3 + m1 + m2] = _su2_coefficient(l1, l2, l3, m1, m2)
+    q1, q2, q3 = (_real_from_complex(degree) for degree in (l1, l2, l3))
+    real = np.einsum("ai,bj,ck,abc->ijk", q1, q2, q3.conj(), c).real
+    return real / np.linalg.norm(real)
+
+
+def clebsch_gordan(l1: int, l2: int, l3: int) -> NDArray[np.float64]:
+    r"""The invariant tensor that couples degrees l1 and l2 to l3, of Frobenius norm 1.
+
+    .. math:: C_{ijk} = \sum_{i'j'k'} D^{l_1}_{i'i} D^{l_2}_{j'j} D^{l_3}_{k'k} C_{i'j'k'}
+
+    for every rotation; e3nn's ``wigner_3j``, sign included.
+
+    Returns
+    -------
+    (2 l1 + 1, 2 l2 + 1, 2 l3 + 1) float64
+
+    Raises
+    ------
+    ValueError
+        If a degree is out of range or the three make no triangle.
+    """
+    for degree in (l1, l2, l3):
+        check_degree(degree)
+    if not abs(l1 - l2) <= l3 <= l1 + l2:
+        raise ValueError(
+            f"degrees {l1}, {l2} and {l3} do not couple: expected |l1 - l2| <= l3 <= l1 + l2"
+        )
+    return _coupling(l1, l2, l3).copy()
+
+
+def paths(lmax: int, group: str = "O(3)") -> list[tuple[int, int, int]]:
+    """All (l1, l2, l3) up to L that couple; for O(3) only those whose sum is even.
+
+    A feature of degree l stands for parity (-1)^l: an odd sum would mix parities, and the
+    energy of a mirror image would be another.
+    """
+    check_degree(lmax)
+    check_group(group)
+    return [
+        (l1, l2, l3)
+        for l1 in range(lmax + 1)
+        for l2 in range(lmax + 1)
+        for l3 in range(abs(l1 - l2), min(lmax, l1 + l2) + 1)
+        if group == "SO(3)" or (l1 + l2 + l3) % 2 == 0
+    ]
+
+
+def degree_slice(degree: int) -> slice:
+    """Where the components of one degree lie among the d."""
+    return slice(degree**2, (degree + 1) ** 2)
+
+
+def coupling_tensor(lmax: int, group: str = "O(3)") -> NDArray[np.float64]:
+    """Sum over all paths of the Clebsch-Gordan tensors, (d, d, d): M[i, j, k].
+
+    One weight for all paths (path-weight sharing, Lin et al. 2025, arXiv:2507.01131) makes the
+    whole tensor product one bilinear map: out[k] = sum_ij M[i, j, k] x[i] y[j].
+    """
+    size = (lmax + 1) ** 2
+    tensor = np.zeros((size, size, size))
+    for l1, l2, l3 in paths(lmax, group):
+        tensor[degree_slice(l1), degree_slice(l2), degree_slice(l3)] = _coupling(l1, l2, l3)
+    return tensor
