@@ -124,15 +124,25 @@ def pair_distances(
 
 def bonds(atoms: Atoms) -> list[tuple[int, int]]:
     """Pairs i < j close enough for a bond, not through periodic boundaries."""
-    search = vesin.NeighborList(
-        cutoff=float(2 * BOND_TOLERANCE * covalent_radii[atoms.numbers].max()), full_list=False
-    )
-    i, j, d = search.compute(atoms.positions, np.zeros((3, 3)), False, quantities="ijd")
-    radii = covalent_radii[atoms.numbers]
-    bonded = d < BOND_TOLERANCE * (radii[i] + radii[j])
-    return sorted(
-        (int(min(a, b)), int(max(a, b))) for a, b in zip(i[bonded], j[bonded], strict=True)
-    )
+    i, j = _bonded(atoms.numbers, atoms.positions, np.zeros((3, 3)), np.zeros(3, dtype=bool))
+    return sorted((int(a), int(b)) for a, b in zip(i, j, strict=True) if a < b)
+
+
+def coordination(atoms: Atoms) -> NDArray[np.int64]:
+    """Number of bonds of each atom, those through periodic boundaries included, (N,)."""
+    i, _ = _bonded(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    return np.bincount(i, minlength=len(atoms))
+
+
+def _bonded(
+    numbers: NDArray[np.int64], positions: Array, cell: Array, pbc: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    radii = covalent_radii[numbers]
+    search = vesin.NeighborList(cutoff=float(2 * BOND_TOLERANCE * radii.max()), full_list=True)
+    box = cell if pbc.any() else np.zeros((3, 3))
+    i, j, d = search.compute(positions, box, pbc, quantities="ijd")
+    near = d < BOND_TOLERANCE * (radii[i] + radii[j])
+    return i[near].astype(np.int64), j[near].astype(np.int64)
 
 
 def superpose(moved: Array, fixed: Array, weights: Array) -> Array:

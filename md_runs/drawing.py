@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
-from .analysis import bonds, superpose
+from .analysis import bonds, coordination, superpose
 from .figures import FAINT, INK, canvas
 
 Array = NDArray[np.float64]
@@ -21,6 +21,8 @@ MOST_SPHERES = 400
 """More atoms than this are drawn as flat discs: shading each would take long."""
 BALL = 0.42
 """Radius of a sphere in covalent radii."""
+MOST_BONDS = 6
+"""Between atoms that both have more neighbours than this no bond is drawn."""
 OWN_COLORS = {1: "#f4f4f4", 6: "#4d565f"}
 """Where the usual colours vanish on white or in print."""
 
@@ -29,8 +31,7 @@ def before_and_after(path: Path, before: Atoms, after: Atoms, titles: tuple[str,
     """The two structures side by side, seen from the same direction and at the same scale."""
     before, after = before.copy(), after.copy()
     if before.pbc.any():
-        for atoms in (before, after):
-            atoms.wrap(eps=1e-3)
+        _wrap_alike(before, after)
     else:
         after.positions = superpose(after.positions, before.positions, before.get_masses())
     view = _view(before)
@@ -49,6 +50,19 @@ def before_and_after(path: Path, before: Atoms, after: Atoms, titles: tuple[str,
             axes.set_title(title, loc="center")
 
 
+def _wrap_alike(before: Atoms, after: Atoms) -> None:
+    """Bring atoms into the cell, each into the same image in both where it stayed near."""
+    pbc = before.pbc
+    old = before.cell.scaled_positions(before.positions)
+    new = after.cell.scaled_positions(after.positions)
+    images = np.floor(old + 1e-3) * pbc
+    old, new = old - images, new - images
+    strayed = ((new < -0.15) | (new > 1.15)) & pbc
+    new = np.where(strayed, new - np.floor(new), new)
+    before.positions = before.cell.cartesian_positions(old)
+    after.positions = after.cell.cartesian_positions(new)
+
+
 def _draw(axes: Axes, atoms: Atoms, center: Array, view: Array) -> None:
     points = _project(atoms.positions, center, view)
     colors = np.array([to_rgb(OWN_COLORS.get(z, jmol_colors[z])) for z in atoms.numbers])
@@ -56,7 +70,7 @@ def _draw(axes: Axes, atoms: Atoms, center: Array, view: Array) -> None:
     depth = points[:, 2]
     near = (depth - depth.min()) / max(float(np.ptp(depth)), 1e-9)
     _draw_cell(axes, atoms, center, view)
-    for i, j in bonds(atoms):
+    for i, j in _drawn_bonds(atoms):
         _draw_bond(axes, points[[i, j]], colors[[i, j]], radii[[i, j]])
     if len(atoms) > MOST_SPHERES:
         order = np.argsort(depth)
@@ -76,6 +90,12 @@ def _draw(axes: Axes, atoms: Atoms, center: Array, view: Array) -> None:
             interpolation="bilinear",
             zorder=10 + z,
         )
+
+
+def _drawn_bonds(atoms: Atoms) -> list[tuple[int, int]]:
+    """Bonds, but not the many of a close-packed metal."""
+    neighbors = coordination(atoms)
+    return [(i, j) for i, j in bonds(atoms) if min(neighbors[i], neighbors[j]) <= MOST_BONDS]
 
 
 def _sphere(color: Array, pixels: int = 96) -> Array:
@@ -100,16 +120,22 @@ def _draw_bond(axes: Axes, ends: Array, colors: Array, radii: Array) -> None:
     length = float(np.linalg.norm(direction))
     if length < 1e-6:
         return
-    start = ends[0] + direction * (0.8 * radii[0] / length)
-    stop = ends[1] - direction * (0.8 * radii[1] / length)
+    start = ends[0] + direction * (0.9 * radii[0] / length)
+    stop = ends[1] - direction * (0.9 * radii[1] / length)
     middle = 0.5 * (start + stop)
     depth = 10 + float(ends[:, 2].min()) + 0.01
-    axes.plot(*zip(start[:2], stop[:2], strict=True), color=INK, linewidth=6.4, zorder=depth)
+    axes.plot(
+        *zip(start[:2], stop[:2], strict=True),
+        color=INK,
+        linewidth=6.0,
+        zorder=depth,
+        solid_capstyle="butt",
+    )
     for end, color in ((start, colors[0]), (stop, colors[1])):
         axes.plot(
             *zip(end[:2], middle[:2], strict=True),
             color=tuple(np.clip(0.88 * color, 0, 1)),
-            linewidth=4.8,
+            linewidth=4.4,
             zorder=depth + 1e-3,
             solid_capstyle="butt",
         )

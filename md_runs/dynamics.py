@@ -99,8 +99,7 @@ def start_md(
         After SIGINT or SIGTERM, with everything saved.
     """
     check_ensemble(atoms, settings)
-    atoms.get_potential_energy()  # what is wrong with the structure shows before a folder is made
-    atoms.get_forces()
+    _warm_up(atoms)  # what is wrong with the structure shows before a folder is made
     if settings.keep_velocities and not atoms.has("momenta"):
         raise ValueError("--keep-velocities: the structure has no velocities")
     if settings.ensemble == "npt" and settings.compressibility is None:
@@ -155,6 +154,7 @@ def resume_md(
             folder.write_config({**config, "settings": to_json(settings)})
         atoms = folder.start()
         atoms.calc = calculator
+        _warm_up(atoms)
         return _Run(folder, atoms, settings, restart).until(settings.steps, observer, save_every)
 
 
@@ -302,6 +302,18 @@ def last_state(folder: RunFolder) -> Atoms:
     if (folder.path / RESTART).exists():
         _set_state(atoms, folder.read_restart().arrays)
     return atoms
+
+
+def _warm_up(atoms: Atoms) -> None:
+    """Evaluate until the numbers are those of every later evaluation, to the last bit.
+
+    TorchScript runs its first call unoptimised, and rounds otherwise from the second on: a run
+    that was resumed would differ from one that was not.
+    """
+    for _ in range(3):
+        atoms.calc.reset()
+        atoms.get_forces()
+        atoms.get_potential_energy()
 
 
 def _state(atoms: Atoms) -> dict[str, Any]:

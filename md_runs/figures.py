@@ -70,11 +70,11 @@ def energies(path: Path, log: Columns, atoms: int, drift: float | None) -> None:
         axes = np.atleast_1d(figure.subplots(rows, 1, sharex=True, height_ratios=[1.5, 1][:rows]))
         top: Axes = axes[0]
         start = log["potential_ev"][0]
-        top.plot(time, log["potential_ev"] - start, color=PALETTE[0], label="potential")
+        top.plot(time, log["potential_ev"] - start, color=PALETTE[0], label="potential − E$_0$")
         top.plot(time, log["kinetic_ev"], color=PALETTE[1], label="kinetic")
-        top.plot(time, log["total_ev"] - start, color=INK, label="total")
+        top.plot(time, log["total_ev"] - start, color=INK, label="total − E$_0$")
         top.set_ylabel("energy / eV")
-        top.set_title(f"Energies (potential from its first value, {start:.4f} eV)")
+        top.set_title(f"Energies, E$_0$ = {start:.4f} eV")
         _legend(top)
         if conserved is not None:
             bottom: Axes = axes[1]
@@ -95,7 +95,7 @@ def temperature(path: Path, log: Columns, freedom: int, target: float | None) ->
     """Temperature against time, and its distribution against the canonical one."""
     time, values = log["time_ps"], log["temperature_k"]
     with canvas(path, 8.0, 3.3) as figure:
-        left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3.6, 1])
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=[4.2, 1])
         left.plot(time, values, color=PALETTE[1], alpha=0.45, linewidth=1.0)
         window = max(len(values) // 20, 1)
         if window > 1:
@@ -115,7 +115,6 @@ def temperature(path: Path, log: Columns, freedom: int, target: float | None) ->
         if target is not None and freedom > 0:
             grid = np.linspace(max(values.min() * 0.8, 1e-3), values.max() * 1.15, 200)
             right.plot(_canonical(grid, target, freedom), grid, color=INK, linewidth=1.2)
-            right.set_title("and as expected")
         right.set_xlabel("density / K$^{-1}$")
         right.xaxis.set_major_locator(MaxNLocator(2))
 
@@ -176,8 +175,20 @@ def convergence(path: Path, log: Columns, fmax: float) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+    """Above the axes, on the right: it hides no data."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(
+            handles,
+            labels,
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=len(handles),
+            borderaxespad=0.15,
+            handlelength=1.4,
+            columnspacing=1.2,
+            fontsize=9,
+        )
 
 
 def _first_nonzero(pairs: PairDistances) -> float:

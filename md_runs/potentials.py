@@ -81,23 +81,21 @@ def weights_digest(potential: nn.Module) -> str:
 
 def absolute(names: tuple[str, ...]) -> tuple[str, ...]:
     """File names made absolute, so that a run resumes from any folder; registry names kept."""
-    return tuple(str(Path(name).resolve()) if Path(name).exists() else name for name in names)
+    from ..models.checkpoint import registry_names
+
+    known = set(registry_names())
+    return tuple(
+        str(Path(name).resolve()) if name not in known and Path(name).exists() else name
+        for name in names
+    )
 
 
 def describe_checkpoint(checkpoint: str, units: tuple[str, str] | None = None) -> dict[str, Any]:
-    """What is known of a checkpoint: architecture, elements, units, digest, metadata."""
-    calculator, record = load_calculator(ModelSettings((checkpoint,), device="cpu", units=units))
-    potential = calculator.potential
-    members = getattr(potential, "members", [potential])
-    return {
-        **{key: record[key] for key in ("name", "architecture", "members", "parameters")},
-        "elements": record["elements"],
-        "cutoff_angstrom": record["cutoff_angstrom"],
-        "length_unit": getattr(members[0], "length_unit", None),
-        "energy_unit": getattr(members[0], "energy_unit", None),
-        "sha256": record["sha256"],
-        "metadata": calculator.info()["metadata"],
-    }
+    """What is known of a checkpoint: architecture, elements, units, metadata, digest."""
+    from ..models.checkpoint import describe, load_potential
+
+    potential = load_potential(checkpoint, units=units)
+    return {**describe(potential), "sha256": weights_digest(potential)}
 
 
 def convert_checkpoint(

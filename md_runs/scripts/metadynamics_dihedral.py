@@ -33,7 +33,7 @@ metadynamics = app.Metadynamics(
     temperature=300 * unit.kelvin,
     biasFactor=8,
     height=1.0 * unit.kilojoule_per_mole,
-    frequency=100,
+    frequency=min(100, max(arguments.steps // 5, 1)),
 )
 
 integrator = openmm.LangevinMiddleIntegrator(
