@@ -102,7 +102,7 @@ def is_torch(data: bytes) -> bool:
     """Whether the bytes were written by ``torch.save`` (a zip of its own, or a pickle)."""
     if is_zip(data):
         return any(PurePosixPath(n).name == "data.pkl" for n in _zip_names(data, "the file"))
-    return data[:1] == b"\x80"
+    return data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
 def is_torchscript(data: bytes) -> bool:

@@ -203,6 +203,12 @@ def _load_path(path: Path, request: _Request) -> AnyPotential:
 
 
 def _load_bytes(data: bytes, name: str, request: _Request) -> AnyPotential:
+    if is_safetensors(data):
+        potential = read_native(data, name)
+        _agreed((potential.length_unit, potential.energy_unit), request.units, name)
+        if request.elements is not None:
+            _restrict(potential, request.elements, name)
+        return potential
     if is_torchscript(data):
         raise ValueError(
             f"{name} is a TorchScript archive, which is code: expected the checkpoint it was "
@@ -212,12 +218,6 @@ def _load_bytes(data: bytes, name: str, request: _Request) -> AnyPotential:
         return _load_torch(data, name, request)
     if is_zip(data):
         return _load_zip(data, name, request)
-    if is_safetensors(data):
-        potential = read_native(data, name)
-        _agreed((potential.length_unit, potential.energy_unit), request.units, name)
-        if request.elements is not None:
-            _restrict(potential, request.elements, name)
-        return potential
     if data.startswith(b"version https://git-lfs"):
         raise ValueError(f"{name} is a Git LFS pointer: run `git lfs pull` to get the file itself")
     raise ValueError(f"{name} is no checkpoint that tensormd reads: expected {READABLE}")
