@@ -44,7 +44,7 @@ class StressUndefinedError(PropertyNotImplementedError, ValueError):
     """Stress was asked of a structure that has no volume."""
 
 
-class PotentialCalculator(Calculator):  # type: ignore[misc]
+class PotentialCalculator(Calculator):
     """Energies and forces of a potential for ASE.
 
     Parameters
@@ -169,7 +169,7 @@ class PotentialCalculator(Calculator):  # type: ignore[misc]
         return torch.stack(matrices).mean(0).cpu().numpy()
 
     def _graph(self, atoms: Atoms, charge: int, neighbors: NeighborList) -> Graph:
-        check_elements(atoms.numbers, self.potential.elements)  # type: ignore[arg-type]
+        check_elements(atoms.numbers, self.potential.elements)
         check_geometry(atoms.positions, atoms.cell.array, atoms.pbc)
         return neighbors.graph(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, charge)
 
@@ -223,7 +223,7 @@ class PotentialCalculator(Calculator):  # type: ignore[misc]
             "architecture": self.potential.architecture,
             "members": len(members),
             "parameters": sum(p.numel() for p in self.potential.parameters()),
-            "elements": symbols(self.potential.elements),  # type: ignore[arg-type]
+            "elements": symbols(self.potential.elements),
             "cutoff_angstrom": self.potential.cutoff,
             "device": str(self.device),
             "backend": self.backend,

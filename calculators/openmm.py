@@ -209,11 +209,9 @@ def _atomic_numbers(topology_or_numbers: Any) -> NDArray[np.int64]:
                 "OpenMM Topology"
             )
         return numbers.astype(np.int64)
-    numbers = []
-    for atom in topology_or_numbers.atoms():
-        # A virtual site has no element: it may exist, as long as the model does not act on it.
-        numbers.append(0 if atom.element is None else atom.element.atomic_number)
-    return np.array(numbers, dtype=np.int64)
+    # A virtual site has no element: it may exist, as long as the model does not act on it.
+    elements = [atom.element for atom in topology_or_numbers.atoms()]
+    return np.array([0 if e is None else e.atomic_number for e in elements], dtype=np.int64)
 
 
 def _has_box(topology_or_numbers: Any) -> bool:

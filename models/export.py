@@ -3,8 +3,6 @@
 They hold only plain torch operators: a file made here needs neither tensormd nor Python.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 
@@ -22,6 +20,12 @@ TARGETS = ("openmm", "portable")
 
 class EdgeCache(nn.Module):
     """Neighbour pairs with a Verlet skin, kept between calls of a compiled module."""
+
+    points: Tensor
+    cell: Tensor
+    periodic: Tensor
+    edge_index: Tensor
+    edge_shift: Tensor
 
     def __init__(self, cutoff: float, skin: float) -> None:
         super().__init__()
@@ -138,6 +142,11 @@ class OpenMMModule(nn.Module):
         Of the neighbour list, Angstrom.
     """
 
+    numbers: Tensor
+    particles: Tensor
+    charge: Tensor
+    periodic: Tensor
+
     def __init__(
         self,
         members: Sequence[Potential],
@@ -234,9 +243,7 @@ def export_torchscript(
         module: nn.Module = PortableModule(members, skin)
     elif target == "openmm":
         if numbers is None:
-            raise ValueError(
-                "the openmm target needs numbers: atomic numbers of its particles"
-            )
+            raise ValueError("the openmm target needs numbers: atomic numbers of its particles")
         module = OpenMMModule(
             members, numbers, charge=charge, particles=particles, periodic=periodic, skin=skin
         )
@@ -244,7 +251,7 @@ def export_torchscript(
         raise ValueError(f"unknown target {target!r}: expected one of {', '.join(TARGETS)}")
     temporary = f"{os.fspath(path)}.partial"
     try:
-        torch.jit.script(module.eval().requires_grad_(False)).save(temporary)
+        torch.jit.save(torch.jit.script(module.eval().requires_grad_(False)), temporary)  # type: ignore[no-untyped-call]
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):
