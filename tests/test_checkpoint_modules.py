@@ -42,7 +42,7 @@ from tensormd.models.units import kcal_per_mol_in_ev
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not state its units"),
     pytest.mark.filterwarnings("ignore:Skipping gradients for"),
-    pytest.mark.filterwarnings("ignore:TorchMD_T is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*TorchMD_T:DeprecationWarning"),
 ]
 
 

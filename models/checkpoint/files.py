@@ -73,20 +73,26 @@ def load_torch(data: bytes, name: str) -> Any:
         with torch.serialization.safe_globals(_plain_data()):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        refused = re.search(r"(?:GLOBAL|global|type|class) ([\w.]+\.[\w.]+)", str(error))
-        if refused is None:
+        message = str(error)
+        refused = re.search(r"(?:GLOBAL|global|type|class) ([\w.]+\.[\w.]+)", message)
+        # Instructions of pickle protocol 4, of which torch reads none: a plain pickle.
+        if refused is None and "Unsupported operand" not in message:
             raise _damaged(name, error) from error
+        what = f" ({refused.group(1)})" if refused else ""
         raise ValueError(
-            f"{name} is a pickle that would run code when opened ({refused.group(1)}): it was "
-            "not opened. Expected tensors and plain data: in the program that wrote it, save "
-            "the state dict and the hyper-parameters instead of the whole object"
+            f"{name} is a pickle that would run code when opened{what}: it was not opened. "
+            "Expected tensors and plain data: in the program that wrote it, save the state "
+            "dict and the hyper-parameters instead of the whole object"
         ) from error
     except Exception as error:  # torch raises whatever its parsers meet in damaged bytes
         raise _damaged(name, error) from error
 
 
 def _damaged(name: str, error: Exception) -> ValueError:
-    reason = str(error).strip().split("\n")[0][:120]
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+    if lines and lines[0].startswith("Weights only load failed"):
+        lines = lines[2:]  # torch's advice to open it all the same, which nobody should follow
+    reason = lines[0][:120] if lines else type(error).__name__
     return ValueError(
         f"{name} is damaged or truncated ({reason}): expected a file written by torch.save; "
         "copy or download it again"
@@ -98,18 +104,18 @@ def is_zip(data: bytes) -> bool:
     return data[:4] == b"PK\x03\x04"
 
 
-def is_torch(data: bytes) -> bool:
+def is_torch(data: bytes, name: str) -> bool:
     """Whether the bytes were written by ``torch.save`` (a zip of its own, or a pickle)."""
     if is_zip(data):
-        return any(PurePosixPath(n).name == "data.pkl" for n in _zip_names(data, "the file"))
+        return any(PurePosixPath(n).name == "data.pkl" for n in _zip_names(data, name))
     return data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
-def is_torchscript(data: bytes) -> bool:
+def is_torchscript(data: bytes, name: str) -> bool:
     """Whether the bytes are a TorchScript archive."""
     if not is_zip(data):
         return False
-    names = [PurePosixPath(n) for n in _zip_names(data, "the file")]
+    names = [PurePosixPath(n) for n in _zip_names(data, name)]
     return any(n.name == "constants.pkl" for n in names) and any("code" in n.parts for n in names)
 
 

@@ -209,12 +209,12 @@ def _load_bytes(data: bytes, name: str, request: _Request) -> AnyPotential:
         if request.elements is not None:
             _restrict(potential, request.elements, name)
         return potential
-    if is_torchscript(data):
+    if is_torchscript(data, name):
         raise ValueError(
             f"{name} is a TorchScript archive, which is code: expected the checkpoint it was "
             "exported from"
         )
-    if is_torch(data):
+    if is_torch(data, name):
         return _load_torch(data, name, request)
     if is_zip(data):
         return _load_zip(data, name, request)
