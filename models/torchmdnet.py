@@ -12,6 +12,7 @@ import copy
 import functools
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
@@ -297,7 +298,8 @@ class TorchMDNetPotential(nn.Module):
             "box_vecs": None,
         }
         try:
-            with torch.random.fork_rng(devices=[]):  # it draws weights that are not kept
+            # It draws weights that are not kept, and changes the filters of warnings.
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 model: nn.Module = create_model(arguments)
         except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(

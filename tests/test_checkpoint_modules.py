@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ from tensormd.models.units import kcal_per_mol_in_ev
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not state its units"),
     pytest.mark.filterwarnings("ignore:Skipping gradients for"),
-    pytest.mark.filterwarnings("ignore:.*TorchMD_T:DeprecationWarning"),
 ]
 
 
@@ -321,6 +321,16 @@ def test_coulomb_cutoff_can_be_set(tmp_path: Path) -> None:
     assert found == pytest.approx(energy, rel=1e-9)
     with pytest.raises(ValueError, match="cutoff is -1"):
         potential.with_coulomb_cutoff(-1)
+
+
+def test_loading_leaves_the_process_as_it_was(tmp_path: Path) -> None:
+    model, arguments = make_model(model="transformer")
+    path = save(tmp_path / "m.ckpt", model, arguments)
+    filters, random = list(warnings.filters), torch.get_rng_state()
+    load_potential(path, units=("angstrom", "ev"))
+    assert list(warnings.filters) == filters
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.get_default_dtype() == torch.float32
 
 
 # Bad input

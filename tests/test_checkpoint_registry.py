@@ -135,6 +135,47 @@ def test_offline(hub: FakeHub) -> None:
     assert "\n" not in message
 
 
+def test_offline_without_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def unknown(*_: Any) -> None:
+        raise OSError("Name or service not known")
+
+    def download(*_: Any, **__: Any) -> None:
+        raise AssertionError("the client of the hub would try again for half a minute")
+
+    monkeypatch.setenv("TENSORMD_CACHE", str(tmp_path))
+    for proxy in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(proxy, raising=False)
+        monkeypatch.delenv(proxy.upper(), raising=False)
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(ValueError, match=r"cannot download aceff-2\.0 .*service not known"):
+        load_potential("aceff-2.0")
+
+
+def test_what_was_downloaded_needs_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    path = tmp_path / "snapshots" / COMMIT / ACEFF[1]
+    path.parent.mkdir(parents=True)
+    path.write_bytes(checkpoint(tmp_path, max_z=100))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    records = {"/".join(ACEFF): {"revision": COMMIT, "sha256": digest}}
+    (tmp_path / "digests.json").write_text(json.dumps(records))
+
+    def download(repository: str, filename: str, **options: Any) -> str:
+        assert (repository, filename) == ACEFF
+        assert options == {"revision": COMMIT, "local_files_only": True}
+        return str(path)
+
+    monkeypatch.setenv("TENSORMD_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert isinstance(load_potential("aceff-1.0"), Potential)
+
+
 def test_units_that_contradict_the_authors(hub: FakeHub, tmp_path: Path) -> None:
     hub.add(*ACEFF, checkpoint(tmp_path, max_z=100))
     load_potential("aceff-1.0", units=("angstrom", "ev"))

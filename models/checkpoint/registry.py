@@ -247,12 +247,32 @@ def _fetch_hub(entry: Entry, file: HubFile) -> Path:
 
 def _hub_download(repository: str, filename: str, revision: str) -> tuple[Path, str]:
     """A local copy of a file, and the commit it is of."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    path = Path(hf_hub_download(repository, filename, revision=revision))
+    found: str | None = None
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        # A commit never changes: what is in the cache needs no network.
+        with contextlib.suppress(LocalEntryNotFoundError):
+            found = hf_hub_download(repository, filename, revision=revision, local_files_only=True)
+    if found is None:
+        _require_network(constants.ENDPOINT)
+        found = hf_hub_download(repository, filename, revision=revision)
+    path = Path(found)
     # The cache is laid out as .../snapshots/COMMIT/FILENAME.
     commit = path.parts[-1 - len(Path(filename).parts)]
     return path, commit if re.fullmatch("[0-9a-f]{40}", commit) else revision
+
+
+def _require_network(address: str) -> None:
+    """Fail at once where the client would try for half a minute."""
+    import socket
+    import urllib.parse
+    import urllib.request
+
+    if not urllib.request.getproxies():  # behind a proxy nothing else need be reachable
+        parts = urllib.parse.urlsplit(address)
+        socket.getaddrinfo(parts.hostname, parts.port or 443)
 
 
 def _hub_digest(file: HubFile, revision: str) -> str:
