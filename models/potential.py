@@ -98,6 +98,11 @@ class Potential(nn.Module):
         The network's own units: names of `units`.
     metadata
         What is worth knowing of the weights: name, training data, errors, licence, source.
+
+    Raises
+    ------
+    ValueError
+        If an element has no place in the tables, or a unit is unknown.
     """
 
     def __init__(
@@ -118,6 +123,14 @@ class Potential(nn.Module):
         self.elements = sorted({int(z) for z in elements})
         if not self.elements:
             raise ValueError("elements is empty: expected the atomic numbers the model knows")
+        if references is None:
+            references = [0.0] * (max(self.elements) + 1)
+        places = min(len(references), getattr(representation, "max_number", len(references)))
+        if not 0 < min(self.elements) <= max(self.elements) < places:
+            raise ValueError(
+                f"elements are {self.elements}: the network and its references have a place for "
+                f"atomic numbers 1 to {places - 1}"
+            )
         self.length_unit = length_unit.lower()
         self.energy_unit = energy_unit.lower()
         self.length_in_angstrom = length_in_angstrom(length_unit)
@@ -126,8 +139,6 @@ class Potential(nn.Module):
         self.representation = representation
         self.readout: EnergyReadout = readout
         self.repulsion = repulsion
-        if references is None:
-            references = [0.0] * (max(self.elements) + 1)
         self.atomic_scale = AtomicScale(references, scale, mean)
         own_cutoff = float(representation.cutoff)  # type: ignore[arg-type]
         if repulsion is not None:

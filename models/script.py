@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import nn
 
 from .potential import Potential
+
+# torch.jit.script keeps what it has compiled in tables that are shared by all threads.
+_COMPILER = threading.Lock()
 
 
 def compile_potential(potential: nn.Module) -> nn.Module:
@@ -15,5 +20,6 @@ def compile_potential(potential: nn.Module) -> nn.Module:
     cannot be compiled.
     """
     if isinstance(potential, Potential):
-        return torch.jit.script(potential)
+        with _COMPILER:
+            return torch.jit.script(potential)
     return potential

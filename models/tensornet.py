@@ -88,6 +88,7 @@ class TensorNet(nn.Module):
             "self_interaction": self_interaction,
         }
         self.channels = channels
+        self.max_number = max_number
         self.cutoff = float(cutoff)
         self.radial = radial_basis(
             radial, cutoff, radial_functions, cutoff_lower, trainable_radial

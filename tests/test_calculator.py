@@ -83,6 +83,20 @@ def test_equals_the_network(dtype: str, ethanol: Atoms) -> None:
     assert abs(energy_error) <= (0 if dtype == "float64" else 2e-4)
 
 
+def test_forces_under_no_grad(checkpoint: Path, ethanol: Atoms) -> None:
+    expected = TensorNetCalculator(checkpoint).evaluate([ethanol])[0]["forces"]
+    with torch.no_grad():
+        ethanol.calc = TensorNetCalculator(checkpoint)
+        np.testing.assert_array_equal(ethanol.get_forces(), expected)
+
+
+def test_elements_without_a_place_in_the_tables() -> None:
+    network = TensorNet(channels=8, max_number=9)
+    for elements, references in (([1, 9], None), ([1, 8], [0.0] * 8), ([0, 1], None)):
+        with pytest.raises(ValueError, match=r"a place for atomic numbers 1 to"):
+            Potential(network, EnergyReadout(8), elements=elements, references=references)
+
+
 def test_stress_of_a_crystal(checkpoint: Path) -> None:
     atoms = crystal()
     atoms.calc = TensorNetCalculator(checkpoint, dtype="float64")
