@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .graph import Graph, displacements
+from .graph import Graph, within
 from .potential import Prediction, assemble
 from .state import check_fit
 from .units import energy_in_ev, length_in_angstrom
@@ -394,14 +394,10 @@ class TorchMDNetPotential(nn.Module):
             If the model cannot treat its cell: see the message for the remedy.
         """
         self._check_cell(graph)
-        vectors = displacements(graph)
-        near = (vectors * vectors).sum(1) < self.cutoff**2
-        graph = graph._replace(
-            edge_index=graph.edge_index[:, near], edge_shift=graph.edge_shift[near]
-        )
-        vectors = vectors[near].detach().requires_grad_(True)
+        graph, vectors = within(graph, self.cutoff)
+        vectors = vectors.detach().requires_grad_(True)
         # Only a Coulomb sum over all pairs reads positions.
-        positions = _centred(graph).requires_grad_(True)
+        positions = _centred(graph).detach().requires_grad_(True)
         energy, energies = self._evaluate(graph, vectors, positions)
         by_vector, by_position = torch.autograd.grad(
             [energy.sum()],
@@ -419,6 +415,12 @@ class TorchMDNetPotential(nn.Module):
         outer = positions.detach().unsqueeze(2) * by_position.unsqueeze(1)
         virial = prediction.virial.index_add(0, graph.system, -0.5 * (outer + outer.mT))
         return Prediction(energy, energies, prediction.forces - by_position, virial)
+
+    def total_energy(self, graph: Graph) -> Tensor:
+        """Sum of all energies, eV, differentiable in ``graph.positions``."""
+        self._check_cell(graph)
+        graph, vectors = within(graph, self.cutoff)
+        return self._evaluate(graph, vectors, _centred(graph))[0].sum()
 
     def _check_cell(self, graph: Graph) -> None:
         output = self.model.output_model
@@ -490,7 +492,7 @@ def _centred(graph: Graph) -> Tensor:
     sums = sums.index_add(0, graph.system, graph.positions)
     sizes = torch.bincount(graph.system, minlength=len(sums)).clamp(min=1)
     means = sums / sizes.unsqueeze(1)
-    return (graph.positions - means.index_select(0, graph.system)).detach()
+    return graph.positions - means.index_select(0, graph.system)
 
 
 def _one_system(

@@ -37,6 +37,7 @@ from helpers import (
 from tensormd.models import NeighborList, batch_graphs
 from tensormd.models.checkpoint import describe, load_potential, save_potential
 from tensormd.models.graph import displacements
+from tensormd.models.hessian import hessian
 from tensormd.models.torchmdnet import TorchMDNetPotential
 from tensormd.models.units import kcal_per_mol_in_ev
 
@@ -321,6 +322,21 @@ def test_coulomb_cutoff_can_be_set(tmp_path: Path) -> None:
     assert found == pytest.approx(energy, rel=1e-9)
     with pytest.raises(ValueError, match="cutoff is -1"):
         potential.with_coulomb_cutoff(-1)
+
+
+@pytest.mark.parametrize("variant", ["equivariant-transformer", "tensornet2, Coulomb"])
+def test_second_derivatives(variant: str, tmp_path: Path) -> None:
+    model, arguments = make_model(**VARIANTS[variant])
+    potential = load(tmp_path, model, arguments)
+    points, step = positions(), 1e-5
+    matrix = hessian(potential.total_energy, graph(potential, NUMBERS, points))
+    for atom, axis in ((0, 1), (4, 2)):
+        moved = [points.copy(), points.copy()]
+        moved[0][atom, axis] += step
+        moved[1][atom, axis] -= step
+        up, down = (potential(graph(potential, NUMBERS, p)).forces for p in moved)
+        column = -(up - down).reshape(-1) / (2 * step)
+        assert relative_error(matrix[:, 3 * atom + axis], column) < 1e-5
 
 
 def test_loading_leaves_the_process_as_it_was(tmp_path: Path) -> None:
