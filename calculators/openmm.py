@@ -20,7 +20,7 @@ from ..models.committee import Committee
 from ..models.export import OpenMMModule, scriptable_members
 from ..models.graph import NeighborList
 from ..models.potential import parse_dtype
-from ..models.script import compile_potential
+from ..models.script import compile_potential, script
 from ..models.units import kj_per_mol_in_ev, nm_in_angstrom
 from .openmm_engines import choose_engine
 from .validation import check_elements, parse_charge, parse_device
@@ -120,7 +120,7 @@ def _torch_force(
         periodic=periodic,
         skin=SKIN_ANGSTROM,
     )
-    force = openmmtorch.TorchForce(torch.jit.script(module.eval().requires_grad_(False)))
+    force = openmmtorch.TorchForce(script(module))
     force.setOutputsForces(True)
     force.setUsesPeriodicBoundaryConditions(periodic)
     return force

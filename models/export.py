@@ -13,6 +13,7 @@ from .committee import Committee
 from .graph import Graph
 from .pairs import neighbor_pairs
 from .potential import Potential
+from .script import script
 from .units import kj_per_mol_in_ev, nm_in_angstrom
 
 TARGETS = ("openmm", "portable")
@@ -251,7 +252,7 @@ def export_torchscript(
         raise ValueError(f"unknown target {target!r}: expected one of {', '.join(TARGETS)}")
     temporary = f"{os.fspath(path)}.partial"
     try:
-        torch.jit.save(torch.jit.script(module.eval().requires_grad_(False)), temporary)  # type: ignore[no-untyped-call]
+        torch.jit.save(script(module), temporary)  # type: ignore[no-untyped-call]
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):

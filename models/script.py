@@ -9,17 +9,21 @@ from torch import nn
 
 from .potential import Potential
 
-# torch.jit.script keeps what it has compiled in tables that are shared by all threads.
+# torch.jit.script keeps what it has compiled in tables that all threads share, unprotected.
 _COMPILER = threading.Lock()
 
 
+def script(module: nn.Module) -> torch.jit.ScriptModule:
+    """The module for inference, compiled by TorchScript; safe to call from several threads."""
+    with _COMPILER:
+        compiled: torch.jit.ScriptModule = torch.jit.script(module.eval().requires_grad_(False))
+    return compiled
+
+
 def compile_potential(potential: nn.Module) -> nn.Module:
-    """The potential compiled by TorchScript, once for every size and kind of system.
+    """The potential compiled, once for every size and kind of system.
 
     Architectures that run as torchmd-net's own modules are returned as they are: those
     cannot be compiled.
     """
-    if isinstance(potential, Potential):
-        with _COMPILER:
-            return torch.jit.script(potential)
-    return potential
+    return script(potential) if isinstance(potential, Potential) else potential

@@ -300,6 +300,24 @@ def test_two_threads(checkpoint: Path) -> None:
             np.testing.assert_allclose(forces, expected[k], atol=1e-5)
 
 
+def test_many_threads_may_compile_at_once(checkpoint: Path) -> None:
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            TensorNetCalculator(checkpoint).calculate(Atoms("H"))
+        except BaseException as error:  # collected, so that the test sees it
+            failures.append(error)
+
+    for _ in range(3):
+        threads = [threading.Thread(target=work) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+
+
 def test_worker_process(checkpoint: Path, ethanol: Atoms) -> None:
     calculator = TensorNetCalculator(checkpoint)
     expected = _forces(calculator, ethanol)
