@@ -212,9 +212,12 @@ def test_file(wrapped: bool, tmp_path: Path) -> None:
     [
         (
             lambda s: s.pop(f"core_network.{REPRESENTATION}rsf_projections.A.bias"),
-            "no tensor distance_proj2",
+            r"no tensor representation_module\.rsf_projections\.A\.bias",
         ),
-        (lambda s: s.pop("core_network.interaction_modules.1.linear_layer.5.weight"), "no tensor"),
+        (
+            lambda s: s.pop("core_network.interaction_modules.1.linear_layer.5.weight"),
+            r"no tensor interaction_modules\.1\.linear_layer\.5\.weight",
+        ),
         (lambda s: s.update({"core_network.interaction_modules.0.x": torch.ones(1)}), "not have"),
         (
             lambda s: s[

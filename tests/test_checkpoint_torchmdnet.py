@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -325,8 +329,28 @@ def test_what_is_wrong_with_a_checkpoint_is_said(
         load_potential(tmp_path / "bad.ckpt")
 
 
-def test_numpy_numbers_in_hyper_parameters(tmp_path: Path) -> None:
+def test_plain_data_that_checkpoints_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Lightning before 1.5 kept the states of callbacks under their classes.
+    module = ModuleType("pytorch_lightning.callbacks.early_stopping")
+    early_stopping = type("EarlyStopping", (), {"__module__": module.__name__})
+    monkeypatch.setattr(module, "EarlyStopping", early_stopping, raising=False)
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
     model, arguments = make_model()
     arguments["cutoff_upper"] = np.float64(4.5)
+    arguments["log_dir"] = tmp_path
+    content = torch.load(save(tmp_path / "m.ckpt", model, arguments), weights_only=False)
+    content["hyper_parameters"] = argparse.Namespace(**content["hyper_parameters"])
+    content["callbacks"] = {early_stopping: {"patience": 3}}
+    torch.save(content, tmp_path / "m.ckpt")
+    monkeypatch.undo()
+    assert load_potential(tmp_path / "m.ckpt").cutoff == 4.5
+
+
+def test_files_read_by_many_threads(tmp_path: Path) -> None:
+    model, arguments = make_model(num_layers=0)
+    arguments["cutoff_upper"] = np.float64(4.5)
     path = save(tmp_path / "m.ckpt", model, arguments)
-    assert load_potential(path).cutoff == 4.5
+    with ThreadPoolExecutor(4) as pool:
+        potentials = list(pool.map(lambda _: load_potential(path), range(16)))
+    assert {potential.cutoff for potential in potentials} == {4.5}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,10 +24,25 @@ class TensorPool:
     """Tensors of another program's file, taken one by one by the name they have there.
 
     What is missing, misshapen or left over at the end is a `ValueError` naming the file.
+
+    Parameters
+    ----------
+    tensors
+        By the names that readers ask for.
+    name
+        Of the file.
+    spell
+        From those names to the ones in the file, for messages; None where they are the same.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], name: str) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        name: str,
+        spell: Callable[[str], str] | None = None,
+    ) -> None:
         self.name = name
+        self._spell = spell or str
         self._left = dict(tensors)
 
     def __contains__(self, key: object) -> bool:
@@ -41,8 +56,8 @@ class TensorPool:
         """The tensor of that name."""
         if key not in self._left:
             raise ValueError(
-                f"{self.name} has no tensor {key}: expected the complete state dict of the "
-                "model that its hyper-parameters describe"
+                f"{self.name} has no tensor {self._spell(key)}: expected the complete state "
+                "dict of the model that its hyper-parameters describe"
             )
         return self._left.pop(key)
 
@@ -56,8 +71,8 @@ class TensorPool:
         if self._left:
             raise ValueError(
                 f"{self.name} has {len(self._left)} tensors that the model it describes does "
-                f"not have, {min(self._left)} among them: expected the state dict of that "
-                "model alone"
+                f"not have, {self._spell(min(self._left))} among them: expected the state dict "
+                "of that model alone"
             )
 
 

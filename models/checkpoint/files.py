@@ -11,13 +11,13 @@ import argparse
 import contextlib
 import io
 import os
-import pathlib
 import pickle
 import re
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -27,19 +27,34 @@ from torch import Tensor
 MAX_UNPACKED_BYTES = 8 * 2**30
 
 
+class _Unused:
+    """Stands for a class whose name a file mentions and nobody needs."""
+
+
 def _plain_data() -> list[Any]:
-    """Classes that hold data alone, found in hyper-parameters beside numbers and strings."""
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    classes: list[Any] = [
+    """Classes that hold data alone, found beside the tensors of checkpoints."""
+    scalar = np.float64(0).__reduce__()[0]
+    callbacks = "pytorch_lightning.callbacks"
+    return [
         argparse.Namespace,
-        pathlib.PosixPath,
         np.dtype,
         *(type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8", "?")),
-        # numpy 2 moved the function, and files hold the name of their day.
+        # Files hold the names of their day, and of the system they were written on.
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
+        (PurePosixPath, "pathlib.PosixPath"),
+        (PurePosixPath, "pathlib._local.PosixPath"),
+        (PureWindowsPath, "pathlib.WindowsPath"),
+        (PureWindowsPath, "pathlib._local.WindowsPath"),
+        # Lightning before 1.5 kept the states of callbacks under their classes.
+        (_Unused, f"{callbacks}.model_checkpoint.ModelCheckpoint"),
+        (_Unused, f"{callbacks}.early_stopping.EarlyStopping"),
+        (_Unused, f"{callbacks}.lr_monitor.LearningRateMonitor"),
     ]
-    return classes
+
+
+# What torch may read is a global of torch: one file at a time.
+_reading = threading.Lock()
 
 
 def read_bytes(path: Path) -> bytes:
@@ -70,7 +85,7 @@ def load_torch(data: bytes, name: str) -> Any:
         If the file is damaged, or would have to run code to be read.
     """
     try:
-        with torch.serialization.safe_globals(_plain_data()):
+        with _reading, torch.serialization.safe_globals(_plain_data()):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         message = str(error)

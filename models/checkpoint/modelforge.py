@@ -66,7 +66,8 @@ def read_modelforge(
     prefix = next(key for key in tensors if key.endswith(MARK)).removesuffix(MARK)
     core = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
     outside = {k: t for k, t in tensors.items() if not k.startswith(prefix) or not prefix}
-    pool = TensorPool({_torchmdnet_name(k): t for k, t in core.items() if _is_core(k)}, name)
+    renamed = {_torchmdnet_name(k): t for k, t in core.items() if _is_core(k)}
+    pool = TensorPool(renamed, name, _modelforge_name)
 
     cutoff = float(pool.take("cutoff_module.cutoff"))
     pool.discard(*(key for key in pool.names() if key.endswith(".cutoff_module.cutoff")))
@@ -158,6 +159,20 @@ def _torchmdnet_name(key: str) -> str:
         for theirs, ours in LAYER_NAMES.items():
             key = key.replace(f".{theirs}.", f".{ours}.")
     return key
+
+
+def _modelforge_name(key: str) -> str:
+    """The inverse of `_torchmdnet_name`."""
+    if key.startswith(("output_layers.", "perform_layer_normalization.")):
+        return key
+    if key.startswith("layers."):
+        for theirs, ours in LAYER_NAMES.items():
+            key = key.replace(f".{ours}.", f".{theirs}.")
+        return "interaction_modules." + key.removeprefix("layers.")
+    for theirs, ours in EMBEDDING_NAMES.items():
+        if key.startswith(f"{ours}."):
+            key = theirs + key.removeprefix(ours)
+    return f"representation_module.{key}"
 
 
 def _check_no_minimum_radius(first: float, cutoff: float, name: str) -> None:
