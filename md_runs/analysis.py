@@ -111,15 +111,13 @@ def pair_distances(
             else:
                 found /= width * (2 if za == zb else 1)
             histogram += found / len(frames)
-    names = {
-        f"{chemical_symbols[za]}-{chemical_symbols[zb]}": curve
-        for (za, zb), curve in sorted(
-            counts.items(),
-            key=lambda item: -(numbers == item[0][0]).sum() * (numbers == item[0][1]).sum(),
-        )
-        if curve.any()
-    }
-    return PairDistances(centers, dict(list(names.items())[:most]), normalized)
+    frequent = sorted(counts, key=lambda pair: -np.prod([(numbers == z).sum() for z in pair]))
+    curves = {_pair_name(pair): counts[pair] for pair in frequent if counts[pair].any()}
+    return PairDistances(centers, dict(list(curves.items())[:most]), normalized)
+
+
+def _pair_name(pair: tuple[int, int]) -> str:
+    return "-".join(sorted(chemical_symbols[z] for z in pair))
 
 
 def bonds(atoms: Atoms) -> list[tuple[int, int]]:

@@ -45,6 +45,10 @@ Charge = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="float32 or float64.")]
 Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Processor threads; by default 1 up to 60 atoms, else all."),
+]
 Units = Annotated[
     str | None,
     typer.Option(
@@ -135,6 +139,7 @@ def relax(
     charge: Charge = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
+    threads: Threads = None,
     units: Units = None,
     as_json: Json = False,
 ) -> None:
@@ -142,7 +147,7 @@ def relax(
     settings = RelaxSettings(
         fmax=fmax, optimizer=optimizer, steps=steps, cell=cell, pressure=pressure
     )
-    how = _model_settings(model, charge, dtype, device, units)
+    how = _model_settings(model, charge, dtype, device, threads, units)
     from .relax import RelaxResult, relax_files
 
     def done(result: RelaxResult) -> None:
@@ -224,6 +229,7 @@ def md(
     charge: Charge = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
+    threads: Threads = None,
     units: Units = None,
     as_json: Json = False,
 ) -> None:
@@ -252,7 +258,7 @@ def md(
         values = {name: context.params[name] for name in MDSettings.__dataclass_fields__}
         values["seed"] = int.from_bytes(os.urandom(4), "big") if seed is None else seed
         settings = MDSettings(**values)
-        how = _model_settings(model, charge, dtype, device, units)
+        how = _model_settings(model, charge, dtype, device, threads, units)
         from .launch import launch_md
 
         folder = Path(f"{Path(structure.partition('@')[0]).name.partition('.')[0]}_md")
@@ -360,13 +366,19 @@ def _was_given(context: typer.Context, name: str) -> bool:
 
 
 def _model_settings(
-    model: list[str] | None, charge: int | None, dtype: str, device: str, units: str | None
+    model: list[str] | None,
+    charge: int | None,
+    dtype: str,
+    device: str,
+    threads: int | None,
+    units: str | None,
 ) -> ModelSettings:
     return ModelSettings(
         model=tuple(model or ()),
         charge=charge,
         dtype=dtype,
         device=device,
+        threads=threads,
         units=_parse_units(units),
     )
 

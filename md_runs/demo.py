@@ -13,6 +13,7 @@ from ase.build import molecule
 from .analysis import drift_mev_per_atom_ps
 from .dynamics import Observer, start_md
 from .files import unwritable, write_atomically
+from .launch import resolve_model
 from .page import html_page
 from .potentials import SHIPPED, load_calculator
 from .relax import relax
@@ -40,8 +41,8 @@ def run_demo(
     out: Path,
     model: ModelSettings | None = None,
     *,
-    nvt_steps: int = NVT_STEPS,
-    nve_steps: int = NVE_STEPS,
+    nvt_steps: int | None = None,
+    nve_steps: int | None = None,
     say: Callable[[str], None] = print,
     observer: Callable[[str], Observer] | None = None,
 ) -> dict[str, Any]:
@@ -72,8 +73,8 @@ def run_demo(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(out, error) from error
-    model = model or ModelSettings((SHIPPED,))
     atoms = distorted_ethanol()
+    model = resolve_model(model or ModelSettings((SHIPPED,)), [atoms])
     atoms.calc, record = load_calculator(model)
     note = {
         "structure": {
@@ -91,12 +92,12 @@ def run_demo(
         f"relax   {relaxed.steps} steps, {relaxed.energy_before_ev:.4f} to "
         f"{relaxed.energy_ev:.4f} eV, largest force {relaxed.fmax_ev_per_a:.4f} eV/A"
     )
-    nvt = MDSettings(ensemble="nvt", thermostat="bussi", steps=nvt_steps, seed=1)
+    nvt = MDSettings(ensemble="nvt", thermostat="bussi", steps=nvt_steps or NVT_STEPS, seed=1)
     warm = start_md(
         atoms, nvt, out / "nvt", record=note, observer=observer("nvt") if observer else None
     )
     say(f"nvt     {_time_ps(nvt):.2f} ps at 300 K, {warm.milliseconds_per_step:.1f} ms a step")
-    nve = MDSettings(ensemble="nve", steps=nve_steps, seed=1, keep_velocities=True)
+    nve = MDSettings(ensemble="nve", steps=nve_steps or NVE_STEPS, seed=1, keep_velocities=True)
     free = start_md(
         atoms, nve, out / "nve", record=note, observer=observer("nve") if observer else None
     )

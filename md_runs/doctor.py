@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..models.units import kj_per_mol_in_ev
 from .potentials import SHIPPED
 from .versions import versions
 
@@ -86,30 +89,51 @@ def check_ase_engine() -> Check:
 
 
 def check_openmm() -> list[Check]:
-    """Whether OpenMM and its torch plugin load; this version does not run them yet."""
-    missing = "this version of tensormd does not run OpenMM yet"
-    checks = [Check("engine openmm", False, missing)]
-    import torch  # before openmm: the plugin links against it
+    """Each of OpenMM's ways to run a potential, and the engine of ``tensormd md``."""
+    from ..calculators.openmm_engines import python_problem, torchforce_problem
 
-    try:
-        import openmm
-    except ImportError as error:
-        return [*checks, Check("openmm imports", False, _reason(error))]
-    names = [
-        openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())
+    checks = [
+        Check("engine openmm", False, "tensormd md does not run OpenMM yet; create_force does")
     ]
-    checks.append(Check("openmm imports", True, "platforms " + ", ".join(names)))
-    try:
-        import openmmtorch  # noqa: F401
-    except Exception as error:
-        checks.append(Check("openmmtorch imports", False, _reason(error)))
-    else:
-        built_for = torch.__version__.startswith("2.9.")
-        detail = "its TorchForce is built for torch 2.9"
-        if not built_for:
-            detail += f", but torch is {torch.__version__}: TorchForce would fail"
-        checks.append(Check("openmmtorch imports", built_for, detail))
+    for engine, problem in (("torchforce", torchforce_problem), ("python", python_problem)):
+        name = f"create_force {engine}"
+        reason = problem()
+        checks.append(Check(name, False, reason) if reason else _try_openmm(name, engine))
     return checks
+
+
+OPENMM_TRIAL = """
+import torch, openmm
+from openmm import unit
+from ase.build import molecule
+from tensormd.calculators import create_force
+atoms = molecule("CH3CH2OH")
+system = openmm.System()
+for mass in atoms.get_masses():
+    system.addParticle(mass)
+system.addForce(create_force({model!r}, atoms.numbers, engine={engine!r}))
+context = openmm.Context(system, openmm.VerletIntegrator(0.0005))
+context.setPositions(atoms.positions * 0.1)
+energy = context.getState(getEnergy=True).getPotentialEnergy()
+print("energy", energy.value_in_unit(unit.kilojoule_per_mole))
+"""
+
+
+def _try_openmm(name: str, engine: str) -> Check:
+    """In a process of its own: a plugin that does not fit ends it without an exception."""
+    code = OPENMM_TRIAL.format(model=SHIPPED, engine=engine)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Check(name, False, "no answer within two minutes")
+    found = [line for line in done.stdout.splitlines() if line.startswith("energy ")]
+    if done.returncode == 0 and found:
+        energy = float(found[0].split()[1]) * kj_per_mol_in_ev
+        return Check(name, True, f"ethanol: {energy:.4f} eV")
+    errors = [line for line in done.stderr.splitlines() if line.strip()]
+    return Check(name, False, errors[-1] if errors else f"ended with code {done.returncode}")
 
 
 def _evaluate(backend: str) -> tuple[float, float]:

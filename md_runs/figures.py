@@ -70,9 +70,9 @@ def energies(path: Path, log: Columns, atoms: int, drift: float | None) -> None:
         axes = np.atleast_1d(figure.subplots(rows, 1, sharex=True, height_ratios=[1.5, 1][:rows]))
         top: Axes = axes[0]
         start = log["potential_ev"][0]
-        top.plot(time, log["potential_ev"] - start, color=PALETTE[0], label="potential − E$_0$")
+        top.plot(time, log["potential_ev"] - start, color=PALETTE[0], label="potential $-$ E$_0$")
         top.plot(time, log["kinetic_ev"], color=PALETTE[1], label="kinetic")
-        top.plot(time, log["total_ev"] - start, color=INK, label="total − E$_0$")
+        top.plot(time, log["total_ev"] - start, color=INK, label="total $-$ E$_0$")
         top.set_ylabel("energy / eV")
         top.set_title(f"Energies, E$_0$ = {start:.4f} eV")
         _legend(top)

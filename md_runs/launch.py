@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ase import Atoms
+
 from .dynamics import MDSummary, Observer, resume_md, start_md
-from .potentials import absolute, default_model, load_calculator
+from .potentials import absolute, default_model, default_threads, load_calculator
 from .run_folder import RunFolder
 from .settings import (
     MDSettings,
     ModelSettings,
-    md_settings,
     model_settings,
     option,
     to_json,
@@ -30,7 +33,7 @@ def launch_md(
 ) -> MDSummary:
     """Start a run of the structure in a file; see `start_md`."""
     atoms = read_structure(source)
-    model = resolve_model(model, atoms)
+    model = resolve_model(model, [atoms])
     atoms.calc, record = load_calculator(model)
     return start_md(
         atoms,
@@ -76,7 +79,7 @@ def relaunch_md(
     refuse_changes(given, {**config["model_settings"], **config["settings"]})
     model = model_settings(config["model_settings"])
     if "model" in given:
-        model = ModelSettings(**{**model.__dict__, "model": tuple(given["model"])})
+        model = dataclasses.replace(model, model=tuple(given["model"]))
     calculator, record = load_calculator(model)
     if record["sha256"] != config["model"]["sha256"]:
         raise ValueError(
@@ -107,12 +110,13 @@ def refuse_changes(given: dict[str, Any], own: dict[str, Any]) -> None:
             )
 
 
-def resolve_model(model: ModelSettings, atoms: Any) -> ModelSettings:
-    """The settings with absolute file names, or with the shipped model where none was named."""
-    names = absolute(model.model) if model.model else default_model(atoms)
-    return ModelSettings(**{**model.__dict__, "model": names})
+def resolve_model(model: ModelSettings, structures: Sequence[Atoms]) -> ModelSettings:
+    """The settings with everything decided that was left open.
 
-
-def settings_of(folder: RunFolder) -> MDSettings:
-    """The settings that a run was started with."""
-    return md_settings(folder.config["settings"])
+    Absolute file names, or the shipped model where none was named; the number of threads.
+    """
+    names = absolute(model.model)
+    for atoms in structures:
+        names = names or default_model(atoms)
+    threads = model.threads or default_threads(max(len(atoms) for atoms in structures))
+    return dataclasses.replace(model, model=names, threads=threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 SHIPPED = "ethanol"
 SHIPPED_FORMULA = "C2H6O"
+
+SMALL = 60
+"""Up to so many atoms one thread is as fast as several, and does not mind other programs."""
 
 
 def default_model(atoms: Atoms) -> tuple[str, ...]:
@@ -43,9 +47,13 @@ def load_calculator(settings: ModelSettings) -> tuple[PotentialCalculator, dict[
     ValueError, OSError
         If the checkpoint or an option is no good.
     """
+    import torch
+
     from ..calculators import PotentialCalculator
     from ..models.checkpoint import load_potential
 
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     names = settings.model
     potential = load_potential(names[0] if len(names) == 1 else list(names), units=settings.units)
     calculator = PotentialCalculator(
@@ -67,6 +75,15 @@ def load_calculator(settings: ModelSettings) -> tuple[PotentialCalculator, dict[
         "engine": info["engine"],
     }
     return calculator, record
+
+
+def default_threads(atoms: int) -> int:
+    """Threads for a structure of that size, where neither option nor environment says."""
+    import torch
+
+    if atoms <= SMALL and "OMP_NUM_THREADS" not in os.environ:
+        return 1
+    return int(torch.get_num_threads())
 
 
 def weights_digest(potential: nn.Module) -> str:

@@ -93,7 +93,7 @@ def relax_files(
     tasks = plan(sources, out)
     for task in tasks:
         check_relaxation(task.atoms, settings, task.source)
-        model = resolve_model(model, task.atoms)
+    model = resolve_model(model, [task.atoms for task in tasks])
     calculator, record = load_calculator(model)
     results = []
     for task in tasks:

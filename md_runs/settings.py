@@ -26,6 +26,13 @@ class ModelSettings:
     backend: str = "auto"
     units: tuple[str, str] | None = None
     """The checkpoint's units of length and energy, where its file does not say."""
+    threads: int | None = None
+    """Of the processor; None takes one for small structures, which more would only slow down.
+    Kept with a run, for the last bit of a sum depends on how it was divided."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads is {self.threads}: expected 1 or more")
 
 
 @dataclass(frozen=True)

@@ -171,9 +171,7 @@ def test_seed_decides_and_differs(tmp_path: Path) -> None:
     for number, seed in enumerate((1, 1, 2)):
         atoms = ethanol()
         atoms.calc = EMT()
-        start_md(
-            atoms, MDSettings(ensemble="nvt", steps=5, seed=seed), tmp_path / f"run{number}"
-        )
+        start_md(atoms, MDSettings(ensemble="nvt", steps=5, seed=seed), tmp_path / f"run{number}")
         ends.append(atoms.positions)
     np.testing.assert_array_equal(ends[0], ends[1])
     assert np.abs(ends[0] - ends[2]).max() > 1e-3

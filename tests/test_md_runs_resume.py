@@ -66,7 +66,7 @@ def test_extended_run_equals_one_in_a_single_go(name: str, files: Path, tmp_path
     assert np.abs(moved - began).max() > 0.01
 
 
-class Died(Exception):
+class DiedError(Exception):
     pass
 
 
@@ -76,10 +76,10 @@ def test_steps_after_the_last_restart_are_done_again(
 ) -> None:
     def die(step: int, row: object) -> None:
         if step == 33:
-            raise Died
+            raise DiedError
 
     start(files, tmp_path / "whole", 50, name)
-    with pytest.raises(Died):
+    with pytest.raises(DiedError):
         start(files, tmp_path / "cut", 50, name, observer=die, save_every=1e9)
     assert RunFolder.open(tmp_path / "cut").read_restart().state["step"] == 0
     assert len(RunFolder.open(tmp_path / "cut").read_log()["step"]) > 5
@@ -175,6 +175,7 @@ def test_ctrl_c_in_process(files: Path, tmp_path: Path) -> None:
         ({"temperature": 310.0}, "--temperature is 310.0, but the run was started with 300.0"),
         ({"seed": 6}, "--seed is 6"),
         ({"dtype": "float64"}, "--dtype is float64"),
+        ({"threads": 7}, "--threads is 7"),
         ({"out": Path("x")}, "--out cannot be given with --resume"),
         ({"steps": 3}, "--steps is 3, but the run has done 8 already"),
     ],
