@@ -14,8 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_helpers import make_model, save
+from checkpoint_helpers import ATOMREF, make_model, save
 from helpers import make_potential
+from safetensors.torch import load_file
+from test_checkpoint_matgl import write_folder
+from test_checkpoint_modelforge import make_state
+from test_checkpoint_native import rewrite
 
 from tensormd.models.checkpoint import files, load_potential, save_potential
 from tensormd.models.committee import Committee
@@ -181,6 +185,56 @@ def test_file_that_may_not_be_read(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(ValueError, match=r"cannot read .*secret\.ckpt: Permission denied"):
         load_potential(path)
+
+
+# Tensors of impossible shapes, one at a time
+
+
+def test_shapes_in_torchmdnet_checkpoints(tmp_path: Path) -> None:
+    for model, arguments in (
+        make_model(prior_model="Atomref", prior_args=ATOMREF),
+        make_model(model="graph-network"),
+    ):
+        path = save(tmp_path / "m.ckpt", model, arguments)
+        content = torch.load(path, weights_only=True)
+        state = content["state_dict"]
+        for key in [k for k in state if not k.endswith((".box", "initial_atomref"))]:
+            for wrong in (torch.ones(5).double(), torch.ones(0), torch.ones(3, 3, 3).double()):
+                content["state_dict"] = state | {key: wrong}
+                torch.save(content, path)
+                with pytest.raises(ValueError, match=r"m\.ckpt"):
+                    load_potential(path)
+
+
+def test_shapes_in_state_dicts(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "matgl-folder")
+    state = torch.load(folder / "state.pt", weights_only=True)
+    for key in [k for k in state if not k.endswith("onehot")]:
+        for wrong in (torch.ones(5), torch.ones(0), torch.ones(3, 3, 3)):
+            torch.save(state | {key: wrong}, folder / "state.pt")
+            with pytest.raises(ValueError, match="matgl-folder"):
+                load_potential(folder)
+    state = make_state("")
+    unused = ("cutoff_module.cutoff", "dipole.dense.weight")
+    for key in [k for k in state if not k.endswith(unused) and "postprocessing" not in k]:
+        for wrong in (torch.ones(5).double(), torch.ones(0), torch.ones(3, 3, 3).double()):
+            torch.save(state | {key: wrong}, tmp_path / "forge.pt")
+            with pytest.raises(ValueError, match=r"forge\.pt"):
+                load_potential(tmp_path / "forge.pt")
+
+
+def test_shapes_in_native_files(tmp_path: Path) -> None:
+    path = tmp_path / "toy.safetensors"
+    save_potential(make_potential(channels=4, layers=1), path)
+    content = path.read_bytes()
+    for key in load_file(path):
+        for wrong in (torch.ones(5), torch.ones(0), torch.tensor(1.0), torch.ones(3, 3, 3)):
+            if key in ("atomic_scale.scale", "atomic_scale.mean") and wrong.ndim == 0:
+                continue
+            path.write_bytes(content)
+            rewrite(path, lambda d, t, k=key, w=wrong: t.update({k: w}))
+            with pytest.raises(ValueError, match=r"toy\.safetensors"):
+                load_potential(path)
 
 
 # Zips

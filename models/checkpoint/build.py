@@ -118,14 +118,6 @@ def build_potential(
         if f"atomic_scale.{key}" not in tensors:
             raise ValueError(f"{name} has no tensor atomic_scale.{key}: the file is incomplete")
     references = tensors["atomic_scale.references"]
-    known = sorted({int(z) for z in elements})
-    limit = min(len(references), int(network.get("max_number", len(references))))
-    if known and not 0 < known[0] <= known[-1] < limit:
-        raise ValueError(
-            f"{name}: elements has the atomic number "
-            f"{known[-1] if known[-1] >= limit else known[0]}: this model has a place for 1 to "
-            f"{limit - 1}"
-        )
     try:
         # Without memory: the weights come from the file, and no random number is drawn.
         with torch.device("meta"):
@@ -134,14 +126,14 @@ def build_potential(
         potential = Potential(
             representation,
             head,
-            elements=known,
-            references=torch.zeros(len(references), dtype=torch.float64),
+            elements=elements,
+            references=torch.zeros(references.numel(), dtype=torch.float64),
             repulsion=None if repulsion is None else ZBLRepulsion(**repulsion),
             length_unit=units[0],
             energy_unit=units[1],
             metadata=metadata,
         )
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (ArithmeticError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: its description makes no model: {error}") from error
     _check_fit(potential, tensors, name)
     potential.load_state_dict(tensors, assign=True)

@@ -17,19 +17,19 @@ from ..potential import Potential
 from .build import TensorPool, build_potential
 
 
-def by_blocks(tensor: Tensor) -> Tensor:
+def by_blocks(tensor: Tensor, name: str) -> Tensor:
     """Outputs in the order [F, 3] -> [3, F]: (3F, ...) -> (3F, ...).
 
     Raises
     ------
     ValueError
-        If the number of outputs is no multiple of three.
+        If the number of outputs is no multiple of three; ``name`` is that of the file.
     """
     outputs = tensor.shape[0] if tensor.dim() else 0
     if outputs == 0 or outputs % 3:
         raise ValueError(
-            f"a layer for I, A and S has the shape {tuple(tensor.shape)}: expected a multiple "
-            "of three outputs"
+            f"{name}: a layer for I, A and S has the shape {tuple(tensor.shape)}: expected a "
+            "multiple of three outputs"
         )
     return tensor.reshape(outputs // 3, 3, -1).transpose(0, 1).reshape(tensor.shape)
 
@@ -51,7 +51,7 @@ def embedding_state(pool: TensorPool, prefix: str, *, interleaved: bool) -> dict
         state[f"embedding.norm.{part}"] = pool.take(f"{prefix}init_norm.{part}")
         state[f"embedding.gate.0.{part}"] = pool.take(f"{prefix}linears_scalar.0.{part}")
         last = pool.take(f"{prefix}linears_scalar.1.{part}")
-        state[f"embedding.gate.2.{part}"] = by_blocks(last) if interleaved else last
+        state[f"embedding.gate.2.{part}"] = by_blocks(last, pool.name) if interleaved else last
     state["embedding.mix.weight"] = _stack(pool, [f"{prefix}linears_tensor.{k}" for k in range(3)])
     return state
 
@@ -65,7 +65,7 @@ def interaction_state(
         for k in range(3):
             tensor = pool.take(f"{prefix}linears_scalar.{k}.{part}")
             if k == 2 and interleaved:
-                tensor = by_blocks(tensor)
+                tensor = by_blocks(tensor, pool.name)
             state[f"layers.{layer}.radial.{2 * k}.{part}"] = tensor
     names = [f"{prefix}linears_tensor.{k}" for k in range(6)]
     state[f"layers.{layer}.mix_in.weight"] = _stack(pool, names[:3])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -146,7 +147,8 @@ def _load(checkpoint: Checkpoint, request: _Request) -> AnyPotential:
         if entry is not None:
             return _load_entry(entry, request)
     if isinstance(checkpoint, (str, os.PathLike)):
-        return _load_path(Path(checkpoint), request)
+        with _explained(str(checkpoint)):
+            return _load_path(Path(checkpoint), request)
     if isinstance(checkpoint, Sequence) and not isinstance(checkpoint, (bytes, bytearray)):
         if not checkpoint:
             raise ValueError("checkpoint is an empty sequence: expected the paths of a committee")
@@ -155,6 +157,23 @@ def _load(checkpoint: Checkpoint, request: _Request) -> AnyPotential:
         f"checkpoint is a {type(checkpoint).__name__}: expected a path, a registry name, a "
         "sequence of paths or a potential"
     )
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """The last net: tensors of the right names and impossible shapes fail in many ways."""
+    try:
+        yield
+    except ValueError as error:
+        if Path(name).name in str(error):
+            raise
+        raise ValueError(f"{name}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0][:120]
+        raise ValueError(
+            f"{name} is not what it seems to be ({type(error).__name__}: {reason}): expected "
+            f"{READABLE}"
+        ) from error
 
 
 def _committee(members: Sequence[AnyPotential]) -> AnyPotential:

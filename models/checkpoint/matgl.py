@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -149,7 +150,7 @@ def _build(
                 head[f"head.{ours}.{k}.{part}"] = pool.take(
                     f"final_layer.gated.{theirs}.{k}.{part}"
                 )
-    folder = name.rsplit("/")[-1]
+    folder = PurePath(name).name
     return finish(
         pool,
         network={

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 
 import torch
 from torch import Tensor
@@ -90,6 +91,11 @@ def read_modelforge(
     weight, bias = (
         pool.take(f"output_layers.per_atom_energy.dense.{p}") for p in ("weight", "bias")
     )
+    if weight.dim() != 2 or bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{name}: the layer of per_atom_energy has a weight {tuple(weight.shape)} and a bias "
+            f"{tuple(bias.shape)}: expected one bias for each row"
+        )
     head = {
         "norm.weight": pool.take("perform_layer_normalization.weight"),
         "norm.bias": pool.take("perform_layer_normalization.bias"),
@@ -102,7 +108,7 @@ def read_modelforge(
     references = torch.zeros(len(table), dtype=torch.float64)
     references[1:] = _statistic(outside, "mean", 0.0)  # it adds the mean to every atom
     chosen = range(1, len(table)) if elements is None else sorted({int(z) for z in elements})
-    short = name.rsplit("/")[-1]
+    short = PurePath(name).name
     return finish(
         pool,
         network={

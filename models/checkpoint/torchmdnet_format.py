@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -122,10 +123,10 @@ def read_torchmdnet(
     priors = parse_priors(arguments, tensors, name)
     known, stated = _elements(elements, priors, tensors, arguments, name)
     metadata: dict[str, Any] = {
-        "name": str(raw.get("name") or name.rsplit("/")[-1]),
+        "name": str(raw.get("name") or PurePath(name).name),
         "source": {
             "format": "torchmd-net checkpoint",
-            "file": name.rsplit("/")[-1],
+            "file": PurePath(name).name,
             "layout": "[F, 3]" if interleaved else "[3, F]",
             "model": arguments["model"],
         },
@@ -384,5 +385,5 @@ def _remix(
             key = f"{prefix}.{part}"
             if key not in remixed:
                 raise ValueError(f"{name} has no tensor {key}: the checkpoint is incomplete")
-            remixed[key] = by_blocks(remixed[key])
+            remixed[key] = by_blocks(remixed[key], name)
     return remixed
