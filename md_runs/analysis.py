@@ -75,7 +75,7 @@ class PairDistances:
 
 
 def pair_distances(
-    frames: list[Atoms], longest: float = 8.0, width: float = 0.02, most: int = 6
+    frames: list[Atoms], longest: float = 8.0, width: float = 0.03, most: int = 6
 ) -> PairDistances:
     r"""Histogram of the distances of a trajectory.
 

@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.build import molecule
 
 from .analysis import drift_mev_per_atom_ps
+from .drawing import overview
 from .dynamics import Observer, start_md
 from .files import unwritable, write_atomically
 from .launch import resolve_model
@@ -23,6 +24,7 @@ from .settings import MDSettings, ModelSettings, RelaxSettings, to_json
 from .structures import describe, write_structure
 
 PARTS = ("relax", "nvt", "nve")
+PICTURE = "demo.png"
 RELAXED_FILE = "ethanol_relaxed.xyz"
 DISTORTION_ANGSTROM = 0.08
 NVT_STEPS = 1000
@@ -88,16 +90,24 @@ def run_demo(
 
     relaxed = relax(atoms, RelaxSettings(), out / "relax", record=note)
     write_structure(out / RELAXED_FILE, atoms)
+    rested = atoms.copy()
     say(
         f"relax   {relaxed.steps} steps, {relaxed.energy_before_ev:.4f} to "
         f"{relaxed.energy_ev:.4f} eV, largest force {relaxed.fmax_ev_per_a:.4f} eV/A"
     )
-    nvt = MDSettings(ensemble="nvt", thermostat="bussi", steps=nvt_steps or NVT_STEPS, seed=1)
+    nvt = MDSettings(
+        ensemble="nvt",
+        thermostat="bussi",
+        thermostat_time=20.0,  # short: half of the heat goes into the relaxed bonds
+        steps=nvt_steps or NVT_STEPS,
+        seed=1,
+        interval=5,
+    )
     warm = start_md(
         atoms, nvt, out / "nvt", record=note, observer=observer("nvt") if observer else None
     )
     say(f"nvt     {_time_ps(nvt):.2f} ps at 300 K, {warm.milliseconds_per_step:.1f} ms a step")
-    nve = MDSettings(ensemble="nve", steps=nve_steps or NVE_STEPS, seed=1, keep_velocities=True)
+    nve = MDSettings(steps=nve_steps or NVE_STEPS, seed=1, interval=5, keep_velocities=True)
     free = start_md(
         atoms, nve, out / "nve", record=note, observer=observer("nve") if observer else None
     )
@@ -107,6 +117,8 @@ def run_demo(
         f"nve     {_time_ps(nve):.2f} ps, {free.milliseconds_per_step:.1f} ms a step"
         + (f", energy drift {drift:+.4f} meV/atom/ps" if drift is not None else "")
     )
+    note = "" if drift is None else f"drift of the total energy {drift:+.4f} meV/atom/ps"
+    overview(out / PICTURE, log, rested, (f"{_time_ps(nve):g} ps NVE", "relaxed"), note)
     page = out / REPORT
     sections = [sections_of(out / part) for part in PARTS]
     lead = "Ethanol with the model that ships: relaxed, warmed up to 300 K, then left alone."
@@ -114,6 +126,7 @@ def run_demo(
     files = {
         "relaxed_structure": str(out / RELAXED_FILE),
         "trajectory": str(out / "nve" / "trajectory.extxyz"),
+        "picture": str(out / PICTURE),
         "figures": str(out / "nve" / "figures"),
         "report": str(page),
     }

@@ -6,7 +6,9 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
+from io import StringIO
 from typing import Any
 
 from ..models.units import kj_per_mol_in_ev
@@ -97,7 +99,8 @@ def check_openmm() -> list[Check]:
     ]
     for engine, problem in (("torchforce", torchforce_problem), ("python", python_problem)):
         name = f"create_force {engine}"
-        reason = problem()
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # the plugin chatters
+            reason = problem()
         checks.append(Check(name, False, reason) if reason else _try_openmm(name, engine))
     return checks
 

@@ -8,12 +8,13 @@ import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
+from ase.utils import rotate
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
 from .analysis import bonds, coordination, superpose
-from .figures import FAINT, INK, canvas
+from .figures import FAINT, INK, Columns, canvas, plot_energies
 
 Array = NDArray[np.float64]
 
@@ -23,6 +24,8 @@ BALL = 0.42
 """Radius of a sphere in covalent radii."""
 MOST_BONDS = 6
 """Between atoms that both have more neighbours than this no bond is drawn."""
+MARGIN = 0.65
+"""Around the outermost centres, A."""
 OWN_COLORS = {1: "#f4f4f4", 6: "#4d565f"}
 """Where the usual colours vanish on white or in print."""
 
@@ -48,6 +51,22 @@ def before_and_after(path: Path, before: Atoms, after: Atoms, titles: tuple[str,
             axes.set_aspect("equal")
             axes.set_axis_off()
             axes.set_title(title, loc="center")
+
+
+def overview(path: Path, log: Columns, atoms: Atoms, titles: tuple[str, str], note: str) -> None:
+    """Energies of a run with a note on the left, a structure on the right."""
+    center, view = _center(atoms), _view(atoms)
+    low, high = _limits([_project(a, center, view) for a in (atoms.positions, _corners(atoms))])
+    with canvas(path, 9.0, 3.4) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
+        plot_energies(left, log)
+        left.set(xlabel="time / ps", title=titles[0])
+        left.margins(y=0.12)
+        left.text(0.015, 0.03, note, transform=left.transAxes)
+        _draw(right, atoms, center, view)
+        right.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+        right.set_axis_off()
+        right.set_title(titles[1], loc="center")
 
 
 def _wrap_alike(before: Atoms, after: Atoms) -> None:
@@ -167,14 +186,13 @@ def _center(atoms: Atoms) -> Array:
 def _view(atoms: Atoms) -> Array:
     """Columns: right, up and towards the eye."""
     if atoms.pbc.any():
-        from ase.utils import rotate
-
         return np.asarray(rotate("-75x,-15y,-5z"))
     arms = atoms.positions - atoms.positions.mean(0)
     axes = np.linalg.svd(arms, full_matrices=True)[2].T
     if np.linalg.det(axes) < 0:
         axes[:, 2] *= -1
-    return np.asarray(axes)
+    # A little off the principal axes: symmetric molecules would hide atoms behind others.
+    return np.asarray(axes @ rotate("18x,-14y,0z"))
 
 
 def _project(points: Array, center: Array, view: Array) -> Array:
@@ -183,4 +201,4 @@ def _project(points: Array, center: Array, view: Array) -> Array:
 
 def _limits(points: list[Array]) -> tuple[Array, Array]:
     flat = np.concatenate(points)[:, :2]
-    return flat.min(0) - 1.0, flat.max(0) + 1.0
+    return flat.min(0) - MARGIN, flat.max(0) + MARGIN

@@ -68,14 +68,7 @@ def energies(path: Path, log: Columns, atoms: int, drift: float | None) -> None:
     with canvas(path, 8.0, 5.4 if conserved is not None else 3.4) as figure:
         rows = 2 if conserved is not None else 1
         axes = np.atleast_1d(figure.subplots(rows, 1, sharex=True, height_ratios=[1.5, 1][:rows]))
-        top: Axes = axes[0]
-        start = log["potential_ev"][0]
-        top.plot(time, log["potential_ev"] - start, color=PALETTE[0], label="potential $-$ E$_0$")
-        top.plot(time, log["kinetic_ev"], color=PALETTE[1], label="kinetic")
-        top.plot(time, log["total_ev"] - start, color=INK, label="total $-$ E$_0$")
-        top.set_ylabel("energy / eV")
-        top.set_title(f"Energies, E$_0$ = {start:.4f} eV")
-        _legend(top)
+        plot_energies(axes[0], log)
         if conserved is not None:
             bottom: Axes = axes[1]
             deviation = 1e3 * (conserved - conserved[0]) / atoms
@@ -89,6 +82,21 @@ def energies(path: Path, log: Columns, atoms: int, drift: float | None) -> None:
             fit = f": drift {drift:+.4f} meV/atom/ps" if drift is not None else ""
             bottom.set_title(what + fit)
         axes[-1].set_xlabel("time / ps")
+
+
+def plot_energies(axes: Axes, log: Columns) -> None:
+    """Potential and total energy from where the potential began, and kinetic energy."""
+    start = log["potential_ev"][0]
+    curves = (
+        ("potential $-$ E$_0$", log["potential_ev"] - start, PALETTE[0]),
+        ("kinetic", log["kinetic_ev"], PALETTE[1]),
+        ("total $-$ E$_0$", log["total_ev"] - start, INK),
+    )
+    for label, values, color in curves:
+        axes.plot(log["time_ps"], values, color=color, label=label)
+    axes.set_ylabel("energy / eV")
+    axes.set_title(f"Energies, E$_0$ = {start:.4f} eV")
+    _legend(axes)
 
 
 def temperature(path: Path, log: Columns, freedom: int, target: float | None) -> None:
@@ -152,7 +160,7 @@ def distances(path: Path, pairs: PairDistances, frames: int) -> None:
             axes.set_title(f"Distances between atoms, {frames} frames")
         axes.set_xlabel("distance r / Å")
         axes.set_ylim(bottom=0)
-        axes.set_xlim(_first_nonzero(pairs), float(pairs.centers[-1]))
+        axes.set_xlim(*_occupied(pairs))
         _legend(axes)
 
 
@@ -191,9 +199,11 @@ def _legend(axes: Axes) -> None:
         )
 
 
-def _first_nonzero(pairs: PairDistances) -> float:
+def _occupied(pairs: PairDistances) -> tuple[float, float]:
+    """Where distances are found; a crystal or a liquid has them up to the end."""
     total: Any = sum(pairs.curves.values())
-    return max(float(pairs.centers[int(np.argmax(total > 0))]) - 0.3, 0.0)
+    found = pairs.centers[total > 0]
+    return max(float(found[0]) - 0.3, 0.0), min(float(found[-1]) + 0.3, float(pairs.centers[-1]))
 
 
 def _canonical(grid: Array, target: float, freedom: int) -> Array:

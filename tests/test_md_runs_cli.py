@@ -13,6 +13,9 @@ import pytest
 from ase.io import read, write
 from test_md_runs_support import ethanol, run, waters, write_tiny_potential
 
+from tensormd.md_runs import demo as demo_module
+from tensormd.md_runs import doctor
+
 COMMANDS = ("demo", "relax", "md", "report", "info", "convert", "doctor")
 
 
@@ -179,16 +182,34 @@ def test_info_and_convert(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert json.loads(capsys.readouterr().out)["sha256"] == found["sha256"]
 
 
-def test_doctor_tells_what_works(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_tells_what_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("doctor", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["torch"]
     assert "cpu" in found["devices"]
     checks = {check["name"]: check for check in found["checks"]}
-    assert not checks["backend fused"]["works"] or checks["backend reference"]["works"]
+    for name in ("model ethanol", "backend reference", "engine ase"):
+        assert checks[name]["works"], checks[name]
+    assert not checks["engine openmm"]["works"]
     assert all(check["detail"] for check in checks.values())
+    monkeypatch.setattr(doctor, "examine", lambda: found)
     assert run("doctor") == 0
-    assert "engine ase" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "ok  engine ase" in shown
+    assert "no  engine openmm" in shown
+
+
+def test_doctor_says_why_something_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "SHIPPED", "missing.ckpt")
+    check = doctor.check_model()
+    assert not check.works
+    assert "missing.ckpt" in check.detail
+    monkeypatch.setattr(doctor, "OPENMM_TRIAL", "import os; os.abort()")
+    check = doctor._try_openmm("create_force python", "python")
+    assert not check.works
+    assert "ended with code" in check.detail
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,15 +220,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_demo(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tensormd.md_runs import demo as demo_module
-    from tensormd.md_runs import potentials
-
     monkeypatch.setattr(demo_module, "NVT_STEPS", 20)
     monkeypatch.setattr(demo_module, "NVE_STEPS", 30)
-    try:
-        potentials.load_calculator(potentials.ModelSettings(("ethanol",)))
-    except (ValueError, OSError):
-        pytest.skip("the model that ships is not there")
     for _ in range(2):  # over the results of the first
         assert run("demo", "-o", "demo", "--json") == 0
         found = json.loads(capsys.readouterr().out)
