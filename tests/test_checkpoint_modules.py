@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
 from checkpoint_helpers import (
     ATOMREF,
     D2,
@@ -34,6 +36,7 @@ from helpers import (
     supercell,
 )
 
+from tensormd.calculators import PotentialCalculator
 from tensormd.models import NeighborList, batch_graphs
 from tensormd.models.checkpoint import describe, load_potential, save_potential
 from tensormd.models.graph import displacements
@@ -337,6 +340,23 @@ def test_second_derivatives(variant: str, tmp_path: Path) -> None:
         up, down = (potential(graph(potential, NUMBERS, p)).forces for p in moved)
         column = -(up - down).reshape(-1) / (2 * step)
         assert relative_error(matrix[:, 3 * atom + axis], column) < 1e-5
+
+
+@pytest.mark.parametrize("variant", ["tensornet2, Coulomb", "tensornet, D2"])
+def test_in_a_calculator(variant: str, tmp_path: Path) -> None:
+    model, arguments = make_model(**VARIANTS[variant])
+    path = save(tmp_path / "m.ckpt", model, arguments)
+    calculator = PotentialCalculator(path, dtype="float64", charge=0)
+    for other in (calculator, pickle.loads(pickle.dumps(calculator)), copy.deepcopy(calculator)):
+        atoms = Atoms(NUMBERS, positions(), calculator=other)
+        energy, forces = reference(model, NUMBERS, positions())
+        assert atoms.get_potential_energy() == pytest.approx(energy, rel=1e-9)
+        np.testing.assert_allclose(atoms.get_forces(), forces, rtol=0, atol=1e-6)
+        if variant in NO_ATOM_ENERGIES:
+            with pytest.raises(PropertyNotImplementedError):
+                atoms.get_potential_energies()
+        else:
+            assert atoms.get_potential_energies().sum() == pytest.approx(energy, rel=1e-9)
 
 
 def test_loading_leaves_the_process_as_it_was(tmp_path: Path) -> None:
