@@ -117,8 +117,8 @@ def run_demo(
         f"nve     {_time_ps(nve):.2f} ps, {free.milliseconds_per_step:.1f} ms a step"
         + (f", energy drift {drift:+.4f} meV/atom/ps" if drift is not None else "")
     )
-    note = "" if drift is None else f"drift of the total energy {drift:+.4f} meV/atom/ps"
-    overview(out / PICTURE, log, rested, (f"{_time_ps(nve):g} ps NVE", "relaxed"), note)
+    caption = "" if drift is None else f"drift of the total energy {drift:+.4f} meV/atom/ps"
+    overview(out / PICTURE, log, rested, (f"{_time_ps(nve):g} ps NVE", "relaxed"), caption)
     page = out / REPORT
     sections = [sections_of(out / part) for part in PARTS]
     lead = "Ethanol with the model that ships: relaxed, warmed up to 300 K, then left alone."
