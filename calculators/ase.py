@@ -174,7 +174,7 @@ class PotentialCalculator(Calculator):
         return neighbors.graph(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, charge)
 
     def _predict(self, graph: Graph) -> Prediction | CommitteePrediction:
-        with torch.enable_grad():  # forces are gradients, under the caller's no_grad too
+        with torch.set_grad_enabled(True):  # forces are gradients, under the caller's no_grad too
             predictions = [member(graph) for member in self._compiled_members()]
         if not all(
             torch.isfinite(p.energy).all() and torch.isfinite(p.forces).all() for p in predictions

@@ -179,7 +179,7 @@ class PythonEvaluator:
         if self.periodic:
             cell = np.array(state.getPeriodicBoxVectors(asNumpy=True)._value) * nm_in_angstrom
         graph = self.neighbors.graph(self.numbers, positions, cell, self.periodic, self.charge)
-        with torch.enable_grad():  # forces are gradients, under the caller's no_grad too
+        with torch.set_grad_enabled(True):  # forces are gradients, under the caller's no_grad too
             prediction = self._compiled(graph)
         if isinstance(self.potential, Committee):
             prediction = prediction.mean

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ase.build import molecule
+from checkpoint_helpers import make_model, save
 from data import data_file
+from test_checkpoint_modelforge import make_state
 
 from tensormd.calculators.openmm_engines import python_problem, torchforce_problem
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "models" / "pretrained" / "tensornet-ethanol.safetensors"
 SCRIPTS = ROOT / "md_runs" / "scripts"
+UNIVERSAL = "TensorNet-MatPES-PBE-v2025.1-PES"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -25,8 +29,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the checkpoints that examples name; they are told apart by content."""
-    for name in ("model.ckpt", "mine.ckpt"):
+    for name in ("model.ckpt", "mine.ckpt", "a.ckpt", "b.ckpt", "c.ckpt"):
         shutil.copy(SHIPPED, tmp_path / name)
+    save(tmp_path / "torchmdnet.ckpt", *make_model())
+    torch.save(make_state(), tmp_path / "modelforge.pt")
     molecule("CH3CH2OH").write(tmp_path / "molecule.xyz")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -69,6 +75,8 @@ def test_page(page: Path, folder: Path) -> None:
         pytest.skip(f"{page.name} holds no Python")
     needs_openmm("".join(blocks))
     names = names_of(page.name)
+    if UNIVERSAL in "".join(blocks):
+        (folder / UNIVERSAL).symlink_to(data_file(f"matgl/{UNIVERSAL}"))
     for block in blocks:
         exec(compile(block, str(page), "exec"), names)
 
@@ -110,6 +118,6 @@ def test_periodic_box(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["metadynamics_dihedral.py", "peptide_in_water_mlmm.py"])
 def test_scripts_with_a_universal_model(name: str, folder: Path) -> None:
     peptide = data_file("systems/alanine_dipeptide.pdb")
-    model = data_file("matgl/TensorNet-MatPES-PBE-v2025.1-PES")
+    model = data_file(f"matgl/{UNIVERSAL}")
     out = run_script(name, str(peptide), "--model", str(model), "--steps", "10", cwd=folder)
     assert "kJ/mol" in out
