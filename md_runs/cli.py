@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -348,6 +349,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command; a user's mistake becomes one line on stderr and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--traceback" in arguments or bool(os.environ.get("TENSORMD_DEBUG"))
+    usual = warnings.formatwarning
+    warnings.formatwarning = _format_warning
     try:
         app(args=arguments, prog_name="tensormd")
     except Interrupted as error:
@@ -358,6 +361,12 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         say("tensormd: " + " ".join(str(error).split()))
         sys.exit(1 if isinstance(error, RunStopped) else 2)
+    finally:
+        warnings.formatwarning = usual
+
+
+def _format_warning(message: Warning | str, *_: object, **__: object) -> str:
+    return f"tensormd: warning: {' '.join(str(message).split())}\n"
 
 
 def _was_given(context: typer.Context, name: str) -> bool:

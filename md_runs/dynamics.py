@@ -18,13 +18,14 @@ from ..models.units import bar_in_ev_per_angstrom3
 from .barostat import estimate_compressibility, pressure_of
 from .ensembles import Integrator, check_ensemble, thermalizes_rigid_motion
 from .errors import Interrupted, RunStopped
-from .run_folder import RESTART, START, Restart, RunFolder
+from .run_folder import RESTART, START, Restart, RunFolder, refuse_existing
 from .settings import MDSettings, md_settings, to_json
 from .signals import StopRequest
 from .structures import frame_text
 from .velocities import temperature_of, thermalize
 from .versions import versions
 
+ALREADY = "continue it with --resume {}, or choose another folder with -o"
 LARGEST_STEP_ANGSTROM = 1.0
 """An atom that moves further in one step has left physics behind."""
 
@@ -98,6 +99,8 @@ def start_md(
     Interrupted
         After SIGINT or SIGTERM, with everything saved.
     """
+    path = Path(path)
+    refuse_existing(path, ALREADY.format(path))
     check_ensemble(atoms, settings)
     _warm_up(atoms)  # what is wrong with the structure shows before a folder is made
     if settings.keep_velocities and not atoms.has("momenta"):
@@ -105,9 +108,7 @@ def start_md(
     if settings.ensemble == "npt" and settings.compressibility is None:
         found = estimate_compressibility(atoms)
         settings = dataclasses.replace(settings, compressibility=found)
-    with RunFolder.create(
-        path, f"continue it with --resume {path}, or choose another folder with -o"
-    ) as folder:
+    with RunFolder.create(path, ALREADY.format(path)) as folder:
         folder.write_start(atoms)
         folder.write_config(
             {"kind": "md", "settings": to_json(settings), "versions": versions(), **(record or {})}

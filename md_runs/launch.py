@@ -9,9 +9,9 @@ from typing import Any
 
 from ase import Atoms
 
-from .dynamics import MDSummary, Observer, resume_md, start_md
+from .dynamics import ALREADY, MDSummary, Observer, resume_md, start_md
 from .potentials import absolute, default_model, default_threads, load_calculator
-from .run_folder import RunFolder
+from .run_folder import RunFolder, refuse_existing
 from .settings import (
     MDSettings,
     ModelSettings,
@@ -32,6 +32,7 @@ def launch_md(
     save_every: float = 10.0,
 ) -> MDSummary:
     """Start a run of the structure in a file; see `start_md`."""
+    refuse_existing(path, ALREADY.format(path))  # before anything slow
     atoms = read_structure(source)
     model = resolve_model(model, [atoms])
     atoms.calc, record = load_calculator(model)

@@ -17,7 +17,7 @@ from ..models.units import bar_in_ev_per_angstrom3, ev_per_angstrom3_in_gpa
 from .errors import Interrupted, RunStopped
 from .launch import resolve_model
 from .potentials import load_calculator
-from .run_folder import RELAXED, RunFolder
+from .run_folder import RELAXED, RunFolder, refuse_existing
 from .settings import ModelSettings, RelaxSettings, to_json
 from .signals import StopRequest
 from .structures import describe, format_of, frame_text, read_structures, write_structure
@@ -144,8 +144,7 @@ def plan(sources: Sequence[str], out: Path | None) -> list[Task]:
             )
         folders = [parent / name for name in _names([source for source, _ in found])]
     for folder in folders:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} exists already: choose another place with -o")
+        refuse_existing(folder, "choose another folder with -o")
     return [
         Task(source, atoms, folder, file)
         for (source, atoms), folder in zip(found, folders, strict=True)

@@ -113,8 +113,7 @@ class RunFolder:
             If it cannot be made.
         """
         path = Path(path)
-        if path.exists() and not (path.is_dir() and _holds_nothing(path)):
-            raise ValueError(f"{path} exists already: {remedy}")
+        refuse_existing(path, remedy)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -269,6 +268,12 @@ class RunFolder:
         """The columns of log.csv."""
         table = read_table(self.path / LOG)
         return {name: np.array(column) for name, column in table.items()}
+
+
+def refuse_existing(path: Path, remedy: str) -> None:
+    """Raise a ValueError if there is something that a new run would overwrite."""
+    if path.exists() and not (path.is_dir() and _holds_nothing(path)):
+        raise ValueError(f"{path} exists already: {remedy}")
 
 
 def _holds_nothing(path: Path) -> bool:
