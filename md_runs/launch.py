@@ -77,6 +77,8 @@ def relaunch_md(
     config = folder.config
     if config.get("kind") != "md":
         raise ValueError(f"{path} is no molecular dynamics run: there is nothing to resume")
+    if "model_settings" not in config:
+        raise ValueError(f"{path} was started from Python: go on with it by resume_md")
     refuse_changes(given, {**config["model_settings"], **config["settings"]})
     model = model_settings(config["model_settings"])
     if "model" in given:

@@ -204,6 +204,9 @@ class RunFolder:
             raise ValueError(f"{file} is damaged: {error}") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"{file} was not written by this version: expected format {FORMAT}")
+        for key in ("kind", "settings"):
+            if key not in content:
+                raise ValueError(f"{file} is damaged: it has no {key!r}")
         return content
 
     def write_config(self, content: dict[str, Any]) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_md_runs_support import ethanol, waters, write_tiny_potential
+from test_md_runs_support import Springs, ethanol, waters, write_tiny_potential
 
+from tensormd.md_runs.dynamics import start_md
 from tensormd.md_runs.errors import Interrupted
 from tensormd.md_runs.launch import launch_md, relaunch_md
 from tensormd.md_runs.run_folder import RunFolder
@@ -206,6 +207,18 @@ def test_two_processes_in_one_folder(files: Path, tmp_path: Path) -> None:
         relaunch_md(tmp_path / "run", {"steps": 12})
     holder.close()
     relaunch_md(tmp_path / "run", {"steps": 12})
+
+
+def test_a_run_from_python_is_resumed_from_python(tmp_path: Path) -> None:
+    atoms = ethanol()
+    atoms.calc = Springs(atoms.positions)
+    start_md(atoms, MDSettings(steps=2), tmp_path / "run")
+    with pytest.raises(ValueError, match="was started from Python"):
+        relaunch_md(tmp_path / "run", {})
+    config = tmp_path / "run" / "config.json"
+    config.write_text('{"format": 1}')
+    with pytest.raises(ValueError, match="is damaged: it has no 'kind'"):
+        relaunch_md(tmp_path / "run", {})
 
 
 def test_damaged_restart_is_reported(files: Path, tmp_path: Path) -> None:
