@@ -1,6 +1,6 @@
 """Thin adapters that give other programs' energies and forces from a potential."""
 
-from .ase import PotentialCalculator, TensorNetCalculator
+from .ase import PotentialCalculator, TDNCalculator, TensorNetCalculator
 from .openmm import create_force
 
-__all__ = ["PotentialCalculator", "TensorNetCalculator", "create_force"]
+__all__ = ["PotentialCalculator", "TDNCalculator", "TensorNetCalculator", "create_force"]

@@ -254,6 +254,12 @@ class TensorNetCalculator(PotentialCalculator):
     architectures = ("TensorNet", "TensorNet2")
 
 
+class TDNCalculator(PotentialCalculator):
+    """A TDN as an ASE calculator; see `PotentialCalculator` for the parameters."""
+
+    architectures = ("TDN",)
+
+
 def _members(potential: nn.Module) -> list[nn.Module]:
     return list(potential.members) if isinstance(potential, Committee) else [potential]
 

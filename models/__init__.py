@@ -6,15 +6,18 @@ from .export import export_torchscript
 from .graph import Graph, NeighborList, batch_graphs
 from .potential import Potential, Prediction
 from .readout import EnergyReadout
+from .tdn import TDN, ScalarReadout
 from .tensornet import TensorNet
 
 __all__ = [
+    "TDN",
     "Committee",
     "EnergyReadout",
     "Graph",
     "NeighborList",
     "Potential",
     "Prediction",
+    "ScalarReadout",
     "TensorNet",
     "batch_graphs",
     "export_torchscript",

@@ -14,6 +14,7 @@ from .double import DoubleConstants
 from .graph import Graph, within
 from .readout import EnergyReadout
 from .repulsion import ZBLRepulsion
+from .tdn import ScalarReadout
 from .units import energy_in_ev, length_in_angstrom
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -82,7 +83,7 @@ class Potential(nn.Module):
     Parameters
     ----------
     representation
-        `TensorNet` or another module of ``(graph, vectors) -> features`` with ``cutoff``,
+        `TensorNet`, `TDN` or another module of ``(graph, vectors) -> features`` with ``cutoff``,
         ``config`` and the edge vectors as its only geometry.
     readout
         ``features -> (N,)``.
@@ -108,7 +109,7 @@ class Potential(nn.Module):
     def __init__(
         self,
         representation: nn.Module,
-        readout: EnergyReadout,
+        readout: EnergyReadout | ScalarReadout,
         *,
         elements: Iterable[int],
         references: Sequence[float] | Tensor | None = None,
@@ -137,7 +138,7 @@ class Potential(nn.Module):
         self.energy_in_ev = energy_in_ev(energy_unit)
         self.metadata = dict(metadata or {})
         self.representation = representation
-        self.readout: EnergyReadout = readout
+        self.readout: EnergyReadout | ScalarReadout = readout
         self.repulsion = repulsion
         self.atomic_scale = AtomicScale(references, scale, mean)
         own_cutoff = float(representation.cutoff)  # type: ignore[arg-type]

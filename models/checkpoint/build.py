@@ -12,12 +12,20 @@ from ..potential import Potential
 from ..readout import EnergyReadout
 from ..repulsion import ZBLRepulsion
 from ..state import check_fit
+from ..tdn import TDN, ScalarReadout
 from ..tensornet import TensorNet
 
 MAX_LAYERS = 1000
 
-REPRESENTATIONS: dict[str, type[nn.Module]] = {"TensorNet": TensorNet}
+REPRESENTATIONS: dict[str, type[nn.Module]] = {"TensorNet": TensorNet, "TDN": TDN}
 """Native networks by the name that files have for them."""
+READOUTS: dict[str, type[EnergyReadout | ScalarReadout]] = {
+    "TensorNet": EnergyReadout,
+    "TDN": ScalarReadout,
+}
+"""The readout of each."""
+CONSTANTS = ("atomic_scale.", "representation.coupling.")
+"""Tensors that are float64 whatever the dtype of the network."""
 
 
 class TensorPool:
@@ -97,7 +105,7 @@ def build_potential(
     architecture
         A key of ``REPRESENTATIONS``.
     network, readout, repulsion
-        Arguments of the representation, of `EnergyReadout` and of `ZBLRepulsion`.
+        Arguments of the representation, of its readout and of `ZBLRepulsion`.
     tensors
         The state dict of the potential; all of a network's weights have one dtype.
 
@@ -122,7 +130,7 @@ def build_potential(
         # Without memory: the weights come from the file, and no random number is drawn.
         with torch.device("meta"):
             representation = REPRESENTATIONS[architecture](**network)
-            head = EnergyReadout(**readout)
+            head = READOUTS[architecture](**readout)
         potential = Potential(
             representation,
             head,
@@ -142,9 +150,7 @@ def build_potential(
 
 def _check_fit(potential: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
     check_fit(potential.state_dict(), tensors, name)
-    dtypes = {
-        tensor.dtype for key, tensor in tensors.items() if not key.startswith("atomic_scale.")
-    }
+    dtypes = {tensor.dtype for key, tensor in tensors.items() if not key.startswith(CONSTANTS)}
     if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.float64}:
         raise ValueError(
             f"{name}: its weights are {', '.join(sorted(map(str, dtypes)))}: expected all "
