@@ -1,6 +1,6 @@
-r"""Reproduce the checkpoint that ships: TensorNet on revised MD17 ethanol, split 1.
+r"""Reproduce the checkpoints that ship: TensorNet and TDN on revised MD17 ethanol, split 1.
 
-    python -m tensormd.models.pretrained.train_ethanol \
+    python -m tensormd.models.pretrained.train_ethanol tensornet \
         rmd17_ethanol_train_01.npz rmd17_ethanol_test_01.npz tensornet-ethanol.safetensors
 
 950 frames are trained on; the other 50 are only watched and choose nothing. The state of the
@@ -13,10 +13,12 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..checkpoint import save_potential
 from ..potential import Potential
 from ..readout import EnergyReadout
+from ..tdn import TDN, ScalarReadout
 from ..tensornet import TensorNet
 from ..training import (
     Errors,
@@ -28,26 +30,42 @@ from ..training import (
     train,
 )
 
-CHANNELS = 64
 CUTOFF = 4.5
+EPOCHS = {"tensornet": 900, "tdn": 450}
 
 
-def new_potential(frames: Frames) -> Potential:
-    """A TensorNet whose scale and mean are those of the frames."""
+def new_potential(architecture: str, frames: Frames) -> Potential:
+    """A small network whose scale and mean are those of the frames."""
+    if architecture == "tensornet":
+        network: nn.Module = TensorNet(channels=64, layers=2, cutoff=CUTOFF, max_number=10)
+        readout: nn.Module = EnergyReadout(64)
+    else:
+        network = TDN(
+            channels=64,
+            layers=2,
+            lmax=2,
+            radial_functions=32,
+            cutoff=CUTOFF,
+            max_number=10,
+            average_degree=7.5,  # of an atom of ethanol
+        )
+        readout = ScalarReadout(64)
     forces = torch.cat(frames.forces)
     return Potential(
-        TensorNet(channels=CHANNELS, layers=2, cutoff=CUTOFF, max_number=10),
-        EnergyReadout(CHANNELS),
+        network,
+        readout,
         elements=frames.elements,
         scale=float(forces.square().mean().sqrt()),
         mean=float(frames.energies.mean()),
     )
 
 
-def model_card(errors: Errors, settings: TrainingSettings) -> dict[str, str | int | float]:
+def model_card(
+    architecture: str, errors: Errors, settings: TrainingSettings
+) -> dict[str, str | int | float]:
     """What the file says of itself."""
     return {
-        "name": "tensornet-ethanol",
+        "name": f"{architecture}-ethanol",
         "training_data": "revised MD17 ethanol, split 1, 950 frames (PBE/def2-SVP)",
         "test_data": "revised MD17 ethanol, split 1, 1,000 frames",
         "energy_mae_mev": round(errors.energy_mev, 3),
@@ -63,22 +81,28 @@ def model_card(errors: Errors, settings: TrainingSettings) -> dict[str, str | in
 def main() -> None:
     """Train, test and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("architecture", choices=EPOCHS)
     parser.add_argument("train", type=Path)
     parser.add_argument("test", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--epochs", type=int, default=TrainingSettings.epochs)
+    parser.add_argument("--epochs", type=int, help="900 of TensorNet, 450 of TDN")
     parser.add_argument("--seed", type=int, default=TrainingSettings.seed)
     arguments = parser.parse_args()
 
-    settings = TrainingSettings(epochs=arguments.epochs, seed=arguments.seed)
+    architecture = arguments.architecture
+    settings = TrainingSettings(
+        epochs=arguments.epochs or EPOCHS[architecture], seed=arguments.seed
+    )
     frames = read_rmd17(arguments.train, CUTOFF)
     fit, watched = frames.split([950, 50], settings.seed)
     torch.manual_seed(settings.seed)
     state_file = arguments.output.with_suffix(".state.pt")
-    potential = train(new_potential(frames), fit, watched, settings, state_file, _print)
+    potential = train(
+        new_potential(architecture, frames), fit, watched, settings, state_file, _print
+    )
     errors = evaluate_errors(potential, read_rmd17(arguments.test, CUTOFF))
     print(f"test: {errors.energy_mev:.2f} meV, {errors.force_mev_per_angstrom:.2f} meV/A")
-    potential.metadata.update(model_card(errors, settings))
+    potential.metadata.update(model_card(architecture, errors, settings))
     save_potential(potential, arguments.output)
 
 
