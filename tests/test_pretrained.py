@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import molecule
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from data import data_file
 
 from tensormd.calculators import TensorNetCalculator, create_force
 from tensormd.calculators.openmm_engines import torchforce_problem
+from tensormd.md_runs.velocities import thermalize
 from tensormd.models import load_potential
 from tensormd.models.units import kcal_per_mol_in_ev, kj_per_mol_in_ev, nm_in_angstrom
 
@@ -64,8 +64,7 @@ def drift_of(times_ps: list[float], energies: list[float], atoms: int) -> float:
 
 def ase_drift(steps: int) -> float:
     atoms = relaxed()
-    rng = np.random.default_rng(0)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=rng, force_temp=True)
+    thermalize(atoms, 300, np.random.default_rng(0), rigid=False)
     times, energies = [], []
     dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
     for step in range(0, steps, 10):

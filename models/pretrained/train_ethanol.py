@@ -38,7 +38,7 @@ def new_potential(architecture: str, frames: Frames) -> Potential:
     """A small network whose scale and mean are those of the frames."""
     if architecture == "tensornet":
         network: nn.Module = TensorNet(channels=64, layers=2, cutoff=CUTOFF, max_number=10)
-        readout: nn.Module = EnergyReadout(64)
+        readout: EnergyReadout | ScalarReadout = EnergyReadout(64)
     else:
         network = TDN(
             channels=64,
