@@ -47,6 +47,8 @@ def read_structures(source: str | Path) -> list[Atoms]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be read as a structure: {reason}") from error
     structures = found if isinstance(found, list) else [found]
+    # ASE takes the END that follows the last ENDMDL of a PDB file for one more, empty, model.
+    structures = [atoms for atoms in structures if len(atoms)] or structures
     if not structures:
         raise ValueError(f"{path} holds no structure")
     for atoms in structures:

@@ -148,6 +148,19 @@ def test_bad_structure_files(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+def test_a_pdb_file_of_one_model(tmp_path: Path) -> None:
+    file = tmp_path / "water.pdb"
+    file.write_text(
+        "MODEL        1\n"
+        "ATOM      1  O   HOH     1       0.000   0.000   0.119  1.00  0.00           O  \n"
+        "ATOM      2  H1  HOH     1       0.000   0.763  -0.477  1.00  0.00           H  \n"
+        "ATOM      3  H2  HOH     1       0.000  -0.763  -0.477  1.00  0.00           H  \n"
+        "ENDMDL\n"
+        "END\n"
+    )
+    assert read_structure(file).get_chemical_formula() == "H2O"
+
+
 def test_one_of_several_structures(tmp_path: Path) -> None:
     frames = [ethanol(seed) for seed in range(3)]
     write(tmp_path / "many.xyz", frames)
