@@ -259,10 +259,9 @@ class DegreeEmbedding(nn.Module):
         # The sender has degree 0 alone, and its channels differ by a factor.
         scalar = torch.ones(1, 1, 1, dtype=weight.dtype, device=weight.device)
         scalar = nn.functional.pad(scalar, [0, 0, 0, self.size - 1])
-        sent = self.product.project(scalar, coupling).expand(weight.shape[0], -1, -1)
-        sent = self.product.at_edge(sent, coupling) * weight.unsqueeze(1)
-        x = sent.new_zeros(atoms, sent.shape[1], sent.shape[2])
-        x = self.mix(self.product.finish(x.index_add(0, edges.receiver, sent), coupling))
+        scalar = scalar.expand(weight.shape[0], -1, -1)
+        x = self.product.aggregate(scalar, weight, coupling, edges.receiver, atoms)
+        x = self.mix(x)
         degree = edges.envelope.new_zeros(atoms, 1).index_add(0, edges.receiver, edges.envelope)
         bias = (degree * self.bias).unsqueeze(1)
         return self.scale * torch.cat([x[:, :1] + bias, x[:, 1:]], dim=1)
@@ -315,17 +314,14 @@ class GraphAttention(nn.Module):
         # Linear, and so done by atom.
         sent = self.product.project(self.sender(x), coupling)
         received = self.product.project(self.receiver(x), coupling)
-        message = sent.index_select(0, j) + received.index_select(0, i)
-        message = self.product.finish(self.product.at_edge(message, coupling), coupling)
-        message = message * weight.unsqueeze(1)
-
+        message = self.product.message(
+            sent.index_select(0, j) + received.index_select(0, i), weight, coupling
+        )
         attention = self.attention(message[:, 0], edges, x.shape[0])
         weight = weight.view(weight.shape[0], self.heads, weight.shape[1] // self.heads)
         weight = (weight * attention.unsqueeze(2)).flatten(1)
-        value = self.product.project(self.value(message), coupling)
-        value = self.product.at_edge(value, coupling) * weight.unsqueeze(1)
-        total = value.new_zeros(x.shape[0], value.shape[1], value.shape[2])
-        return self.mix(self.product.finish(total.index_add(0, i, value), coupling))
+        value = self.value(message)
+        return self.mix(self.product.aggregate(value, weight, coupling, i, x.shape[0]))
 
     def attention(self, scalars: Tensor, edges: Edges, atoms: int) -> Tensor:
         """Weight of each edge and head: scalars (E, C) of the messages -> (E, heads)."""

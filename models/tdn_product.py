@@ -5,17 +5,13 @@ for each channel c serves all paths (mode uvu, Lin et al. 2025, arXiv:2507.01131
 
 .. math:: z_{kc} = w_c \sum_{ij} M_{ijk} \, x_{ic} \, Y_j
 
-M is the sum of the Clebsch-Gordan tensors of all paths, or what its factors stand for. Each
-evaluation gives the same numbers, in three linear steps of which the first and the last can be
-done by atom where the features are those of atoms:
+M is the sum of the Clebsch-Gordan tensors of all paths, or what its factors stand for. The
+evaluations give the same numbers:
 
-============ ================ =========================== ==============================
-evaluation   project          at an edge                  finish
-============ ================ =========================== ==============================
-contracted   nothing          times M_e = sum_j M_j Y_j   nothing
-factored     A^T x            times B^T Y                 C times (the paper's)
-by path      nothing          one product for each path   nothing
-============ ================ =========================== ==============================
+- contracted: z = w (M_e x) with M_e = sum_j M_j Y_j, made once for all products of an edge;
+- factored: z = w C ((A^T x) (B^T Y)), as in the paper. A^T is applied by atom where the features
+  are those of atoms, and C by atom where what is wanted is a sum over edges;
+- by path: one product for each l1, l2, l3, as programs without a decomposition do it.
 
 Contracting first costs d^2 multiplications for each edge and channel, the factors 2 d R. Features
 have the shape (n, d, C): n atoms or edges, components, channels.
@@ -44,39 +40,64 @@ class Coupling(NamedTuple):
 
 
 class ContractedProduct(nn.Module):
-    """One small matrix product for each edge."""
+    """One small matrix product for each edge.
+
+    On a CPU edges are taken some hundreds at a time: what is in between stays in the cache, and
+    no large block of memory is asked for again and again. This halves the time at L = 2 and 3.
+    """
 
     def project(self, x: Tensor, coupling: Coupling) -> Tensor:
-        """(n, d, C) -> (n, d, C)."""
+        """What is sent of the features of atoms: (N, d, C) -> (N, p, C)."""
         return x
 
-    def at_edge(self, x: Tensor, coupling: Coupling) -> Tensor:
-        """(E, d, C) -> (E, d, C)."""
-        return torch.bmm(coupling.edge, x)
+    def message(self, sent: Tensor, weight: Tensor, coupling: Coupling) -> Tensor:
+        """Sent features (E, p, C) and weights (E, C) -> products (E, d, C)."""
+        size = chunk_size(sent, sent.shape[2])
+        if sent.shape[0] <= size:
+            return torch.bmm(coupling.edge, sent) * weight.unsqueeze(1)
+        matrices, weights = coupling.edge.split(size), weight.split(size)
+        parts: list[Tensor] = []
+        for k, x in enumerate(sent.split(size)):
+            parts.append(torch.bmm(matrices[k], x) * weights[k].unsqueeze(1))
+        return torch.cat(parts)
 
-    def finish(self, x: Tensor, coupling: Coupling) -> Tensor:
-        """(n, d, C) -> (n, d, C)."""
-        return x
+    def aggregate(
+        self, x: Tensor, weight: Tensor, coupling: Coupling, receiver: Tensor, atoms: int
+    ) -> Tensor:
+        """Sum of the products of features (E, d, C or 1) at each receiver -> (N, d, C)."""
+        d, channels = x.shape[1], weight.shape[1]
+        size = chunk_size(x, channels)
+        matrices, weights = coupling.edge.split(size), weight.split(size)
+        receivers = receiver.split(size)
+        total = weight.new_zeros(atoms, d, channels)
+        for k, y in enumerate(x.split(size)):
+            terms = torch.bmm(matrices[k], y) * weights[k].unsqueeze(1)
+            total = total.index_add_(0, receivers[k], terms)
+        return total
 
 
 class FactoredProduct(nn.Module):
     """R products of numbers for each edge and channel."""
 
     def project(self, x: Tensor, coupling: Coupling) -> Tensor:
-        """(n, d, C) -> (n, R, C)."""
+        """What is sent of the features of atoms: (N, d, C) -> (N, R, C)."""
         return coupling.inward @ x
 
-    def at_edge(self, x: Tensor, coupling: Coupling) -> Tensor:
-        """(E, R, C) -> (E, R, C)."""
-        return x * coupling.edge.unsqueeze(2)
+    def message(self, sent: Tensor, weight: Tensor, coupling: Coupling) -> Tensor:
+        """Sent features (E, R, C) and weights (E, C) -> products (E, d, C)."""
+        return (coupling.outward @ (sent * coupling.edge.unsqueeze(2))) * weight.unsqueeze(1)
 
-    def finish(self, x: Tensor, coupling: Coupling) -> Tensor:
-        """(n, R, C) -> (n, d, C)."""
-        return coupling.outward @ x
+    def aggregate(
+        self, x: Tensor, weight: Tensor, coupling: Coupling, receiver: Tensor, atoms: int
+    ) -> Tensor:
+        """Sum of the products of features (E, d, C or 1) at each receiver -> (N, d, C)."""
+        terms = (coupling.inward @ (x * weight.unsqueeze(1))) * coupling.edge.unsqueeze(2)
+        total = terms.new_zeros(atoms, terms.shape[1], terms.shape[2])
+        return coupling.outward @ total.index_add(0, receiver, terms)
 
 
 class PathProduct(nn.Module):
-    """Every path l1, l2, l3 by itself, as programs without a decomposition do it."""
+    """Every path l1, l2, l3 by itself."""
 
     def __init__(self, lmax: int, group: str) -> None:
         super().__init__()
@@ -84,28 +105,39 @@ class PathProduct(nn.Module):
         self.paths = paths(lmax, group)
 
     def project(self, x: Tensor, coupling: Coupling) -> Tensor:
-        """(n, d, C) -> (n, d, C)."""
+        """What is sent of the features of atoms: (N, d, C) -> (N, d, C)."""
         return x
 
-    def at_edge(self, x: Tensor, coupling: Coupling) -> Tensor:
-        """(E, d, C) -> (E, d, C)."""
+    def message(self, sent: Tensor, weight: Tensor, coupling: Coupling) -> Tensor:
+        """Sent features (E, d, C) and weights (E, C) -> products (E, d, C)."""
         tensor = coupling.inward.view(self.size, self.size, self.size)
-        out = torch.zeros_like(x)
+        out = torch.zeros_like(sent)
         for l1, l2, l3 in self.paths:
             i, j, k = l1 * l1, l2 * l2, l3 * l3
             path = tensor[i : i + 2 * l1 + 1, j : j + 2 * l2 + 1, k : k + 2 * l3 + 1]
             y = coupling.edge[:, j : j + 2 * l2 + 1]
-            z = torch.einsum("ijk,ej,eic->ekc", path, y, x[:, i : i + 2 * l1 + 1])
+            z = torch.einsum("ijk,ej,eic->ekc", path, y, sent[:, i : i + 2 * l1 + 1])
             out = out + torch.nn.functional.pad(z, [0, 0, k, self.size - k - 2 * l3 - 1])
-        return out
+        return out * weight.unsqueeze(1)
 
-    def finish(self, x: Tensor, coupling: Coupling) -> Tensor:
-        """(n, d, C) -> (n, d, C)."""
-        return x
+    def aggregate(
+        self, x: Tensor, weight: Tensor, coupling: Coupling, receiver: Tensor, atoms: int
+    ) -> Tensor:
+        """Sum of the products of features (E, d, C or 1) at each receiver -> (N, d, C)."""
+        terms = self.message(x, weight, coupling)
+        total = terms.new_zeros(atoms, terms.shape[1], terms.shape[2])
+        return total.index_add(0, receiver, terms)
+
+
+def chunk_size(x: Tensor, channels: int) -> int:
+    """How many edges of (E, d, channels) to take at a time: a quarter of a million numbers."""
+    if x.device.type == "cuda":
+        return max(1, x.shape[0])
+    return max(1, 262_144 // max(1, x.shape[1] * channels))
 
 
 Product = ContractedProduct | FactoredProduct | PathProduct
-"""What a layer needs of a tensor product: three linear steps, without a weight of their own."""
+"""What a layer needs of a tensor product; none has weights of its own."""
 
 
 class ExactCoupling(DoubleConstants):

@@ -41,6 +41,7 @@ from tensormd.models import (
 )
 from tensormd.models.hessian import hessian
 from tensormd.models.repulsion import ZBLRepulsion
+from tensormd.models.tdn_product import ContractedProduct, ExactCoupling, PathProduct
 
 CUTOFF = 4.5
 SYSTEMS = contract.SYSTEMS
@@ -246,6 +247,25 @@ def test_the_exact_rank_gives_the_exact_product(lmax: int, group: str, evaluatio
         assert (found.forces - expected.forces).abs().max() < 1e-8
 
 
+@pytest.mark.parametrize("edges", [0, 1, 300, 1000])
+def test_blocks_of_edges_change_nothing(edges: int) -> None:
+    """The contracted product takes 128 of these edges at a time; the factored one takes all."""
+    random = torch.Generator().manual_seed(edges)
+    sizes = [(edges, 16), (edges, 16, 128), (edges, 128)]
+    y, x, w = (torch.randn(s, generator=random, dtype=torch.float64) for s in sizes)
+    receiver = torch.randint(0, 7, (edges,), generator=random)
+    found = []
+    for product, contracted in ((ContractedProduct(), True), (PathProduct(3, "SO(3)"), False)):
+        x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+        coupling = ExactCoupling(3, "SO(3)", contracted)(y)
+        message = product.message(x, w, coupling)
+        total = product.aggregate(x, w, coupling, receiver, 7)
+        (message.square().sum() + total.square().sum()).backward()
+        found.append((message, total, x.grad, w.grad))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-11)
+
+
 # Symmetry
 
 
@@ -413,9 +433,7 @@ def test_calculators_and_the_other_architecture(tmp_path: Path) -> None:
     assert np.abs(atoms.get_forces() - expected.numpy()).max() < 1e-12
     with pytest.raises(ValueError, match="TDNCalculator runs TDN, but the checkpoint holds a Te"):
         TDNCalculator(paths[1])
-    with pytest.raises(
-        ValueError, match=r"TensorNetCalculator .* checkpoint holds a TDN"
-    ):
+    with pytest.raises(ValueError, match=r"TensorNetCalculator .* checkpoint holds a TDN"):
         TensorNetCalculator(paths[0])
 
 
