@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from importlib.metadata import PackageNotFoundError, version
 
 ENGINES = ("torchforce", "python")
@@ -41,10 +42,24 @@ def torchforce_problem() -> str | None:
             )
     try:
         importlib.import_module("torch")  # its libraries must be loaded before openmm's
-        importlib.import_module("openmmtorch")
+        _import_quietly("openmmtorch")
     except ImportError as error:
         return f"openmmtorch {plugin} does not load ({error}): {INSTALL}"
     return None
+
+
+def _import_quietly(name: str) -> None:
+    """Without the warning about its own imports that openmmtorch logs to everybody."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "simtk" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(other)
+    try:
+        importlib.import_module(name)
+    finally:
+        root.removeFilter(other)
 
 
 def python_problem() -> str | None:

@@ -58,6 +58,7 @@ Units = Annotated[
         "hartree, kj/mol, kcal/mol)."
     ),
 ]
+OPENMM = "Options of --engine openmm"
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
 
 
@@ -176,10 +177,12 @@ def md(
         typer.Argument(help="Any file that ASE reads; of several structures FILE@INDEX."),
     ] = None,
     model: Model = None,
-    engine: Annotated[str, typer.Option(help="What integrates: ase.")] = MDSettings.engine,
+    engine: Annotated[
+        str, typer.Option(help="What integrates: ase or openmm.")
+    ] = MDSettings.engine,
     ensemble: Annotated[str, typer.Option(help="nve, nvt or npt.")] = MDSettings.ensemble,
     thermostat: Annotated[
-        str, typer.Option(help="nvt and npt: langevin or bussi.")
+        str, typer.Option(help="nvt and npt: langevin, or with ASE bussi.")
     ] = MDSettings.thermostat,
     temperature: Annotated[
         float, typer.Option(metavar="K", help="Of the thermostat and the first velocities, K.")
@@ -206,18 +209,81 @@ def md(
         ),
     ] = MDSettings.thermostat_time,
     barostat_time: Annotated[
-        float, typer.Option(metavar="FS", help="npt: time constant, fs.")
+        float, typer.Option(metavar="FS", help="npt with ASE: time constant, fs.")
     ] = MDSettings.barostat_time,
     compressibility: Annotated[
         float | None,
         typer.Option(
-            metavar="1/BAR", help="npt: 1/bar, sets the volume's pace; by default the model's own."
+            metavar="1/BAR",
+            help="npt with ASE: 1/bar, sets the volume's pace; by default the model's own.",
         ),
     ] = None,
     keep_velocities: Annotated[
         bool,
         typer.Option("--keep-velocities", help="Start with the velocities in the file."),
     ] = False,
+    barostat: Annotated[
+        str, typer.Option(help="openmm, npt: isotropic or anisotropic.", rich_help_panel=OPENMM)
+    ] = MDSettings.barostat,
+    minimize: Annotated[
+        bool,
+        typer.Option(
+            "--minimize", help="openmm: minimise the energy first.", rich_help_panel=OPENMM
+        ),
+    ] = False,
+    trajectory: Annotated[
+        str,
+        typer.Option(
+            help="openmm: dcd or xtc writes a copy in this format.", rich_help_panel=OPENMM
+        ),
+    ] = MDSettings.trajectory,
+    ml_atoms: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ATOMS",
+            help="openmm: atoms of the potential, such as 0-21,30, or resname LIG, or chain A; "
+            "the rest is the force field's. The structure is a PDB or mmCIF file.",
+            rich_help_panel=OPENMM,
+        ),
+    ] = None,
+    force_field: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="XML",
+            help="openmm: for the other atoms; several separated by commas, for example "
+            "amber14-all.xml,amber14/tip3p.xml.",
+            rich_help_panel=OPENMM,
+        ),
+    ] = None,
+    constraints: Annotated[
+        str,
+        typer.Option(
+            help="openmm: of the force field's part: none, or hbonds (and rigid water).",
+            rich_help_panel=OPENMM,
+        ),
+    ] = MDSettings.constraints,
+    hydrogen_mass: Annotated[
+        float | None,
+        typer.Option(
+            metavar="U",
+            help="openmm: of the force field's hydrogens, u, taken from the bonded atom.",
+            rich_help_panel=OPENMM,
+        ),
+    ] = None,
+    platform: Annotated[
+        str | None,
+        typer.Option(
+            help="openmm: Reference, CPU, CUDA or OpenCL; by default what suits.",
+            rich_help_panel=OPENMM,
+        ),
+    ] = None,
+    engine_force: Annotated[
+        str,
+        typer.Option(
+            help="openmm: how the potential is called: auto, torchforce or python.",
+            rich_help_panel=OPENMM,
+        ),
+    ] = MDSettings.engine_force,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run folder (default NAME_md).")
     ] = None,
@@ -247,6 +313,8 @@ def md(
         }
         if "units" in given:
             given["units"] = _parse_units(units)
+        if "force_field" in given:
+            given["force_field"] = _split(force_field)
         from .launch import relaunch_md
         from .run_folder import RunFolder
 
@@ -257,6 +325,7 @@ def md(
         if structure is None:
             raise ValueError("no structure: give a file, or --resume RUN_DIR to go on with a run")
         values = {name: context.params[name] for name in MDSettings.__dataclass_fields__}
+        values["force_field"] = _split(force_field)
         values["seed"] = int.from_bytes(os.urandom(4), "big") if seed is None else seed
         settings = MDSettings(**values)
         how = _model_settings(model, charge, dtype, device, threads, units)
@@ -399,6 +468,10 @@ def _parse_units(text: str | None) -> tuple[str, str] | None:
     if len(parts) != 2:
         raise ValueError(f"--units is {text!r}: expected LENGTH,ENERGY such as angstrom,ev")
     return parts[0], parts[1]
+
+
+def _split(names: list[str] | None) -> tuple[str, ...]:
+    return tuple(part.strip() for name in names or () for part in name.split(",") if part.strip())
 
 
 def _print_tree(content: dict[str, Any], indent: int = 0) -> None:

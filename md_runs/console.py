@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .dynamics import Observer, Row
+    from .dynamics import Observer
+    from .engines import Row
     from .relax import StepObserver, Task
 
 SECONDS_BETWEEN_LINES = 10.0

@@ -94,15 +94,15 @@ def check_openmm() -> list[Check]:
     """Each of OpenMM's ways to run a potential, and the engine of ``tensormd md``."""
     from ..calculators.openmm_engines import python_problem, torchforce_problem
 
-    checks = [
-        Check("engine openmm", False, "tensormd md does not run OpenMM yet; create_force does")
-    ]
+    checks: list[Check] = []
     for engine, problem in (("torchforce", torchforce_problem), ("python", python_problem)):
         name = f"create_force {engine}"
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # the plugin chatters
             reason = problem()
         checks.append(Check(name, False, reason) if reason else _try_openmm(name, engine))
-    return checks
+    best = next((check for check in checks if check.works), None)
+    detail = "runs nve, nvt and npt, through " + best.name if best else checks[-1].detail
+    return [Check("engine openmm", best is not None, detail), *checks]
 
 
 OPENMM_TRIAL = """

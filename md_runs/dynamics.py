@@ -1,4 +1,4 @@
-"""Molecular dynamics with ASE in a run folder: start, resume, and the loop they share."""
+"""Molecular dynamics in a run folder: start, resume, and the loop they share."""
 
 from __future__ import annotations
 
@@ -9,29 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from ase import Atoms, units
+from ase import Atoms
 from ase.calculators.calculator import Calculator
-from ase.calculators.singlepoint import SinglePointCalculator
 
-from ..models.units import bar_in_ev_per_angstrom3
-from .barostat import estimate_compressibility, pressure_of
-from .ensembles import Integrator, check_ensemble, thermalizes_rigid_motion
+from .engines import BreakdownError, Engine, Row, make_engine, set_state
 from .errors import Interrupted, RunStopped
-from .run_folder import RESTART, START, Restart, RunFolder, refuse_existing
+from .run_folder import RESTART, Restart, RunFolder, refuse_existing
 from .settings import MDSettings, md_settings, to_json
 from .signals import StopRequest
 from .structures import frame_text
-from .velocities import temperature_of, thermalize
 from .versions import versions
 
 ALREADY = "continue it with --resume {}, or choose another folder with -o"
-LARGEST_STEP_ANGSTROM = 1.0
-"""An atom that moves further in one step has left physics behind."""
 
-Row = dict[str, float]
 Observer = Callable[[int, "Row | None"], None]
-"""Called after every step with its number, and the line of the log where one was written."""
+"""Called with the number of the step that was done, and the log's line where one was written.
+ASE stops after every step, OpenMM after several."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +62,7 @@ def start_md(
     settings: MDSettings,
     path: Path | str,
     *,
+    topology: Path | None = None,
     record: dict[str, Any] | None = None,
     observer: Observer | None = None,
     save_every: float = 10.0,
@@ -78,15 +72,17 @@ def start_md(
     Parameters
     ----------
     atoms
-        With a calculator. Moved in place.
+        With a calculator. ASE moves it in place; OpenMM takes the calculator's potential.
     settings
         What to run.
     path
         Run folder to make.
+    topology
+        The PDB or mmCIF file of the structure, which ``ml_atoms`` needs.
     record
         What config.json says besides the settings: the model, the structure's source.
     observer
-        Called after every step.
+        Called after every step, or several.
     save_every
         Seconds of wall-clock time between restarts.
 
@@ -101,19 +97,21 @@ def start_md(
     """
     path = Path(path)
     refuse_existing(path, ALREADY.format(path))
-    check_ensemble(atoms, settings)
-    _warm_up(atoms)  # what is wrong with the structure shows before a folder is made
-    if settings.keep_velocities and not atoms.has("momenta"):
-        raise ValueError("--keep-velocities: the structure has no velocities")
-    if settings.ensemble == "npt" and settings.compressibility is None:
-        found = estimate_compressibility(atoms)
-        settings = dataclasses.replace(settings, compressibility=found)
+    # What is wrong with the structure shows before a folder is made.
+    engine = make_engine(atoms, settings, topology)
     with RunFolder.create(path, ALREADY.format(path)) as folder:
-        folder.write_start(atoms)
+        folder.write_start(engine.atoms)
+        if topology is not None:
+            folder.keep_topology(topology)
         folder.write_config(
-            {"kind": "md", "settings": to_json(settings), "versions": versions(), **(record or {})}
+            {
+                "kind": "md",
+                "settings": to_json(engine.settings),
+                "versions": versions(optional=settings.engine == "openmm"),
+                **(record or {}),
+            }
         )
-        return _Run(folder, atoms, settings, None).until(settings.steps, observer, save_every)
+        return _Run(folder, engine, None).until(settings.steps, observer, save_every)
 
 
 def resume_md(
@@ -155,38 +153,37 @@ def resume_md(
             folder.write_config({**config, "settings": to_json(settings)})
         atoms = folder.start()
         atoms.calc = calculator
-        _warm_up(atoms)
-        return _Run(folder, atoms, settings, restart).until(settings.steps, observer, save_every)
+        engine = make_engine(atoms, settings, folder.topology())
+        return _Run(folder, engine, restart).until(settings.steps, observer, save_every)
 
 
 class _Run:
     """The loop, from the start (``restart`` None) or from a restart."""
 
-    def __init__(
-        self, folder: RunFolder, atoms: Atoms, settings: MDSettings, restart: Restart | None
-    ) -> None:
+    def __init__(self, folder: RunFolder, engine: Engine, restart: Restart | None) -> None:
         self.folder = folder
-        self.atoms = atoms
-        self.settings = settings
+        self.engine = engine
+        self.settings = engine.settings
         self.fresh = restart is None
-        rng = np.random.Generator(np.random.PCG64(settings.seed))
-        if restart is not None:
-            _set_state(atoms, restart.arrays)
-        elif not settings.keep_velocities:
-            thermalize(atoms, settings.temperature, rng, rigid=thermalizes_rigid_motion(settings))
-        state = None if restart is None else restart.state
-        self.integrator = Integrator(atoms, settings, rng, state)
-        self.has_stress = bool(atoms.pbc.all()) and "stress" in atoms.calc.implemented_properties
-        folder.open_streams(self._columns(), restart)
-        self.saved_step: int | None = None if restart is None else self.integrator.step_number
+        if restart is None:
+            self._begin()
+        else:
+            engine.restore(restart)
+        columns = ("step", "time_ps", "potential_ev", "kinetic_ev", "total_ev", *engine.columns)
+        folder.open_streams(columns, restart)
+        self.saved_step: int | None = None if restart is None else engine.step_number
 
     def until(self, last: int, observer: Observer | None, save_every: float) -> MDSummary:
         """Run to step ``last``, or to a signal."""
-        first = self.integrator.step_number
+        first = self.engine.step_number
         began = time.monotonic()
         try:
             with StopRequest() as stop:
                 self._loop(last, stop, observer or (lambda step, row: None), save_every)
+            self._convert()
+        except RunStopped:
+            self._convert()
+            raise
         except OSError as error:
             if self.saved_step is None:
                 raise
@@ -194,16 +191,16 @@ class _Run:
                 f"{error}. The run folder keeps step {self.saved_step}; then go on with: "
                 f"{self._resume_command()}"
             ) from error
-        if stop.signal is not None and self.integrator.step_number < last:
+        if stop.signal is not None and self.engine.step_number < last:
             raise Interrupted(
-                f"stopped at step {self.integrator.step_number} of {last}; all is saved, go on "
+                f"stopped at step {self.engine.step_number} of {last}; all is saved, go on "
                 f"with: {self._resume_command()}",
                 stop.signal,
             )
         return MDSummary(
             self.folder.path,
             first,
-            self.integrator.step_number,
+            self.engine.step_number,
             time.monotonic() - began,
             self.settings.timestep,
         )
@@ -213,85 +210,63 @@ class _Run:
             tell(0, self._record())
             self._save()
         saved = time.monotonic()
-        while self.integrator.step_number < last and stop.signal is None:
-            self._step()
-            row = None
-            if self.integrator.step_number % self.settings.interval == 0:
-                row = self._record()
+        while self.engine.step_number < last and stop.signal is None:
+            interval = self.settings.interval
+            next_line = interval * (self.engine.step_number // interval + 1)
+            self._advance(min(next_line, last) - self.engine.step_number)
+            row = self._record() if self.engine.step_number == next_line else None
             if time.monotonic() - saved >= save_every:
                 self._save()
                 saved = time.monotonic()
-            tell(self.integrator.step_number, row)
-        if self.saved_step != self.integrator.step_number:
+            tell(self.engine.step_number, row)
+        if self.saved_step != self.engine.step_number:
             self._save()
 
-    def _step(self) -> None:
-        number = self.integrator.step_number + 1
+    def _begin(self) -> None:
         try:
-            self.integrator.step()
-            trouble = self._trouble()
-        except ValueError as error:  # the calculator refuses positions that are no numbers
-            trouble = str(error)
-        if trouble:
+            self.engine.begin()
+        except BreakdownError as error:
+            raise RunStopped(f"the run broke down before its first step: {error}") from error
+
+    def _advance(self, most: int) -> None:
+        try:
+            self.engine.advance(most)
+        except BreakdownError as error:
             raise RunStopped(
-                f"the run broke down at step {number}: {trouble}. {self.folder.path} keeps the "
+                f"the run broke down at step {error.step}: {error}. {self.folder.path} keeps the "
                 f"state of step {self.saved_step}. Try a shorter --timestep or a relaxed "
                 "structure, and make sure that the model knows such structures"
-            )
+            ) from error
 
-    def _trouble(self) -> str:
-        energy = float(self.atoms.get_potential_energy())
-        speeds = np.linalg.norm(self.atoms.get_velocities(), axis=1)
-        moved = float(speeds.max()) * self.settings.timestep * units.fs
-        if not np.isfinite([energy, moved]).all():
-            return f"an energy or a velocity is no number (energy {energy} eV)"
-        if moved > LARGEST_STEP_ANGSTROM:
-            return f"atom {int(speeds.argmax())} moves {moved:.3g} A in one step"
-        return ""
+    def _convert(self) -> None:
+        """Copy the trajectory to the format that other programs want."""
+        kind, settings = self.settings.trajectory, self.settings
+        if kind != "extxyz":
+            from .trajectories import convert_trajectory
 
-    def _columns(self) -> list[str]:
-        names = ["step", "time_ps", "potential_ev", "kinetic_ev", "total_ev"]
-        if self.integrator.conserved is not None:
-            names.append("conserved_ev")
-        names.append("temperature_k")
-        if self.has_stress:
-            names += ["pressure_bar", "volume_a3"]
-        return names
+            convert_trajectory(self.folder, kind, settings.timestep, settings.interval)
 
     def _record(self) -> Row:
         """Append a line to the log and a frame to the trajectory."""
         assert self.folder.log is not None
         assert self.folder.trajectory is not None
-        atoms, step = self.atoms, self.integrator.step_number
-        potential = float(atoms.get_potential_energy())
-        kinetic = float(atoms.get_kinetic_energy())
+        step, sample = self.engine.step_number, self.engine.sample()
         row: Row = {
             "step": step,
             "time_ps": step * self.settings.timestep * 1e-3,
-            "potential_ev": potential,
-            "kinetic_ev": kinetic,
-            "total_ev": potential + kinetic,
-            "temperature_k": temperature_of(atoms, self.integrator.freedom),
+            "potential_ev": sample.potential_ev,
+            "kinetic_ev": sample.kinetic_ev,
+            "total_ev": sample.potential_ev + sample.kinetic_ev,
+            **{name: getattr(sample, name) for name in self.engine.columns},
         }
-        conserved = self.integrator.conserved
-        if conserved is not None:
-            row["conserved_ev"] = conserved
-        if self.has_stress:
-            row["pressure_bar"] = pressure_of(atoms) / bar_in_ev_per_angstrom3
-            row["volume_a3"] = float(atoms.get_volume())
-        frame = atoms.copy()
-        frame.info.update(step=step, time_ps=row["time_ps"])
-        results = {"energy": potential, "forces": atoms.get_forces(apply_constraint=False)}
-        if self.has_stress:
-            results["stress"] = atoms.get_stress(apply_constraint=False)
-        frame.calc = SinglePointCalculator(frame, **results)
-        self.folder.trajectory.append(frame_text(frame))
+        sample.frame.info.update(step=step, time_ps=row["time_ps"])
+        self.folder.trajectory.append(frame_text(sample.frame))
         self.folder.log.add(row)
         return row
 
     def _save(self) -> None:
-        self.folder.save(Restart(_state(self.atoms), self.integrator.state()))
-        self.saved_step = self.integrator.step_number
+        self.folder.save(self.engine.restart())
+        self.saved_step = self.engine.step_number
 
     def _resume_command(self) -> str:
         return f"tensormd md --resume {self.folder.path}"
@@ -301,37 +276,5 @@ def last_state(folder: RunFolder) -> Atoms:
     """The atoms of a run as its restart holds them, to the last bit, without a calculator."""
     atoms = folder.start()
     if (folder.path / RESTART).exists():
-        _set_state(atoms, folder.read_restart().arrays)
+        set_state(atoms, folder.read_restart().arrays)
     return atoms
-
-
-def _warm_up(atoms: Atoms) -> None:
-    """Evaluate until the numbers are those of every later evaluation, to the last bit.
-
-    TorchScript runs its first call unoptimised, and rounds otherwise from the second on: a run
-    that was resumed would differ from one that was not.
-    """
-    for _ in range(3):
-        atoms.calc.reset()
-        atoms.get_forces()
-        atoms.get_potential_energy()
-
-
-def _state(atoms: Atoms) -> dict[str, Any]:
-    return {
-        "positions": atoms.positions.copy(),
-        "momenta": atoms.arrays["momenta"].copy(),
-        "cell": atoms.cell.array.copy(),
-    }
-
-
-def _set_state(atoms: Atoms, arrays: dict[str, Any]) -> None:
-    # Set directly: constraints would adjust what was saved after they had done so.
-    for name in ("positions", "momenta"):
-        if arrays[name].shape != atoms.positions.shape:
-            raise ValueError(
-                f"{RESTART} and {START} hold different structures: the folder is damaged"
-            )
-    atoms.set_cell(arrays["cell"])
-    atoms.arrays["positions"][:] = arrays["positions"]
-    atoms.arrays["momenta"] = np.array(arrays["momenta"])

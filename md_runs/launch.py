@@ -33,13 +33,28 @@ def launch_md(
 ) -> MDSummary:
     """Start a run of the structure in a file; see `start_md`."""
     refuse_existing(path, ALREADY.format(path))  # before anything slow
-    atoms = read_structure(source)
-    model = resolve_model(model, [atoms])
+    topology = None
+    if settings.engine == "openmm":
+        from .openmm_system import require_openmm
+
+        require_openmm()
+    if settings.ml_atoms is None:
+        atoms = learned = read_structure(source)
+    else:
+        from .openmm_system import read_topology, select_atoms
+
+        topology = Path(source)
+        found, atoms = read_topology(topology)
+        learned = atoms[select_atoms(settings.ml_atoms, found)]
+        files = tuple(absolute_file(name) for name in settings.force_field)
+        settings = dataclasses.replace(settings, force_field=files)
+    model = resolve_model(model, [learned], len(atoms))
     atoms.calc, record = load_calculator(model)
     return start_md(
         atoms,
         settings,
         path,
+        topology=topology,
         record={
             "structure": {"source": source, "formula": describe(atoms)},
             "model_settings": to_json(model),
@@ -79,6 +94,8 @@ def relaunch_md(
         raise ValueError(f"{path} is no molecular dynamics run: there is nothing to resume")
     if "model_settings" not in config:
         raise ValueError(f"{path} was started from Python: go on with it by resume_md")
+    if "force_field" in given:
+        given = {**given, "force_field": tuple(map(absolute_file, given["force_field"]))}
     refuse_changes(given, {**config["model_settings"], **config["settings"]})
     model = model_settings(config["model_settings"])
     if "model" in given:
@@ -106,20 +123,31 @@ def refuse_changes(given: dict[str, Any], own: dict[str, Any]) -> None:
         if name not in own:
             raise ValueError(f"{option(name)} cannot be given with --resume")
         kept = own[name]
-        if (list(value) if isinstance(value, tuple) else value) != kept:
+        if isinstance(value, tuple):
+            value = list(value)
+        if value != kept and not (name == "platform" and value.lower() == kept.lower()):
             raise ValueError(
                 f"{option(name)} is {value}, but the run was started with {kept}: a resumed run "
                 "keeps its settings; only --steps may change"
             )
 
 
-def resolve_model(model: ModelSettings, structures: Sequence[Atoms]) -> ModelSettings:
+def absolute_file(name: str) -> str:
+    """A file's full name, so that a run resumes from any folder; other names as they are."""
+    return str(Path(name).resolve()) if Path(name).is_file() else name
+
+
+def resolve_model(
+    model: ModelSettings, structures: Sequence[Atoms], size: int = 0
+) -> ModelSettings:
     """The settings with everything decided that was left open.
 
-    Absolute file names, or the shipped model where none was named; the number of threads.
+    Absolute file names, or the shipped model where none was named; the number of threads, for
+    ``size`` atoms if the model describes only some of them.
     """
     names = absolute(model.model)
     for atoms in structures:
         names = names or default_model(atoms)
-    threads = model.threads or default_threads(max(len(atoms) for atoms in structures))
+    size = max(size, *(len(atoms) for atoms in structures))
+    threads = model.threads or default_threads(size)
     return dataclasses.replace(model, model=names, threads=threads)

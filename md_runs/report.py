@@ -143,6 +143,8 @@ def md_section(
     if thermostatted:
         what += f" ({settings['thermostat'].capitalize()})"
     what += f" at {settings['temperature']:g} K, {settings['timestep']:g} fs steps"
+    if settings.get("engine") == "openmm":
+        what += ", OpenMM" + (" (ML/MM)" if settings.get("ml_atoms") else "")
     return _section("Molecular dynamics", what, config, numbers, shown)
 
 

@@ -35,15 +35,22 @@ LOCK = "lock"
 RELAXED = "relaxed.extxyz"
 REPORT = "report.html"
 FIGURES = "figures"
-OWN_FILES = (CONFIG, LOG, TRAJECTORY, RESTART, START, LOCK, RELAXED, REPORT)
+TOPOLOGIES = ("topology.pdb", "topology.cif")
+CONVERTED = ("trajectory.dcd", "trajectory.xtc")
+OWN_FILES = (
+    *(CONFIG, LOG, TRAJECTORY, RESTART, START, LOCK, RELAXED, REPORT),
+    *TOPOLOGIES,
+    *CONVERTED,
+)
 
 
 @dataclass
 class Restart:
     """All that a run needs to go on, in float64, to the last bit."""
 
-    arrays: dict[str, NDArray[np.float64]]
-    """positions (N, 3) A, momenta (N, 3) ASE units, cell (3, 3) A."""
+    arrays: dict[str, NDArray[Any]]
+    """positions (N, 3) A, momenta (N, 3) ASE units, cell (3, 3) A; of OpenMM also its own
+    checkpoint, as bytes (M,)."""
     state: dict[str, Any] = field(default_factory=dict)
     """What JSON holds exactly: step, random generator, what the thermostat exchanged."""
     log_bytes: int = 0
@@ -233,6 +240,15 @@ class RunFolder:
         atoms.calc = None
         return atoms
 
+    def keep_topology(self, source: Path) -> None:
+        """Keep the file that residues, bonds and charges are found from, as it is."""
+        kept = next(name for name in TOPOLOGIES if Path(name).suffix == topology_suffix(source))
+        write_atomically(self.path / kept, source.read_bytes())
+
+    def topology(self) -> Path | None:
+        """The file that `keep_topology` kept, or None."""
+        return next((self.path / n for n in TOPOLOGIES if (self.path / n).exists()), None)
+
     def open_streams(self, columns: Iterable[str], restart: Restart | None = None) -> None:
         """Open log and trajectory, cut back to where the restart left them."""
         log_bytes, trajectory_bytes = 0, 0
@@ -273,6 +289,12 @@ class RunFolder:
         return {name: np.array(column) for name, column in table.items()}
 
 
+def topology_suffix(source: Path) -> str:
+    """``.pdb`` or ``.cif``, or nothing if the name says that the file is neither."""
+    suffix = source.suffix.lower()
+    return {".pdb": ".pdb", ".ent": ".pdb", ".cif": ".cif", ".mmcif": ".cif"}.get(suffix, "")
+
+
 def refuse_existing(path: Path, remedy: str) -> None:
     """Raise a ValueError if there is something that a new run would overwrite."""
     if path.exists() and not (path.is_dir() and _holds_nothing(path)):
@@ -282,7 +304,7 @@ def refuse_existing(path: Path, remedy: str) -> None:
 def _holds_nothing(path: Path) -> bool:
     """Whether a folder is empty, or that of a run killed before it wrote its config."""
     names = {file.name for file in path.iterdir() if file.suffix != ".tmp"}
-    return names <= {LOCK, START}
+    return names <= {LOCK, START, *TOPOLOGIES}
 
 
 def _lock_file(stream: IO[bytes]) -> bool:

@@ -7,10 +7,21 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-ENGINES = ("ase",)
+ENGINES = ("ase", "openmm")
 ENSEMBLES = ("nve", "nvt", "npt")
 THERMOSTATS = ("langevin", "bussi")
 OPTIMIZERS = ("lbfgs", "fire", "bfgs")
+BAROSTATS = ("isotropic", "anisotropic")
+CONSTRAINTS = ("none", "hbonds")
+TRAJECTORIES = ("extxyz", "dcd", "xtc")
+ENGINE_FORCES = ("auto", "torchforce", "python")
+
+ASE_ONLY = ("barostat_time", "compressibility")
+MM_ONLY = ("force_field", "constraints", "hydrogen_mass")
+OPENMM_ONLY = (
+    *("barostat", "minimize", "trajectory", "platform", "engine_force", "ml_atoms"),
+    *MM_ONLY,
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class MDSettings:
-    """A molecular dynamics run with ASE. Names are those of the command line's options."""
+    """A molecular dynamics run. Names are those of the command line's options."""
 
     ensemble: str = "nve"
     thermostat: str = "langevin"
@@ -55,23 +66,48 @@ class MDSettings:
     thermostat_time: float = 100.0
     """fs; the inverse of Langevin's friction, or Bussi's tau."""
     barostat_time: float = 1000.0
-    """fs; npt only."""
+    """fs; npt with ASE only."""
     compressibility: float | None = None
-    """1/bar; npt only. None: estimated from the model when the run starts."""
+    """1/bar; npt with ASE only. None: estimated from the model when the run starts."""
     keep_velocities: bool = False
     """Start from the structure's velocities instead of drawing new ones."""
     engine: str = "ase"
+    # What follows is of OpenMM only.
+    barostat: str = "isotropic"
+    """npt: how the Monte Carlo barostat scales the box."""
+    minimize: bool = False
+    """Minimise the energy before the first step."""
+    trajectory: str = "extxyz"
+    """Format of a copy of the trajectory for other programs."""
+    ml_atoms: str | None = None
+    """Which atoms the potential describes, the rest being the force field's; None: all."""
+    force_field: tuple[str, ...] = ()
+    """OpenMM's XML files, for the other atoms."""
+    constraints: str = "none"
+    """Of the force field's part: with ``hbonds`` bonds to hydrogen and water keep their shape."""
+    hydrogen_mass: float | None = None
+    """u, taken from the bonded atom; None leaves the masses as they are."""
+    platform: str | None = None
+    """OpenMM's; None: decided when the run starts."""
+    engine_force: str = "auto"
+    """How OpenMM calls the potential."""
 
     def __post_init__(self) -> None:
-        _one_of("engine", self.engine, ENGINES, " (OpenMM comes with a later version)")
+        _one_of("engine", self.engine, ENGINES)
         _one_of("ensemble", self.ensemble, ENSEMBLES)
         _one_of("thermostat", self.thermostat, THERMOSTATS)
+        _one_of("barostat", self.barostat, BAROSTATS)
+        _one_of("trajectory", self.trajectory, TRAJECTORIES)
+        _one_of("constraints", self.constraints, CONSTRAINTS)
+        _one_of("engine_force", self.engine_force, ENGINE_FORCES)
+        self._check_engine()
         for name, unit in (
             ("temperature", "K"),
             ("timestep", "fs"),
             ("thermostat_time", "fs"),
             ("barostat_time", "fs"),
             ("compressibility", "1/bar"),
+            ("hydrogen_mass", "u"),
         ):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
@@ -89,6 +125,36 @@ class MDSettings:
             raise ValueError(
                 f"--thermostat-time is {self.thermostat_time} fs, shorter than the time step "
                 f"of {self.timestep} fs: expected some hundred steps"
+            )
+
+    def _check_engine(self) -> None:
+        """Refuse what the chosen engine would ignore."""
+        given = {
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+        foreign = ASE_ONLY if self.engine == "openmm" else OPENMM_ONLY
+        other = "ase" if self.engine == "openmm" else "openmm"
+        for name in foreign:
+            if name in given:
+                raise ValueError(f"{option(name)} is an option of --engine {other} only")
+        if self.engine == "openmm" and self.thermostat != "langevin":
+            raise ValueError(
+                f"--thermostat {self.thermostat} is ASE's: with --engine openmm expected langevin "
+                "(LangevinMiddle)"
+            )
+        if self.ml_atoms is None:
+            for name in MM_ONLY:
+                if name in given:
+                    raise ValueError(
+                        f"{option(name)} is of the force field's part: say by --ml-atoms which "
+                        "atoms are the potential's"
+                    )
+        elif not self.force_field:
+            raise ValueError(
+                "--ml-atoms needs a --force-field for the other atoms, for example "
+                "--force-field amber14-all.xml,amber14/tip3p.xml"
             )
 
 
@@ -130,7 +196,7 @@ def to_json(settings: Any) -> dict[str, Any]:
 
 def md_settings(content: dict[str, Any]) -> MDSettings:
     """The settings that `to_json` wrote."""
-    return MDSettings(**content)
+    return MDSettings(**{**content, "force_field": tuple(content.get("force_field", ()))})
 
 
 def model_settings(content: dict[str, Any]) -> ModelSettings:

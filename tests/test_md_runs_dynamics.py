@@ -259,7 +259,8 @@ def test_calculator_that_refuses_is_a_breakdown(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"ensemble": "nvq"}, "--ensemble is 'nvq': expected nve or nvt or npt"),
-        ({"engine": "openmm"}, "--engine is 'openmm': expected ase .OpenMM comes"),
+        ({"engine": "lammps"}, "--engine is 'lammps': expected ase or openmm"),
+        ({"minimize": True}, "--minimize is an option of --engine openmm only"),
         ({"temperature": -1}, "--temperature is -1 K: expected a finite number above zero"),
         ({"timestep": float("nan")}, "--timestep is nan fs"),
         ({"interval": 0}, "--interval is 0: expected 1 or more"),
