@@ -246,3 +246,10 @@ def test_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "_version", {"torch": "2.9.1"}.get)
     with pytest.raises(ValueError, match="openmmtorch is not installed"):
         engines.choose_engine("torchforce")
+
+
+def test_without_openmm(monkeypatch: pytest.MonkeyPatch, potential: Potential) -> None:
+    monkeypatch.setattr(engines, "_version", lambda package: None)
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"openmm is not installed: pip install"):
+        create_force(potential, molecule("CH4").numbers)
