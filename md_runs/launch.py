@@ -33,21 +33,9 @@ def launch_md(
 ) -> MDSummary:
     """Start a run of the structure in a file; see `start_md`."""
     refuse_existing(path, ALREADY.format(path))  # before anything slow
-    topology = None
-    if settings.engine == "openmm":
-        from .openmm_system import require_openmm
-
-        require_openmm()
-    if settings.ml_atoms is None:
-        atoms = learned = read_structure(source)
-    else:
-        from .openmm_system import read_topology, select_atoms
-
-        topology = Path(source)
-        found, atoms = read_topology(topology)
-        learned = atoms[select_atoms(settings.ml_atoms, found)]
-        files = tuple(absolute_file(name) for name in settings.force_field)
-        settings = dataclasses.replace(settings, force_field=files)
+    atoms, learned, topology = _read(source, settings)
+    files = tuple(absolute_file(name) for name in settings.force_field)
+    settings = dataclasses.replace(settings, force_field=files)
     model = resolve_model(model, [learned], len(atoms))
     atoms.calc, record = load_calculator(model)
     return start_md(
@@ -63,6 +51,23 @@ def launch_md(
         observer=observer,
         save_every=save_every,
     )
+
+
+def _read(source: str, settings: MDSettings) -> tuple[Atoms, Atoms, Path | None]:
+    """The structure, the part of it that the model describes, and the file of its topology."""
+    if settings.engine != "openmm":
+        atoms = read_structure(source)
+        return atoms, atoms, None
+    from .openmm_system import is_mmcif, read_topology, require_openmm, select_atoms
+
+    require_openmm()
+    path = Path(source)
+    if settings.ml_atoms is not None:
+        topology, atoms = read_topology(path)
+        return atoms, atoms[select_atoms(settings.ml_atoms, topology)], path
+    # ASE reads crystallographic CIF only.
+    atoms = read_topology(path)[1] if is_mmcif(path) else read_structure(source)
+    return atoms, atoms, None
 
 
 def relaunch_md(

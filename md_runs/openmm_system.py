@@ -123,7 +123,7 @@ def read_topology(source: Path) -> tuple[openmm.app.Topology, Atoms]:
         raise ValueError(f"{source} cannot be read by OpenMM: {error}") from error
     if file.getNumFrames() > 1:
         raise ValueError(
-            f"{source} holds {file.getNumFrames()} structures: --ml-atoms takes a file of one"
+            f"{source} holds {file.getNumFrames()} structures: expected a file of one"
         )
     topology = file.topology
     elements = [atom.element for atom in topology.atoms()]
@@ -138,6 +138,15 @@ def read_topology(source: Path) -> tuple[openmm.app.Topology, Atoms]:
         atoms.set_cell(np.array(box.value_in_unit(unit.angstrom)))
         atoms.pbc = True
     return topology, atoms
+
+
+def is_mmcif(path: Path) -> bool:
+    """Whether a file is a macromolecular CIF, with Cartesian coordinates."""
+    return (
+        topology_suffix(path) == ".cif"
+        and path.is_file()
+        and b"_atom_site.Cartn_x" in path.read_bytes()
+    )
 
 
 def select_atoms(text: str, topology: openmm.app.Topology) -> list[int]:

@@ -1,108 +1,43 @@
-"""`tensormd md --engine openmm`: energies, ensembles, resuming, ML/MM, mistakes."""
+"""`tensormd md --engine openmm`: energies, ensembles, boxes, formats, mistakes."""
 
 from __future__ import annotations
 
 import json
-import signal
 import struct
-import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from ase import Atoms, units
-from ase.build import bulk, molecule
+from ase import units
+from ase.build import bulk
 from ase.constraints import FixAtoms, FixBondLength
-from ase.io import read
-from test_md_runs_support import Springs, ethanol, run, waters, write_tiny_potential
+from data import data_file
+from openmm_runs import (
+    WATER_MODEL,
+    frames_of,
+    start,
+    write_files,
+)
+from test_md_runs_support import Springs, ethanol, run, waters
 
 from tensormd.calculators import PotentialCalculator
-from tensormd.calculators.openmm_engines import python_problem
-from tensormd.md_runs.dynamics import last_state, start_md
-from tensormd.md_runs.errors import Interrupted, RunStopped
-from tensormd.md_runs.launch import launch_md, relaunch_md
-from tensormd.md_runs.run_folder import RunFolder
-from tensormd.md_runs.settings import MDSettings, ModelSettings
-from tensormd.models.units import bar_in_ev_per_angstrom3
-
-if python_problem() is not None:
-    pytest.skip(f"needs OpenMM: {python_problem()}", allow_module_level=True)
-
-from openmm import app, unit
-
 from tensormd.md_runs import openmm_system
+from tensormd.md_runs.dynamics import last_state, start_md
 from tensormd.md_runs.openmm_barostat import MonteCarloBarostat, molecular_pressure
-from tensormd.md_runs.openmm_engine import OpenMMEngine
-
-try:
-    import openmmml  # noqa: F401
-except ImportError:
-    openmmml_missing = True
-else:
-    openmmml_missing = False
-needs_openmmml = pytest.mark.skipif(openmmml_missing, reason="openmmml is not installed")
-
-WATER_MODEL = ("--force-field", "amber14/tip3p.xml")
+from tensormd.md_runs.run_folder import RunFolder
+from tensormd.md_runs.settings import MDSettings
+from tensormd.models.units import bar_in_ev_per_angstrom3
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    write_tiny_potential(folder / "tiny.safetensors")
-    ethanol().write(folder / "ethanol.xyz")
-    waters().write(folder / "waters.xyz")
-    for suffix, box in (("pdb", None), ("cif", None), ("box.pdb", 2.4)):
-        write_three_waters(folder / f"three.{suffix}", box)
-    return folder
+    return write_files(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
 def calculator(files: Path) -> PotentialCalculator:
     return PotentialCalculator(files / "tiny.safetensors")
-
-
-def write_three_waters(path: Path, box: float | None = None) -> None:
-    """As PDB or mmCIF; with ``box``, nm, periodic."""
-    topology = app.Topology()
-    chain = topology.addChain("A")
-    positions = []
-    for k in range(3):
-        residue = topology.addResidue("HOH", chain)
-        oxygen, first, second = (
-            topology.addAtom(name, app.Element.getBySymbol(name[0]), residue)
-            for name in ("O", "H1", "H2")
-        )
-        topology.addBond(oxygen, first)
-        topology.addBond(oxygen, second)
-        one = molecule("H2O")
-        one.rattle(0.03, seed=k)
-        one.translate([2.9 * k, 0.3 * k, 0])
-        positions.append(one.positions)
-    if box is not None:
-        topology.setPeriodicBoxVectors(np.eye(3) * box)
-    write = app.PDBxFile.writeFile if path.suffix == ".cif" else app.PDBFile.writeFile
-    with open(path, "w") as stream:
-        write(topology, np.concatenate(positions) * unit.angstrom, stream)
-
-
-def start(
-    files: Path, out: Path, steps: int, structure: str = "ethanol.xyz", **keywords: Any
-) -> None:
-    run_options = {k: keywords.pop(k) for k in ("observer", "save_every") if k in keywords}
-    settings = {"engine": "openmm", "seed": 5, "interval": 4} | keywords
-    model = ModelSettings(
-        (str(files / "tiny.safetensors"),), dtype=settings.pop("dtype", "float32")
-    )
-    launch_md(
-        str(files / structure), model, MDSettings(steps=steps, **settings), out, **run_options
-    )
-
-
-def frames_of(folder: Path) -> list[Atoms]:
-    return read(folder / "trajectory.extxyz", ":")
 
 
 # Energies and ensembles
@@ -213,6 +148,32 @@ def test_pressure_of_an_ideal_gas_of_molecules() -> None:
     assert pressure == pytest.approx((whole**2).sum() / (2 * 4.0) * 2 / 3000)
 
 
+@pytest.mark.slow
+def test_mean_volume_is_that_of_ase(tmp_path: Path) -> None:
+    """Rock salt at 300 K with a universal model: two barostats, one volume."""
+    model = str(data_file("matgl/TensorNet-MatPES-PBE-v2025.1-PES"))
+    means = {}
+    for engine in ("ase", "openmm"):
+        atoms = bulk("NaCl", "rocksalt", a=5.7, cubic=True)
+        atoms.calc = PotentialCalculator(model)
+        settings = MDSettings(
+            engine=engine, ensemble="npt", steps=10000, timestep=4.0, interval=25, seed=1
+        )
+        start_md(atoms, settings, tmp_path / engine)
+        log = RunFolder.open(tmp_path / engine).read_log()
+        volumes, pressures = (log[name][100:] for name in ("volume_a3", "pressure_bar"))
+        blocks = np.array_split(volumes, 10)
+        error = np.std([block.mean() for block in blocks]) / np.sqrt(len(blocks))
+        means[engine] = volumes.mean(), error
+        print(
+            f"{engine}: {volumes.mean():.2f} +- {error:.2f} A^3, spread {volumes.std():.2f} A^3, "
+            f"{pressures.mean():.0f} bar"
+        )
+    (ase, first), (openmm, second) = means.values()
+    assert abs(ase - openmm) < 4 * np.hypot(first, second)
+    assert abs(ase - openmm) / ase < 0.02
+
+
 # Boxes
 
 
@@ -268,145 +229,16 @@ def test_minimisation_and_atoms_held_fixed(files: Path, tmp_path: Path) -> None:
         start_md(atoms, settings, tmp_path / "other")
 
 
-# Killed, stopped, gone on
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    one, two = RunFolder.open(a).read_restart(), RunFolder.open(b).read_restart()
-    assert one.state == two.state
-    for name in ("positions", "momenta", "cell"):
-        np.testing.assert_array_equal(one.arrays[name], two.arrays[name], err_msg=name)
-    for file in ("log.csv", "trajectory.extxyz"):
-        assert (a / file).read_bytes() == (b / file).read_bytes(), file
-
-
-def command(files: Path, out: Path, steps: int, *more: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "tensormd.md_runs.cli", "md", str(files / "ethanol.xyz")),
-        *("-m", str(files / "tiny.safetensors"), "--engine", "openmm", "--threads", "1"),
-        *("--steps", str(steps), "--seed", "5", "--interval", "4", "-o", str(out), *more),
-    ]
-
-
-def wait_for_lines(process: subprocess.Popen[str], log: Path, lines: int) -> None:
-    end = time.monotonic() + 90
-    while not (log.exists() and log.read_bytes().count(b"\n") > lines):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "the run wrote no log"
-        time.sleep(0.005)
-
-
-@pytest.mark.parametrize("ensemble", ["nve", "nvt"])
-def test_kill_9_then_resume(ensemble: str, files: Path, tmp_path: Path) -> None:
-    out, steps = tmp_path / "killed", 300
-    options = ("--save-every", "0.05", "--ensemble", ensemble, "--trajectory", "dcd")
-    process = subprocess.Popen(
-        command(files, out, steps, *options), stderr=subprocess.PIPE, text=True
-    )
-    wait_for_lines(process, out / "log.csv", 20)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    done = RunFolder.open(out).read_restart().state["step"]
-    assert 0 < done < steps
-    relaunch_md(out, {})
-    start(files, tmp_path / "whole", steps, ensemble=ensemble)
-    assert_same_run(tmp_path / "whole", out)
-    moved = last_state(RunFolder.open(out)).positions - RunFolder.open(out).start().positions
-    assert np.abs(moved).max() > 0.01
-    assert (out / "trajectory.dcd").exists()
-
-
-class DiedError(Exception):
-    pass
-
-
-@pytest.mark.parametrize("platform", ["Reference", "CPU"])
-def test_npt_resumes_to_the_last_bit(platform: str, files: Path, tmp_path: Path) -> None:
-    def die(step: int, row: object) -> None:
-        if step >= 88:
-            raise DiedError
-
-    options = {"structure": "waters.xyz", "ensemble": "npt", "platform": platform}
-    start(files, tmp_path / "whole", 110, **options)
-    with pytest.raises(DiedError):
-        start(files, tmp_path / "cut", 90, **options, observer=die, save_every=0.2)
-    assert 0 <= RunFolder.open(tmp_path / "cut").read_restart().state["step"] <= 88
-    relaunch_md(tmp_path / "cut", {"platform": platform.lower(), "steps": 110})
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
-
-
-def test_sigterm_saves(files: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    process = subprocess.Popen(
-        command(files, out, 10**6, "--trajectory", "xtc"), stderr=subprocess.PIPE, text=True
-    )
-    wait_for_lines(process, out / "log.csv", 10)
-    process.terminate()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143
-    done = RunFolder.open(out).read_restart().state["step"]
-    assert done > 0
-    assert f"stopped at step {done}" in errors
-    assert "Traceback" not in errors
-    assert (out / "trajectory.xtc").stat().st_size > 0
-
-
-def test_ctrl_c(files: Path, tmp_path: Path) -> None:
-    def press(step: int, row: object) -> None:
-        if step == 12:
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(Interrupted) as stopped:
-        start(files, tmp_path / "run", 40, observer=press)
-    assert stopped.value.exit_code == 130
-    relaunch_md(tmp_path / "run", {})
-    start(files, tmp_path / "whole", 40)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
-
-
-def test_a_restart_of_another_platform_is_refused(files: Path, tmp_path: Path) -> None:
-    start(files, tmp_path / "run", 4)
-    with pytest.raises(ValueError, match="--platform is CPU, but the run was started with Refer"):
-        relaunch_md(tmp_path / "run", {"platform": "CPU"})
-    config = tmp_path / "run" / "config.json"
-    config.write_text(config.read_text().replace('"Reference"', '"CPU"'))
-    with pytest.raises(ValueError, match="the restart is not one of OpenMM's platform CPU"):
-        relaunch_md(tmp_path / "run", {"steps": 8})
-
-
-@pytest.mark.parametrize("value", [np.nan, 1e4])
-def test_a_run_that_breaks_down(
-    value: float, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Velocities go wrong in step 37, in the middle of a batch of steps."""
-    true_trouble = OpenMMEngine._trouble
-
-    def trouble(engine: OpenMMEngine) -> str:
-        state = engine._context.getState(getVelocities=True)
-        if state.getStepCount() >= 37:
-            velocities = np.array(state.getVelocities(asNumpy=True)._value)
-            velocities[2] += value
-            engine._context.setVelocities(velocities)
-            if np.isnan(value):
-                engine._context.setPositions(engine._positions() * np.nan)
-        return true_trouble(engine)
-
-    monkeypatch.setattr(OpenMMEngine, "_trouble", trouble)
-    message = "a position is no number" if np.isnan(value) else "atom 2 moves"
-    with pytest.raises(RunStopped, match=f"broke down at step 37: {message}"):
-        start(files, tmp_path / "run", 100, interval=20, save_every=0)
-    kept = RunFolder.open(tmp_path / "run").read_restart()
-    assert 20 <= kept.state["step"] < 37
-    assert np.isfinite(kept.arrays["positions"]).all()
-
-
-def test_a_hot_structure_explodes(files: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunStopped, match=r"broke down at step \d+: "):
-        start(files, tmp_path / "run", 500, temperature=1e7, timestep=20.0)
-
-
 # Other formats
+
+
+@pytest.mark.parametrize("name", ["three.pdb", "three.cif"])
+def test_structures_of_biologists(name: str, files: Path, tmp_path: Path) -> None:
+    start(files, tmp_path / "run", 0, name)
+    began = RunFolder.open(tmp_path / "run").start()
+    assert began.get_chemical_symbols() == ["O", "H", "H"] * 3
+    _, expected = openmm_system.read_topology(files / name)
+    np.testing.assert_allclose(began.positions, expected.positions, atol=1e-6)
 
 
 def test_dcd(files: Path, tmp_path: Path) -> None:
@@ -439,111 +271,6 @@ def test_xtc(files: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(times, [0, 0.003, 0.006], atol=1e-6)
     for k, frame in enumerate(frames):
         np.testing.assert_allclose(coordinates[:, :, k] * 10, frame.positions, atol=0.006)
-
-
-# ML/MM
-
-
-@needs_openmmml
-@pytest.mark.parametrize("name", ["three.pdb", "three.cif", "three.box.pdb"])
-def test_mixed(name: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(files)
-    options = ["-m", "tiny.safetensors", "--engine", "openmm", "--ml-atoms", "3-5", *WATER_MODEL]
-    options += ["--platform", "Reference", "--seed", "3", "--interval", "10"]
-    options += ["--dtype", "float64"]
-    out = tmp_path / "run"
-    assert run("md", name, *options, "--steps", "20", "-o", out) == 0
-    log = RunFolder.open(out).read_log()
-    topology, atoms = openmm_system.read_topology(files / name)
-    if atoms.pbc.any():
-        assert "pressure_bar" in log
-    calculator = PotentialCalculator("tiny.safetensors", dtype="float64")
-    force_field = app.ForceField("amber14/tip3p.xml")
-    # By hand: the force field of all, less that of the region, and the potential of the region.
-    for frame, energy in zip(frames_of(out), log["potential_ev"], strict=True):
-        everything = mm_energy(force_field, topology, frame)
-        modeller = app.Modeller(topology, frame.positions * unit.angstrom)
-        modeller.delete([r for r in modeller.topology.residues() if r.index != 1])
-        within = mm_energy(force_field, modeller.topology, frame[3:6], interactions=False)
-        learned = calculator.evaluate([frame[3:6]])[0]["energy"]
-        # PME sums the charges' images too: there the region's own is not quite its difference.
-        bound = 2e-3 if atoms.pbc.any() else 1e-6
-        assert energy == pytest.approx(everything - within + learned, abs=bound)
-    if name != "three.pdb":
-        return
-    assert run("md", "--resume", out, "--steps", "30") == 0
-    assert run("md", "--resume", out, *WATER_MODEL, "--steps", "31") == 0
-    assert run("md", name, *options, "--steps", "31", "-o", tmp_path / "whole") == 0
-    assert_same_run(tmp_path / "whole", out)
-    assert run("report", out) == 0
-    assert "OpenMM (ML/MM)" in (out / "report.html").read_text()
-
-
-def mm_energy(
-    force_field: Any, topology: Any, atoms: Atoms, *, interactions: bool = True
-) -> float:
-    import openmm
-
-    periodic = bool(atoms.pbc.any()) and interactions
-    system = force_field.createSystem(
-        topology,
-        nonbondedMethod=app.PME if periodic else app.NoCutoff,
-        nonbondedCutoff=1.0,
-        rigidWater=False,
-    )
-    context = openmm.Context(
-        system, openmm.VerletIntegrator(1e-3), openmm.Platform.getPlatformByName("Reference")
-    )
-    context.setPositions(atoms.positions * 0.1)
-    energy = context.getState(getEnergy=True).getPotentialEnergy()
-    return float(energy._value) * units.kJ / units.mol
-
-
-@needs_openmmml
-def test_mixed_with_rigid_water(files: Path, tmp_path: Path) -> None:
-    for ensemble in ("nve", "npt"):
-        out = tmp_path / ensemble
-        options = {"ml_atoms": "0-2", "force_field": ("amber14/tip3p.xml",), "platform": "CPU"}
-        options |= {"constraints": "hbonds", "ensemble": ensemble}
-        start(files, out, 50, "three.box.pdb", **options, minimize=True, interval=10)
-        frames = frames_of(out)
-        for first in (3, 6):
-            lengths = [frame.get_distance(first, first + 1) for frame in frames]
-            np.testing.assert_allclose(lengths, 0.9572, atol=1e-4)
-        assert np.ptp([frame.get_distance(0, 1) for frame in frames]) > 1e-3
-        last = last_state(RunFolder.open(out))
-        assert last.get_masses()[4] == pytest.approx(1.008, abs=1e-3)  # of rigid water: as it is
-        folder = RunFolder.open(out)
-        removed = 3 if ensemble == "nve" else 0
-        assert folder.read_restart().state["freedom"] == 27 - 6 - removed
-        log = folder.read_log()
-        assert log["temperature_k"][0] == pytest.approx(300)
-        if ensemble == "nve":
-            assert np.ptp(log["conserved_ev"]) < 0.1 * np.ptp(log["kinetic_ev"])
-            bond = last.positions[4] - last.positions[3]
-            speed = last.get_velocities()[4] - last.get_velocities()[3]
-            assert abs(bond @ speed) < 1e-4
-        else:
-            assert len(np.unique(log["volume_a3"])) > 1
-
-
-@needs_openmmml
-def test_mixed_with_heavy_hydrogen(files: Path, tmp_path: Path) -> None:
-    options = {"ml_atoms": "0-2", "force_field": ("amber14/tip3p.xml",), "hydrogen_mass": 3.0}
-    start(files, tmp_path / "run", 0, "three.pdb", **options)
-    folder = RunFolder.open(tmp_path / "run")
-    masses = folder.start().get_masses()
-    assert masses[4] == pytest.approx(3.0)
-    assert masses.sum() == pytest.approx(3 * 18.015, abs=0.01)
-    assert folder.config["settings"]["platform"] == "CPU"
-
-
-def test_selections(files: Path) -> None:
-    topology, atoms = openmm_system.read_topology(files / "three.pdb")
-    assert atoms.get_chemical_formula() == "H6O3"
-    select = openmm_system.select_atoms
-    assert select("5,0-1", topology) == [0, 1, 5]
-    assert select("resname HOH", topology) == select("chain A", topology) == list(range(9))
 
 
 # Mistakes
@@ -609,21 +336,6 @@ def test_without_openmm(
     errors = capsys.readouterr().err
     assert "openmm is not installed: pip install 'tensormd[openmm]'" in errors
     assert len(errors.strip().splitlines()) == 1
-
-
-def test_a_box_too_small_for_the_force_field(files: Path, tmp_path: Path) -> None:
-    if openmmml_missing:
-        pytest.skip("openmmml is not installed")
-    write_three_waters(tmp_path / "small.pdb", 1.2)
-    with pytest.raises(ValueError, match=r"OpenMM cannot run this: .*cutoff distance"):
-        start(
-            files,
-            tmp_path / "run",
-            4,
-            str(tmp_path / "small.pdb"),
-            ml_atoms="0-2",
-            force_field=("amber14/tip3p.xml",),
-        )
 
 
 def test_a_calculator_without_a_potential(tmp_path: Path) -> None:
