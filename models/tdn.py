@@ -117,7 +117,7 @@ class TDN(nn.Module):
         rank: int | str = "exact",
         evaluation: str = "auto",
         envelope: str = "cosine",
-        norm_epsilon: float = 1.0,
+        norm_epsilon: float = 0.1,
         average_degree: float = 18.6,
         dropout: float = 0.0,
     ) -> None:

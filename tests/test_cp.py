@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tensormd.models import cp
+from tensormd.models import cp, cp_fit
 from tensormd.models.harmonics import coupling_tensor
 
 CASES = [(lmax, group) for lmax in range(1, 5) for group in ("O(3)", "SO(3)")]
@@ -38,30 +38,30 @@ def test_every_rank_of_the_table_ships(lmax: int, group: str) -> None:
 def test_exact_factors_are_found_again(lmax: int, group: str) -> None:
     rank = cp.EXACT_RANKS[group][lmax]
     tensor = coupling_tensor(lmax, group)
-    first = cp.fit(lmax, group, rank)
+    first = cp_fit.fit(lmax, group, rank)
     assert cp.residual(tensor, first) <= cp.EXACT
     if lmax == 1:
-        assert np.array_equal(first, cp.fit(lmax, group, rank))
+        assert np.array_equal(first, cp_fit.fit(lmax, group, rank))
 
 
 @pytest.mark.parametrize(("lmax", "group"), [case for case in CASES if case[0] < 3])
 def test_one_term_less_is_not_exact(lmax: int, group: str) -> None:
     """The control: the bound does tell. It proves nothing about smaller ranks."""
     rank = cp.EXACT_RANKS[group][lmax] - 1
-    found = cp.decompose(coupling_tensor(lmax, group), rank, cp.Schedule(2, 2000, 0.998))
+    found = cp_fit.decompose(coupling_tensor(lmax, group), rank, cp_fit.Schedule(2, 2000, 0.998))
     assert cp.residual(coupling_tensor(lmax, group), found) > 1e-5
 
 
 def test_inexact_factors_are_found_again() -> None:
     tensor = coupling_tensor(1, "SO(3)")
-    found = cp.residual(tensor, cp.fit(1, "SO(3)", 7))
+    found = cp.residual(tensor, cp_fit.fit(1, "SO(3)", 7))
     shipped = cp.residual(tensor, np.stack([f.numpy() for f in cp.factors_for(1, "SO(3)", 7)]))
     assert abs(found - shipped) < 1e-6
     assert 0.01 < found < 0.02
 
 
 def test_the_command_fits_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cp.main(["--lmax", "1", "--group", "O(3)", "--output", str(tmp_path / "factors.npz")])
+    cp_fit.main(["--lmax", "1", "--group", "O(3)", "--output", str(tmp_path / "factors.npz")])
     assert "rank   6" in capsys.readouterr().out
     with np.load(tmp_path / "factors.npz") as data:
         assert data["O(3)-L1-R6"].shape == (3, 4, 6)

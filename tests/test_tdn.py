@@ -48,7 +48,7 @@ SYSTEMS = contract.SYSTEMS
 MODELS: dict[str, dict[str, Any]] = {
     "L1": {},
     "L2": {"lmax": 2},
-    "L3-1-layer": {"lmax": 3, "layers": 1},
+    "L3-1-layer": {"lmax": 3, "layers": 1, "scale": 2.0},
     "0-layers": {"layers": 0},
     "L2-SO(3)": {"lmax": 2, "group": "SO(3)"},
     "L1-cp-factored": {"product": "cp", "evaluation": "factored"},
