@@ -55,9 +55,9 @@ class ContractedProduct(nn.Module):
         size = chunk_size(sent, sent.shape[2])
         if sent.shape[0] <= size:
             return torch.bmm(coupling.edge, sent) * weight.unsqueeze(1)
-        matrices, weights = coupling.edge.split(size), weight.split(size)
+        matrices, weights = torch.split(coupling.edge, size), torch.split(weight, size)
         parts: list[Tensor] = []
-        for k, x in enumerate(sent.split(size)):
+        for k, x in enumerate(torch.split(sent, size)):
             parts.append(torch.bmm(matrices[k], x) * weights[k].unsqueeze(1))
         return torch.cat(parts)
 
@@ -67,10 +67,10 @@ class ContractedProduct(nn.Module):
         """Sum of the products of features (E, d, C or 1) at each receiver -> (N, d, C)."""
         d, channels = x.shape[1], weight.shape[1]
         size = chunk_size(x, channels)
-        matrices, weights = coupling.edge.split(size), weight.split(size)
-        receivers = receiver.split(size)
+        matrices, weights = torch.split(coupling.edge, size), torch.split(weight, size)
+        receivers = torch.split(receiver, size)
         total = weight.new_zeros(atoms, d, channels)
-        for k, y in enumerate(x.split(size)):
+        for k, y in enumerate(torch.split(x, size)):
             terms = torch.bmm(matrices[k], y) * weights[k].unsqueeze(1)
             total = total.index_add_(0, receivers[k], terms)
         return total
