@@ -2,7 +2,8 @@
 
 python periodic_box.py crystal.cif --model mine.ckpt --steps 20000
 
-OpenMM wants its box vectors in reduced, lower-triangular form: ASE's cell is rotated into it.
+OpenMM wants its box vectors in reduced, lower-triangular form: `reduced` turns
+ASE's cell into it.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import numpy as np
 from ase.io import read
 
 from tensormd.calculators import create_force  # imports torch, which goes before openmm
+from tensormd.md_runs.openmm_system import reduced
 
 import openmm  # isort: skip
 from openmm import app, unit  # isort: skip
@@ -24,17 +26,14 @@ parser.add_argument("--pressure", type=float, default=1.0, help="bar")
 parser.add_argument("--steps", type=int, default=20000, help="of 0.5 fs")
 arguments = parser.parse_args()
 
-atoms = read(arguments.structure)
-lower, _ = atoms.cell.standard_form()
-for row, column in [(2, 1), (2, 0), (1, 0)]:
-    lower[row] -= np.round(lower[row, column] / lower[column, column]) * lower[column]
-positions = atoms.get_scaled_positions(wrap=False) @ atoms.cell.standard_form()[0]
+atoms = reduced(read(arguments.structure))
+box = np.array(atoms.cell) * unit.angstrom
 
 topology = app.Topology()
-topology.setPeriodicBoxVectors(np.array(lower) * unit.angstrom)
+topology.setPeriodicBoxVectors(box)
 residue = topology.addResidue("BOX", topology.addChain())
 system = openmm.System()
-system.setDefaultPeriodicBoxVectors(*(np.array(lower) * unit.angstrom))
+system.setDefaultPeriodicBoxVectors(*box)
 for symbol, mass in zip(atoms.get_chemical_symbols(), atoms.get_masses(), strict=True):
     topology.addAtom(symbol, app.Element.getBySymbol(symbol), residue)
     system.addParticle(mass)
@@ -46,7 +45,7 @@ integrator = openmm.LangevinMiddleIntegrator(
     temperature, 1 / unit.picosecond, 0.5 * unit.femtosecond
 )
 simulation = app.Simulation(topology, system, integrator)
-simulation.context.setPositions(positions * unit.angstrom)
+simulation.context.setPositions(atoms.positions * unit.angstrom)
 simulation.context.setVelocitiesToTemperature(temperature, 1)
 simulation.reporters.append(app.DCDReporter("periodic_box.dcd", 100))
 simulation.reporters.append(
