@@ -5,8 +5,8 @@ from .committee import Committee
 from .export import export_torchscript
 from .graph import Graph, NeighborList, batch_graphs
 from .potential import Potential, Prediction
-from .readout import EnergyReadout
-from .tdn import TDN, ScalarReadout
+from .readout import EnergyReadout, ScalarReadout
+from .tdn import TDN
 from .tensornet import TensorNet
 
 __all__ = [

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from .double import DoubleConstants
 from .graph import Graph, within
-from .readout import EnergyReadout
+from .readout import EnergyReadout, ScalarReadout
 from .repulsion import ZBLRepulsion
-from .tdn import ScalarReadout
 from .units import energy_in_ev, length_in_angstrom
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

@@ -1,7 +1,7 @@
-"""From tensor features to the energy of each atom.
+"""From features to the energy of each atom.
 
-Every head starts from the invariants of an atom, the squared norms of I, A and S side by side
-(3F numbers), and ends in one energy.
+`EnergyReadout` is TensorNet's: its heads start from the invariants of an atom, the squared norms
+of I, A and S side by side (3F numbers). `ScalarReadout` is TDN's.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ HEADS = ("mlp", "gated", "linear")
 
 
 class EnergyReadout(nn.Module):
-    """Layer norm of the invariants, then a head: (9, N, F) -> energies (N,).
+    """Of TensorNet: layer norm of the invariants, then a head: (9, N, F) -> energies (N,).
 
     Parameters
     ----------
@@ -101,3 +101,23 @@ class EnergyReadout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(9, N, F) -> (N,), in the network's own unit of energy, unscaled."""
         return self.head(self.norm(irrep_norms_squared(x))).squeeze(-1)
+
+
+class ScalarReadout(nn.Module):
+    """Of TDN: layer norm of degree 0, then a perceptron: (N, d, C) -> energies (N,).
+
+    Parameters
+    ----------
+    channels
+        C of the representation.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {}
+        self.norm = nn.LayerNorm(channels)
+        self.head = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, d, C) -> (N,), in the network's own unit of energy, unscaled."""
+        return self.head(self.norm(x[:, 0])).squeeze(-1)

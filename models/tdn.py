@@ -355,23 +355,3 @@ class Block(nn.Module):
         """(N, d, C) -> (N, d, C)."""
         x = x + self.attention(self.norm_1(x), edges, coupling)
         return x + self.mix(self.gated(self.norm_2(x)))
-
-
-class ScalarReadout(nn.Module):
-    """Layer norm of degree 0, then a perceptron: (N, d, C) -> energies (N,).
-
-    Parameters
-    ----------
-    channels
-        C of the representation.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.config: dict[str, str] = {}
-        self.norm = nn.LayerNorm(channels)
-        self.head = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, d, C) -> (N,), in the network's own unit of energy, unscaled."""
-        return self.head(self.norm(x[:, 0])).squeeze(-1)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..potential import Potential
-from ..readout import EnergyReadout
+from ..readout import EnergyReadout, ScalarReadout
 from ..repulsion import ZBLRepulsion
 from ..state import check_fit
-from ..tdn import TDN, ScalarReadout
+from ..tdn import TDN
 from ..tensornet import TensorNet
 
 MAX_LAYERS = 1000

@@ -1,4 +1,4 @@
-r"""Reproduce the checkpoints that ship: TensorNet and TDN on revised MD17 ethanol, split 1.
+r"""Small networks of ethanol, from revised MD17, split 1: the TensorNet made so is what ships.
 
     python -m tensormd.models.pretrained.train_ethanol tensornet \
         rmd17_ethanol_train_01.npz rmd17_ethanol_test_01.npz tensornet-ethanol.safetensors
@@ -17,8 +17,8 @@ from torch import nn
 
 from ..checkpoint import save_potential
 from ..potential import Potential
-from ..readout import EnergyReadout
-from ..tdn import TDN, ScalarReadout
+from ..readout import EnergyReadout, ScalarReadout
+from ..tdn import TDN
 from ..tensornet import TensorNet
 from ..training import (
     Errors,
