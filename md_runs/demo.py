@@ -10,10 +10,10 @@ import numpy as np
 from ase import Atoms
 from ase.build import molecule
 
+from ..models.files import unwritable, write_atomically
 from .analysis import drift_mev_per_atom_ps
 from .drawing import overview
 from .dynamics import Observer, start_md
-from .files import unwritable, write_atomically
 from .launch import resolve_model
 from .page import html_page
 from .potentials import SHIPPED, load_calculator

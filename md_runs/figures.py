@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from ..models.files import write_atomically
 from .analysis import PairDistances
-from .files import write_atomically
 
 Array = NDArray[np.float64]
 Columns = dict[str, Array]

@@ -4,67 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file at ``path`` by ``data``, or leave it as it was.
-
-    The bytes go to a temporary file in the same folder, reach the disk (fsync), and only then
-    take the name. A kill or a full disk at any moment leaves the old file intact.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be written or the disk is full; the message names the file.
-    """
-    temporary: str | None = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
-        )
-        with os.fdopen(descriptor, "wb") as stream:
-            write_all(stream, data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise unwritable(path, error) from error
-        raise
-
-
-def write_all(stream: IO[bytes], data: bytes) -> None:
-    """Write to an open file: the one call that a full disk makes fail."""
-    stream.write(data)
-
-
-def unwritable(path: Path, error: OSError) -> OSError:
-    """The same error with a message that names the file and what to do."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    remedy = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    return OSError(f"cannot write {path}: {reason}{remedy}")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in the folder last; where folders cannot be opened, nothing."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+from ..models.files import unwritable, write_all, write_atomically
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -150,9 +96,3 @@ def read_table(path: Path) -> dict[str, list[float]]:
 
 def _cell(value: float) -> str:
     return str(value) if isinstance(value, int) else repr(float(value))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms, units
 
+from ..models.files import unwritable, write_atomically
 from . import drawing, figures
 from .analysis import (
     drift_mev_per_atom_ps,
@@ -17,7 +18,6 @@ from .analysis import (
     rmsd_angstrom,
 )
 from .dynamics import last_state
-from .files import unwritable, write_atomically
 from .page import Figure, Section, html_page
 from .run_folder import FIGURES, REPORT, RESTART, RunFolder
 

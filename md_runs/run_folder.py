@@ -20,7 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import AppendOnly, Table, read_table, unwritable, write_atomically, write_json
+from ..models.files import unwritable, write_atomically
+from .files import AppendOnly, Table, read_table, write_json
 
 if TYPE_CHECKING:
     from ase import Atoms

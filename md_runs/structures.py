@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .files import write_atomically
+from ..models.files import write_atomically
 
 if TYPE_CHECKING:
     from ase import Atoms

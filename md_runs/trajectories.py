@@ -6,10 +6,7 @@ a run ends or is interrupted.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +14,7 @@ import numpy as np
 import torch  # noqa: F401 - its libraries must be loaded before openmm's
 from numpy.typing import NDArray
 
-from .files import sync_folder, unwritable
+from ..models.files import replacing
 from .run_folder import TRAJECTORY, RunFolder
 
 Array = NDArray[np.float64]
@@ -45,24 +42,10 @@ def convert_trajectory(folder: RunFolder, kind: str, timestep: float, interval: 
         If it cannot be written.
     """
     path = folder.path / f"trajectory.{kind}"
-    try:
-        descriptor, temporary = tempfile.mkstemp(
-            dir=folder.path, prefix=f".{path.name}.", suffix=".tmp"
-        )
-        os.close(descriptor)
-        try:
-            write = _write_dcd if kind == "dcd" else _write_xtc
-            write(temporary, frames_of(folder.path / TRAJECTORY), timestep * 1e-3, interval)
-            with open(temporary, "rb") as stream:
-                os.fsync(stream.fileno())
-            os.chmod(temporary, (folder.path / TRAJECTORY).stat().st_mode & 0o777)
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-        sync_folder(folder.path)
-    except OSError as error:
-        raise unwritable(path, error) from error
+    with replacing(path) as temporary:
+        write = _write_dcd if kind == "dcd" else _write_xtc
+        frames = frames_of(folder.path / TRAJECTORY)
+        write(str(temporary), frames, timestep * 1e-3, interval)
     return path
 
 

@@ -3,6 +3,7 @@
 They hold only plain torch operators: a file made here needs neither tensormd nor Python.
 """
 
+import copy
 import os
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .committee import Committee
+from .files import replacing
 from .graph import Graph
 from .pairs import neighbor_pairs
 from .potential import Potential
@@ -239,7 +241,7 @@ def export_torchscript(
     ValueError
         For an unknown target, missing numbers, or an architecture that cannot be compiled.
     """
-    members = scriptable_members(potential)
+    members = copy.deepcopy(scriptable_members(potential))  # compiling freezes the weights
     if target == "portable":
         module: nn.Module = PortableModule(members, skin)
     elif target == "openmm":
@@ -250,10 +252,5 @@ def export_torchscript(
         )
     else:
         raise ValueError(f"unknown target {target!r}: expected one of {', '.join(TARGETS)}")
-    temporary = f"{os.fspath(path)}.partial"
-    try:
+    with replacing(path) as temporary:
         torch.jit.save(script(module), temporary)  # type: ignore[no-untyped-call]
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)

@@ -116,6 +116,13 @@ def test_pairs_equal_those_of_the_neighbor_list(seed: int) -> None:
     np.testing.assert_array_equal(shift, graph.edge_shift)
 
 
+def test_exporting_leaves_the_potential_as_it_is(tmp_path: Path) -> None:
+    potential = make_potential().train()
+    export_torchscript(potential, tmp_path / "model.pt")
+    assert potential.training
+    assert all(parameter.requires_grad for parameter in potential.readout.parameters())
+
+
 def test_impossible_exports(potential: Potential, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown target 'gromacs'"):
         export_torchscript(potential, tmp_path / "model.pt", "gromacs")

@@ -12,9 +12,11 @@ from test_md_runs_support import Springs, ethanol
 
 from tensormd.md_runs import files
 from tensormd.md_runs.dynamics import resume_md, start_md
-from tensormd.md_runs.files import AppendOnly, Table, read_table, write_atomically
+from tensormd.md_runs.files import AppendOnly, Table, read_table
 from tensormd.md_runs.run_folder import Restart, RunFolder
 from tensormd.md_runs.settings import MDSettings
+from tensormd.models import files as whole_files
+from tensormd.models.files import write_atomically
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, room: int = 0) -> None:
@@ -25,7 +27,8 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, room: int = 0) -> None:
         if len(data) > room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files, "write_all", write)
+    for module in (files, whole_files):
+        monkeypatch.setattr(module, "write_all", write)
 
 
 def test_atomic_write_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -34,7 +37,7 @@ def test_atomic_write_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
-    assert path.stat().st_mode & 0o777 == 0o666 & ~files._umask()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~whole_files._umask()
 
 
 def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

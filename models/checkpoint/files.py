@@ -8,12 +8,9 @@ builds tensors and plain data and refuses to call anything else.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
-import os
 import pickle
 import re
-import tempfile
 import threading
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -188,44 +185,3 @@ def require_finite(tensors: Mapping[str, Tensor], name: str, exempt: Iterable[st
             f"{name}: {count} of {tensor.numel()} values of {key} are NaN or infinite: expected "
             "finite weights; take an earlier checkpoint of that training"
         )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there as a whole or, after any failure, as it was before.
-
-    Raises
-    ------
-    OSError
-        Naming the path, if the folder cannot be written to or the disk is full.
-    """
-    temporary: Path | None = None
-    try:
-        descriptor, created = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
-        )
-        temporary = Path(created)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        reason = f"cannot write the file ({error.strerror or error})"
-        raise OSError(error.errno or 0, reason, str(path)) from error
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    # Makes the new name last through a power cut; some file systems refuse, and lose nothing.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

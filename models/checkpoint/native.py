@@ -19,10 +19,11 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..committee import Committee
+from ..files import write_atomically
 from ..potential import Potential
 from ..torchmdnet import TorchMDNetPotential
 from .build import REPRESENTATIONS, build_potential
-from .files import require_finite, write_atomically
+from .files import require_finite
 
 KEY = "tensormd"
 VERSION = 1

@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import write_atomically
+from ..files import write_atomically
 
 DOWNLOAD_TIMEOUT_S = 60
 MAX_DOWNLOAD_BYTES = 2**31

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import replacing
 from ..potential import Potential, Prediction
 from .data import Batch, Frames
 from .errors import Errors, evaluate_errors
@@ -188,12 +188,8 @@ class _Run:
             "steps_done": self.steps_done,
             "seconds": self.seconds,
         }
-        temporary = file.with_name(file.name + ".partial")
-        try:
+        with replacing(file) as temporary:
             torch.save(state, temporary)
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def load(self, file: Path) -> None:
         """Take up the run that `save` wrote."""

@@ -1,0 +1,80 @@
+"""Files that are either whole or not there, through a kill or a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary file to write, which takes the name ``path`` once it is whole.
+
+    It lies in the same folder, reaches the disk (fsync), and only then takes the name. A kill
+    or a full disk at any moment leaves the old file intact.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written or the disk is full; the message names the file.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        descriptor, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+        )
+        os.close(descriptor)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from error
+        raise
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replace the file at ``path`` by ``data``, or leave it as it was; see `replacing`."""
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        write_all(stream, data)
+
+
+def write_all(stream: IO[bytes], data: bytes) -> None:
+    """Write to an open file: the one call that a full disk makes fail."""
+    stream.write(data)
+
+
+def unwritable(path: Path, error: OSError) -> OSError:
+    """The same error with a message that names the file and what to do."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    remedy = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return OSError(f"cannot write {path}: {reason}{remedy}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in the folder last; where folders cannot be opened, nothing."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
