@@ -117,7 +117,9 @@ class PotentialCalculator(Calculator):
         }
         self._compiled: list[nn.Module] | None = None
         self._charge_read: int | None = None
-        self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
+        self.implemented_properties = ["energy", "free_energy", "forces", "stress"]
+        if all(getattr(member, "has_atom_energies", True) for member in _members(potential)):
+            self.implemented_properties.append("energies")
         if isinstance(potential, Committee):
             self.implemented_properties += ["energy_std", "forces_std"]
 
@@ -296,7 +298,7 @@ def _split_results(
             "free_energy": float(energy[b]),
             "forces": forces[part],
         }
-        if np.isfinite(energies[part]).all():  # some of torchmd-net's modules give only the sum
+        if np.isfinite(energies[part]).all():  # some of torchmd-net's modules have none
             result["energies"] = energies[part]
         if atoms.pbc.any() and atoms.cell.volume > 0:
             result["stress"] = -virial[b][VOIGT] / atoms.cell.volume

@@ -68,5 +68,5 @@ class TensormdImpl(MLPotentialImpl):
         system.addForce(force)
 
     def getMLLongRange(self) -> bool:  # noqa: N802
-        """Whether interactions reach beyond the cutoff: false for message passing."""
-        return bool(getattr(self.potential, "long_range", False))
+        """Whether periodic images interact at any distance: nothing reaches beyond a cutoff."""
+        return False
