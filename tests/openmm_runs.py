@@ -38,11 +38,10 @@ def write_files(folder: Path) -> Path:
     return folder
 
 
-def write_three_waters(path: Path, box: float | None = None) -> None:
-    """As PDB or mmCIF; with ``box``, nm, periodic."""
-    topology = app.Topology()
+def three_waters() -> tuple[Any, Atoms]:
+    """Three distorted waters: topology and structure."""
+    topology, atoms = app.Topology(), Atoms()
     chain = topology.addChain("A")
-    positions = []
     for k in range(3):
         residue = topology.addResidue("HOH", chain)
         oxygen, first, second = (
@@ -54,12 +53,18 @@ def write_three_waters(path: Path, box: float | None = None) -> None:
         one = molecule("H2O")
         one.rattle(0.03, seed=k)
         one.translate([2.9 * k, 0.3 * k, 0])
-        positions.append(one.positions)
+        atoms += one
+    return topology, atoms
+
+
+def write_three_waters(path: Path, box: float | None = None) -> None:
+    """As PDB or mmCIF; with ``box``, nm, periodic."""
+    topology, atoms = three_waters()
     if box is not None:
         topology.setPeriodicBoxVectors(np.eye(3) * box)
     write = app.PDBxFile.writeFile if path.suffix == ".cif" else app.PDBFile.writeFile
     with open(path, "w") as stream:
-        write(topology, np.concatenate(positions) * unit.angstrom, stream)
+        write(topology, atoms.positions * unit.angstrom, stream)
 
 
 def start(

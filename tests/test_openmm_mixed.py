@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import molecule
 from helpers import make_potential
+from openmm_runs import three_waters
 
 from tensormd.calculators import TensorNetCalculator
 from tensormd.calculators import openmm_engines as engines
@@ -34,26 +34,6 @@ REGION = [3, 4, 5]
 @pytest.fixture(scope="module")
 def potential() -> Potential:
     return make_potential()
-
-
-def waters() -> tuple[Any, Atoms]:
-    """Three distorted waters: topology and structure."""
-    topology, chain = app.Topology(), None
-    chain = topology.addChain()
-    atoms = Atoms()
-    for k in range(3):
-        residue = topology.addResidue("HOH", chain)
-        oxygen, first, second = (
-            topology.addAtom(name, app.Element.getBySymbol(name[0]), residue)
-            for name in ("O", "H1", "H2")
-        )
-        topology.addBond(oxygen, first)
-        topology.addBond(oxygen, second)
-        one = molecule("H2O")
-        one.rattle(0.03, seed=k)
-        one.translate([2.9 * k, 0.3 * k, 0])
-        atoms += one
-    return topology, atoms
 
 
 def mm_system(topology: Any, periodic: bool) -> Any:
@@ -84,7 +64,7 @@ def energy_of(system: Any, atoms: Atoms, **parameters: float) -> float:
 def by_hand(potential: Potential, topology: Any, atoms: Atoms, periodic: bool) -> float:
     """MM of all, minus MM within the region, plus ML of the region; kJ/mol."""
     everything = energy_of(mm_system(topology, periodic), atoms)
-    alone, _ = waters()
+    alone, _ = three_waters()
     modeller = app.Modeller(alone, atoms.positions * 0.1)
     modeller.delete([r for r in modeller.topology.residues() if r.index != 1])
     within = energy_of(mm_system(modeller.topology, periodic), atoms[REGION])
@@ -100,7 +80,7 @@ def by_hand(potential: Potential, topology: Any, atoms: Atoms, periodic: bool) -
 @pytest.mark.parametrize("periodic", [False, True])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_mechanical_embedding(engine: str, periodic: bool, potential: Potential) -> None:
-    topology, atoms = waters()
+    topology, atoms = three_waters()
     system = mm_system(topology, periodic)
     mixed = openmmml.MLPotential("tensormd", modelPath=potential).createMixedSystem(
         topology, system, REGION, engine=engine, dtype="float64"
@@ -111,7 +91,7 @@ def test_mechanical_embedding(engine: str, periodic: bool, potential: Potential)
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_interpolation_ends_in_both_states(engine: str, potential: Potential) -> None:
-    topology, atoms = waters()
+    topology, atoms = three_waters()
     system = mm_system(topology, False)
     mixed = openmmml.MLPotential("tensormd", modelPath=potential).createMixedSystem(
         topology, system, REGION, interpolate=True, engine=engine, dtype="float64"
