@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from openmm_runs import (
     start,
     write_files,
 )
+from test_md_runs_support import wait_for_lines
 
 from tensormd.md_runs.dynamics import last_state
 from tensormd.md_runs.errors import Interrupted, RunStopped
@@ -37,14 +37,6 @@ def command(files: Path, out: Path, steps: int, *more: str) -> list[str]:
         *("-m", str(files / "tiny.safetensors"), "--engine", "openmm", "--threads", "1"),
         *("--steps", str(steps), "--seed", "5", "--interval", "4", "-o", str(out), *more),
     ]
-
-
-def wait_for_lines(process: subprocess.Popen[str], log: Path, lines: int) -> None:
-    end = time.monotonic() + 90
-    while not (log.exists() and log.read_bytes().count(b"\n") > lines):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "the run wrote no log"
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("ensemble", ["nve", "nvt"])

@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_md_runs_support import Springs, ethanol, waters, write_tiny_potential
+from test_md_runs_support import Springs, ethanol, wait_for_lines, waters, write_tiny_potential
 
 from tensormd.md_runs.dynamics import start_md
 from tensormd.md_runs.errors import Interrupted
@@ -110,14 +109,6 @@ def command(files: Path, out: Path, steps: int, *more: str) -> list[str]:
         *("--steps", str(steps), "--seed", "5", "--interval", "4", "-o", str(out)),
         *more,
     ]
-
-
-def wait_for_lines(process: subprocess.Popen[str], log: Path, lines: int) -> None:
-    end = time.monotonic() + 90
-    while not (log.exists() and log.read_bytes().count(b"\n") > lines):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "the run wrote no log"
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("name", ["nve", "langevin"])

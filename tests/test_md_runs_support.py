@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +83,12 @@ def run(*arguments: str | Path) -> int:
     except SystemExit as exit_:
         return int(exit_.code or 0)
     return 0
+
+
+def wait_for_lines(process: subprocess.Popen[str], log: Path, lines: int) -> None:
+    """Return once the run has written that many lines of its log."""
+    end = time.monotonic() + 90
+    while not (log.exists() and log.read_bytes().count(b"\n") > lines):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "the run wrote no log"
+        time.sleep(0.005)
