@@ -10,6 +10,7 @@ run is kept beside the output and taken up again after an interruption.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,7 +32,10 @@ from ..training import (
 )
 
 CUTOFF = 4.5
-EPOCHS = {"tensornet": 900, "tdn": 450}
+SETTINGS = {
+    "tensornet": TrainingSettings(epochs=900),
+    "tdn": TrainingSettings(epochs=450, batch=4, learning_rate=2e-3),
+}
 
 
 def new_potential(architecture: str, frames: Frames) -> Potential:
@@ -47,6 +51,7 @@ def new_potential(architecture: str, frames: Frames) -> Potential:
             radial_functions=32,
             cutoff=CUTOFF,
             max_number=10,
+            norm_epsilon=0.01,
             average_degree=7.5,  # of an atom of ethanol
         )
         readout = ScalarReadout(64)
@@ -81,7 +86,7 @@ def model_card(
 def main() -> None:
     """Train, test and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("architecture", choices=EPOCHS)
+    parser.add_argument("architecture", choices=SETTINGS)
     parser.add_argument("train", type=Path)
     parser.add_argument("test", type=Path)
     parser.add_argument("output", type=Path)
@@ -90,9 +95,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     architecture = arguments.architecture
-    settings = TrainingSettings(
-        epochs=arguments.epochs or EPOCHS[architecture], seed=arguments.seed
-    )
+    settings = SETTINGS[architecture]
+    settings = replace(settings, epochs=arguments.epochs or settings.epochs, seed=arguments.seed)
     frames = read_rmd17(arguments.train, CUTOFF)
     fit, watched = frames.split([950, 50], settings.seed)
     torch.manual_seed(settings.seed)
