@@ -1,0 +1,1 @@
+"""Fused operators for inference: energies, forces and virial in one pass, without autograd."""

@@ -1,0 +1,257 @@
+"""Vectors of sixteen numbers for Numba: loaded, computed with and stored as one value.
+
+Numba leaves vectorisation to the compiler, which does not keep nine accumulators in registers
+through a loop over neighbours. Here a `Vector` is a value of a compiled function: ``+``, ``-``,
+``*``, ``/`` act on all lanes, `fma` multiplies and adds with one rounding. On a processor whose
+registers are narrower the compiler splits it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, models, register_model
+from numba.np import arrayobj
+
+LANES = 16
+
+
+class Vector(types.Type):
+    """Numba's type of sixteen numbers of one dtype."""
+
+    def __init__(self, dtype: types.Float) -> None:
+        self.dtype = dtype
+        super().__init__(name=f"Vector({dtype})")
+
+
+def lanes_type(dtype: types.Float) -> ir.VectorType:
+    """LLVM's type of a vector."""
+    return ir.VectorType(element_type(dtype), LANES)
+
+
+def element_type(dtype: types.Float) -> ir.Type:
+    """LLVM's type of one lane."""
+    return ir.FloatType() if dtype == types.float32 else ir.DoubleType()
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        super().__init__(manager, vector, lanes_type(vector.dtype))
+
+
+# Memory
+
+
+def vector_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """Address of sixteen consecutive elements of an array."""
+    data = arrayobj.make_array(array_type)(context, builder, array).data
+    pointer = builder.gep(data, [index])
+    return builder.bitcast(pointer, lanes_type(array_type.dtype).as_pointer())
+
+
+@intrinsic
+def load(typing: Any, array: Any, index: Any) -> Any:
+    """array[index : index + 16] of a contiguous array, unchecked."""
+    vector = Vector(array.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = vector_pointer(context, builder, signature.args[0], args[0], args[1])
+        return builder.load(pointer, align=array.dtype.bitwidth // 8)
+
+    return vector(array, types.intp), generate
+
+
+@intrinsic
+def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """array[index : index + 16] = value, unchecked."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = vector_pointer(context, builder, signature.args[0], args[0], args[1])
+        builder.store(args[2], pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), generate
+
+
+def broadcast(builder: Any, number: Any) -> Any:
+    """The number in every lane."""
+    vector = ir.VectorType(number.type, LANES)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), number, _int32(0))
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), lanes)
+
+
+def _int32(value: int) -> ir.Constant:
+    return ir.Constant(ir.IntType(32), value)
+
+
+@intrinsic
+def splat(typing: Any, number: Any) -> Any:
+    """The number, float32 or float64, in every lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return broadcast(builder, args[0])
+
+    return Vector(number)(number), generate
+
+
+@intrinsic
+def lane(typing: Any, vector: Any, index: Any) -> Any:
+    """One lane as a number."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.extract_element(args[0], builder.trunc(args[1], ir.IntType(32)))
+
+    return vector.dtype(vector, types.intp), generate
+
+
+# Arithmetic
+
+
+class _SameType(AbstractTemplate):
+    def generic(self, args: Any, kws: Any) -> Any:
+        if all(isinstance(each, Vector) and each == args[0] for each in args):
+            return signature(args[0], *args)
+        return None
+
+
+def _register(operation: Any, method: str) -> None:
+    infer_global(operation)(type(f"_{method}", (_SameType,), {}))
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return getattr(builder, method)(*args)
+
+    arguments = [Vector] * (1 if operation is operator.neg else 2)
+    lower_builtin(operation, *arguments)(generate)
+
+
+_register(operator.add, "fadd")
+_register(operator.sub, "fsub")
+_register(operator.mul, "fmul")
+_register(operator.truediv, "fdiv")
+_register(operator.neg, "fneg")
+
+
+def call_lanewise(builder: Any, name: str, *args: Any) -> Any:
+    """LLVM's intrinsic function of that name, on vectors of one type."""
+    kind = args[0].type
+    suffix = "f32" if kind.element == ir.FloatType() else "f64"
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(kind, [kind] * len(args)),
+        f"llvm.{name}.v{LANES}{suffix}",
+    )
+    return builder.call(function, args)
+
+
+def _lanewise(name: str, arguments: int, doc: str) -> Callable[..., Any]:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return call_lanewise(builder, name, *args)
+
+    if arguments == 1:
+
+        def one(typing: Any, x: Any) -> Any:
+            return x(x), generate
+
+        function: Callable[..., Any] = one
+    elif arguments == 2:
+
+        def two(typing: Any, x: Any, y: Any) -> Any:
+            return x(x, y), generate
+
+        function = two
+    else:
+
+        def three(typing: Any, x: Any, y: Any, z: Any) -> Any:
+            return x(x, y, z), generate
+
+        function = three
+    function.__doc__ = doc
+    function.__name__ = name
+    return intrinsic(function)
+
+
+fma = _lanewise("fma", 3, "x y + z, rounded once.")
+minimum = _lanewise("minnum", 2, "The smaller of each lane.")
+maximum = _lanewise("maxnum", 2, "The larger of each lane.")
+absolute = _lanewise("fabs", 1, "Absolute values.")
+log = _lanewise("log", 1, "Natural logarithm, lane by lane.")
+
+
+@intrinsic
+def total(typing: Any, vector: Any) -> Any:
+    """Sum of the lanes, in a fixed order (a tree)."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value, width = args[0], LANES
+        while width > 1:
+            width //= 2
+            undefined = ir.Constant(value.type, ir.Undefined)
+            index = ir.VectorType(ir.IntType(32), width)
+            low = ir.Constant(index, list(range(width)))
+            high = ir.Constant(index, list(range(width, 2 * width)))
+            value = builder.fadd(
+                builder.shuffle_vector(value, undefined, low),
+                builder.shuffle_vector(value, undefined, high),
+            )
+        return builder.extract_element(value, _int32(0))
+
+    return vector.dtype(vector), generate
+
+
+@intrinsic
+def like(typing: Any, vector: Any, number: Any) -> Any:
+    """The number, of any type, in every lane of a vector of this one's dtype."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        cast = context.cast(builder, args[1], signature.args[1], vector.dtype)
+        return broadcast(builder, cast)
+
+    return vector(vector, number), generate
+
+
+LN2_HIGH = 0.693359375
+"""ln 2 with so few digits that whole multiples of it are exact; `LN2_LOW` is the rest."""
+LN2_LOW = math.log(2) - LN2_HIGH
+
+
+@intrinsic
+def exp(typing: Any, vector: Any) -> Any:
+    """e^x to one or two units in the last place.
+
+    x = k ln 2 + r with |r| <= ln 2 / 2, then e^x = 2^k e^r with the Taylor series of e^r. Beyond
+    the range of normal numbers the value at its end is returned.
+    """
+    single = vector.dtype == types.float32
+    lowest, highest, terms = (-87.0, 88.0, 8) if single else (-708.0, 709.0, 14)
+    mantissa, bias = (23, 127) if single else (52, 1023)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = args[0].type
+        whole = ir.VectorType(ir.IntType(vector.dtype.bitwidth), LANES)
+
+        def constant(value: float) -> ir.Constant:
+            return ir.Constant(kind, [value] * LANES)
+
+        x = call_lanewise(builder, "maxnum", args[0], constant(lowest))
+        x = call_lanewise(builder, "minnum", x, constant(highest))
+        k = call_lanewise(builder, "rint", builder.fmul(x, constant(1 / math.log(2))))
+        r = call_lanewise(builder, "fma", k, constant(-LN2_HIGH), x)
+        r = call_lanewise(builder, "fma", k, constant(-LN2_LOW), r)
+        series = constant(1 / math.factorial(terms - 1))
+        for n in reversed(range(terms - 1)):
+            series = call_lanewise(builder, "fma", series, r, constant(1 / math.factorial(n)))
+        exponent = builder.add(builder.fptosi(k, whole), ir.Constant(whole, [bias] * LANES))
+        power = builder.shl(exponent, ir.Constant(whole, [mantissa] * LANES))
+        return builder.fmul(series, builder.bitcast(power, kind))
+
+    return vector(vector), generate

@@ -1,0 +1,191 @@
+"""What the fused kernels need of a TensorNet potential, in float64 and in one place.
+
+Radial networks are given as cubic tables (see `radial_table`), the species factor of the
+embedding as two per-element vectors, perceptrons as lists of dense layers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..activations import ShiftedSoftplus
+from ..potential import Potential
+from ..radial_table import spline_coefficients
+from ..readout import EnergyReadout, GatedHead, LinearHead, MLPHead
+from ..tensornet import Interaction, TensorNet
+
+ACTIVATION_NAMES: dict[type[nn.Module], str] = {
+    nn.SiLU: "silu",
+    ShiftedSoftplus: "ssp",
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+    nn.Mish: "mish",
+}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """y = act(W x + b)."""
+
+    weight: Tensor
+    """(outputs, inputs)."""
+    bias: Tensor
+    """(outputs,)."""
+    activation: str
+    """One of ``ACTIVATION_NAMES``' values, or ``identity``."""
+
+
+@dataclass(frozen=True)
+class InteractionWeights:
+    """Of one interaction layer."""
+
+    table: Tensor
+    """(intervals + 3, 3F), spline coefficients of the edge network times the envelope."""
+    at_zero: Tensor
+    """(3F,), factors of the message of an atom to itself; zero where there is none."""
+    mix_in: Tensor
+    """(3, F, F): y = x W^T for I, A and S."""
+    mix_out: Tensor
+    """(3, F, F)."""
+
+
+@dataclass(frozen=True)
+class TensorNetWeights:
+    """Of a whole TensorNet potential; its units of length and energy are the network's own."""
+
+    channels: int
+    parity_conserving: bool
+    cutoff: float
+    lower: float
+    """Lower cutoff: nearer pairs have no edge."""
+    intervals: int
+    """Of every table, which span the distances from the lower cutoff to the upper."""
+    receiver: Tensor
+    """(Z, F), W_1 e_z + b: with `sender`, the species factor of a pair."""
+    sender: Tensor
+    """(Z, F), W_2 e_z."""
+    table: Tensor
+    """(intervals + 3, 3F), of the embedding's projections times the envelope."""
+    at_zero: Tensor
+    """(F,), what an atom adds to its own scalar part, times receiver + sender."""
+    norm_weight: Tensor
+    """(F,), layer norm of |X|^2 before the gate."""
+    norm_bias: Tensor
+    gate: list[Dense]
+    """F -> 2F -> 3F."""
+    mix: Tensor
+    """(3, F, F)."""
+    layers: list[InteractionWeights]
+    readout_norm_weight: Tensor
+    """(3F,), layer norm of |I|^2, |A|^2, |S|^2."""
+    readout_norm_bias: Tensor
+    values: list[Dense]
+    """3F -> ... -> 1."""
+    gates: list[Dense]
+    """3F -> ... -> 1, whose product with the values is the energy; or empty."""
+
+
+LAYER_NORM_EPSILON = 1e-5
+
+
+def extract_weights(potential: Potential, intervals: int) -> TensorNetWeights:
+    """The weights of a TensorNet potential.
+
+    Parameters
+    ----------
+    potential
+        With a `TensorNet` and an `EnergyReadout`.
+    intervals
+        Of the radial tables.
+
+    Raises
+    ------
+    ValueError
+        For another architecture.
+    """
+    network, readout = potential.representation, potential.readout
+    if not isinstance(network, TensorNet) or not isinstance(readout, EnergyReadout):
+        raise ValueError(
+            f"{potential.architecture} has no fused kernels: they are of TensorNet alone"
+        )
+    # Tables are built from the network as it is, in float64, whatever its own dtype.
+    potential = _double_copy(potential)
+    network, readout = potential.representation, potential.readout
+    assert isinstance(network, TensorNet)
+    assert isinstance(readout, EnergyReadout)
+    embedding, channels, cutoff = network.embedding, network.channels, network.cutoff
+    lower = network.config["cutoff_lower"]
+    assert isinstance(lower, float)
+
+    def embedding_factors(distances: Tensor) -> Tensor:
+        return embedding.radial(network.radial(distances)) * network.envelope(distances)[:, None]
+
+    def edge_factors(layer: Interaction, distances: Tensor) -> Tensor:
+        return layer.radial(network.radial(distances)) * network.envelope(distances)[:, None]
+
+    def interaction(layer: Interaction) -> InteractionWeights:
+        return InteractionWeights(
+            spline_coefficients(lambda r: edge_factors(layer, r), cutoff, intervals, lower),
+            edge_factors(layer, zero)[0] * layer.self_interaction,
+            layer.mix_in.weight,
+            layer.mix_out.weight,
+        )
+
+    with torch.no_grad():
+        zero = torch.zeros(1, dtype=torch.float64)
+        species, pair = embedding.species.weight, embedding.species_pair
+        at_zero = 3**0.5 * embedding_factors(zero)[0, :channels]
+        values, gates = _head(readout.head)
+        return TensorNetWeights(
+            channels=channels,
+            parity_conserving=network.config["group"] == "O(3)",
+            cutoff=cutoff,
+            lower=lower,
+            intervals=intervals,
+            receiver=species @ pair.weight[:, :channels].t() + pair.bias,
+            sender=species @ pair.weight[:, channels:].t(),
+            table=spline_coefficients(embedding_factors, cutoff, intervals, lower),
+            at_zero=at_zero * embedding.self_interaction,
+            norm_weight=embedding.norm.weight,
+            norm_bias=embedding.norm.bias,
+            gate=dense_layers(embedding.gate),
+            mix=embedding.mix.weight,
+            layers=[interaction(layer) for layer in network.layers],  # type: ignore[arg-type]
+            readout_norm_weight=readout.norm.weight,
+            readout_norm_bias=readout.norm.bias,
+            values=values,
+            gates=gates,
+        )
+
+
+def dense_layers(modules: Iterable[nn.Module]) -> list[Dense]:
+    """Linear maps, each with the activation that follows it."""
+    layers: list[Dense] = []
+    for module in modules:
+        if isinstance(module, nn.Linear):
+            layers.append(Dense(module.weight, module.bias, "identity"))
+        else:
+            last = layers.pop()
+            layers.append(Dense(last.weight, last.bias, ACTIVATION_NAMES[type(module)]))
+    return layers
+
+
+def _head(head: nn.Module) -> tuple[list[Dense], list[Dense]]:
+    if isinstance(head, MLPHead):
+        return dense_layers(head.network), []
+    if isinstance(head, LinearHead):
+        return dense_layers([head.linear]), []
+    assert isinstance(head, GatedHead)
+    return (
+        dense_layers([head.linear, *head.values]),
+        dense_layers([head.linear, *head.gates]),
+    )
+
+
+def _double_copy(potential: Potential) -> Potential:
+    return copy.deepcopy(potential).cpu().double().eval().requires_grad_(False)
