@@ -19,6 +19,7 @@ from .cp import factors_for
 from .graph import Graph
 from .harmonics import SphericalHarmonics, check_degree, check_group
 from .radial import CosineCutoff
+from .radial_table import RadialTable
 from .tdn_layers import (
     DegreeLinear,
     DegreeNorm,
@@ -49,8 +50,6 @@ class Edges(NamedTuple):
     """(E,), i."""
     sender: Tensor
     """(E,), j."""
-    basis: Tensor
-    """(E, K), radial basis."""
     envelope: Tensor
     """(E, 1), 1 at zero distance and 0 from the cutoff on."""
 
@@ -195,6 +194,7 @@ class TDN(nn.Module):
             return Block(channels, attention, norms)
 
         self.layers = nn.ModuleList([block() for _ in range(layers)])
+        self.table: RadialTable | None = None
 
     def forward(self, graph: Graph, vectors: Tensor) -> Tensor:
         """Features of every atom.
@@ -213,15 +213,35 @@ class TDN(nn.Module):
         distances = torch.linalg.vector_norm(vectors, dim=1)
         coupling = self.coupling(self.harmonics(vectors / distances.unsqueeze(1)))
         envelope = self.envelope(distances) if self.smooth else torch.ones_like(distances)
-        edges = Edges(
-            graph.edge_index[0], graph.edge_index[1], self.radial(distances), envelope.unsqueeze(1)
-        )
+        edges = Edges(graph.edge_index[0], graph.edge_index[1], envelope.unsqueeze(1))
+        weights = self.edge_factors(distances)
         species = self.species(graph.numbers).unsqueeze(1)
-        x = self.surroundings(edges, coupling, graph.numbers.shape[0])
+        x = self.surroundings(edges, weights[0], coupling, graph.numbers.shape[0])
         x = torch.cat([x[:, :1] + species, x[:, 1:]], dim=1)
-        for layer in self.layers:
-            x = layer(x, edges, coupling)
+        for k, layer in enumerate(self.layers):
+            x = layer(x, edges, weights[k + 1], coupling)
         return x
+
+    def edge_factors(self, distances: Tensor) -> list[Tensor]:
+        """What the radial networks make of distances (E,): weights (E, C) of tensor products.
+
+        The first are the embedding's, the others those of each layer.
+        """
+        if self.table is not None:
+            return list(torch.split(self.table(distances), self.channels, dim=1))
+        else:
+            basis = self.radial(distances)
+            weights = [self.surroundings.radial(basis)]
+            for layer in self.layers:
+                weights.append(layer.weight(basis))  # type: ignore[operator]
+            return weights
+
+    def use_table(self, table: RadialTable) -> None:
+        """Take the weights from a table, side by side, and drop the radial networks."""
+        self.table = table
+        del self.radial, self.surroundings.radial
+        for layer in self.layers:
+            del layer.attention.radial  # type: ignore[union-attr]
 
 
 class DegreeEmbedding(nn.Module):
@@ -253,9 +273,9 @@ class DegreeEmbedding(nn.Module):
         self.mix = DegreeLinear(channels, channels, bias=False)
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, edges: Edges, coupling: Coupling, atoms: int) -> Tensor:
-        """-> (N, d, C)."""
-        weight = edges.envelope * self.radial(edges.basis) * self.sender
+    def forward(self, edges: Edges, weight: Tensor, coupling: Coupling, atoms: int) -> Tensor:
+        """Weights (E, C) of the tensor product -> (N, d, C)."""
+        weight = edges.envelope * weight * self.sender
         # The sender has degree 0 alone, and its channels differ by a factor.
         scalar = torch.ones(1, 1, 1, dtype=weight.dtype, device=weight.device)
         scalar = nn.functional.pad(scalar, [0, 0, 0, self.size - 1])
@@ -307,10 +327,9 @@ class GraphAttention(nn.Module):
         self.value = GatedLinear(channels)
         self.mix = DegreeLinear(channels, channels)
 
-    def forward(self, x: Tensor, edges: Edges, coupling: Coupling) -> Tensor:
-        """(N, d, C) -> (N, d, C)."""
+    def forward(self, x: Tensor, edges: Edges, weight: Tensor, coupling: Coupling) -> Tensor:
+        """(N, d, C) and weights (E, C) of the tensor products -> (N, d, C)."""
         i, j = edges.receiver, edges.sender
-        weight = self.radial(edges.basis)
         # Linear, and so done by atom.
         sent = self.product.project(self.sender(x), coupling)
         received = self.product.project(self.receiver(x), coupling)
@@ -344,14 +363,20 @@ class GraphAttention(nn.Module):
 class Block(nn.Module):
     """Attention and a feed-forward network, each added to its normalised input."""
 
-    def __init__(self, channels: int, attention: nn.Module, norms: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, channels: int, attention: GraphAttention, norms: Sequence[nn.Module]
+    ) -> None:
         super().__init__()
         self.attention = attention
         self.norm_1, self.norm_2 = norms
         self.gated = GatedLinear(channels)
         self.mix = DegreeLinear(channels, channels)
 
-    def forward(self, x: Tensor, edges: Edges, coupling: Coupling) -> Tensor:
-        """(N, d, C) -> (N, d, C)."""
-        x = x + self.attention(self.norm_1(x), edges, coupling)
+    def weight(self, basis: Tensor) -> Tensor:
+        """Weights of the tensor products from the radial basis: (E, K) -> (E, C)."""
+        return self.attention.radial(basis)
+
+    def forward(self, x: Tensor, edges: Edges, weight: Tensor, coupling: Coupling) -> Tensor:
+        """(N, d, C) and weights (E, C) of the tensor products -> (N, d, C)."""
+        x = x + self.attention(self.norm_1(x), edges, weight, coupling)
         return x + self.mix(self.gated(self.norm_2(x)))

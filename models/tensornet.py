@@ -23,6 +23,7 @@ from .cartesian import (
 )
 from .graph import Graph
 from .radial import CosineCutoff, radial_basis
+from .radial_table import RadialTable
 
 GROUPS = ("O(3)", "SO(3)")
 
@@ -103,6 +104,7 @@ class TensorNet(nn.Module):
                 for _ in range(layers)
             ]
         )
+        self.table: RadialTable | None = None
 
     def forward(self, graph: Graph, vectors: Tensor) -> Tensor:
         """Tensor features of every atom.
@@ -121,17 +123,37 @@ class TensorNet(nn.Module):
         distances = torch.linalg.vector_norm(vectors, dim=1)
         # Tensors are built along r_i - r_j, torchmd-net's sign: it decides that of A.
         unit = -vectors / distances.unsqueeze(1)
-        zero = torch.zeros(1, dtype=vectors.dtype, device=vectors.device)
-        basis = self.radial(distances)
-        basis_at_zero = self.radial(zero)
-        envelope = self.envelope(distances).unsqueeze(1)
-        envelope_at_zero = self.envelope(zero).unsqueeze(1)
+        factors = self.edge_factors(distances)
+        at_zero = self.edge_factors(torch.zeros(1, dtype=vectors.dtype, device=vectors.device))
         charge = graph.charge.to(vectors.dtype).index_select(0, graph.system)
 
-        x = self.embedding(graph, unit, basis, envelope, basis_at_zero, envelope_at_zero)
-        for layer in self.layers:
-            x = layer(graph, x, basis, envelope, basis_at_zero, envelope_at_zero, charge)
+        x = self.embedding(graph, unit, factors[0], at_zero[0])
+        for k, layer in enumerate(self.layers):
+            x = layer(graph, x, factors[k + 1], at_zero[k + 1], charge)
         return x
+
+    def edge_factors(self, distances: Tensor) -> list[Tensor]:
+        """All that the network asks of distances (E,): factors (E, 3F) of I, A and S.
+
+        The first are the embedding's, the others those of each layer. They are zero at the
+        cutoff.
+        """
+        if self.table is not None:
+            return list(torch.split(self.table(distances), 3 * self.channels, dim=1))
+        else:
+            basis = self.radial(distances)
+            envelope = self.envelope(distances).unsqueeze(1)
+            factors = [self.embedding.radial(basis) * envelope]
+            for layer in self.layers:
+                factors.append(layer.radial(basis) * envelope)  # type: ignore[operator]
+            return factors
+
+    def use_table(self, table: RadialTable) -> None:
+        """Take the edge factors from a table, side by side, and drop the radial networks."""
+        self.table = table
+        del self.radial, self.envelope, self.embedding.radial
+        for layer in self.layers:
+            del layer.radial
 
 
 class TensorEmbedding(nn.Module):
@@ -174,12 +196,10 @@ class TensorEmbedding(nn.Module):
         self,
         graph: Graph,
         unit: Tensor,
-        basis: Tensor,
-        envelope: Tensor,
-        basis_at_zero: Tensor,
-        envelope_at_zero: Tensor,
+        factors: Tensor,
+        at_zero: Tensor,
     ) -> Tensor:
-        """Directions (E, 3), radial basis (E, K) and envelope (E, 1) -> (9, N, F)."""
+        """Directions (E, 3) and `TensorNet.edge_factors` (E, 3F) -> (9, N, F)."""
         i, j = graph.edge_index[0], graph.edge_index[1]
         f = self.channels
         species = self.species(graph.numbers)
@@ -187,14 +207,14 @@ class TensorEmbedding(nn.Module):
         receiver = species @ self.species_pair.weight[:, :f].t() + self.species_pair.bias
         sender = species @ self.species_pair.weight[:, f:].t()
 
-        pair = (receiver.index_select(0, i) + sender.index_select(0, j)) * envelope
-        factors = (self.radial(basis).view(-1, 3, f) * pair.unsqueeze(1)).transpose(0, 1)
-        edges = scale_irreps(self.algebra.directions(unit).unsqueeze(2), factors)
+        pair = receiver.index_select(0, i) + sender.index_select(0, j)
+        by_irrep = (factors.view(-1, 3, f) * pair.unsqueeze(1)).transpose(0, 1)
+        edges = scale_irreps(self.algebra.directions(unit).unsqueeze(2), by_irrep)
         x = edges.new_zeros([edges.shape[0], graph.numbers.shape[0], f]).index_add(1, i, edges)
         if self.self_interaction:
             # At r = 0 there is no direction: only the scalar part is left, sqrt(3) in norm.
-            at_zero = 3.0**0.5 * envelope_at_zero * self.radial(basis_at_zero)[:, :f]
-            x = torch.cat([x[:1] + (at_zero * (receiver + sender)).unsqueeze(0), x[1:]])
+            own = 3.0**0.5 * at_zero[:, :f] * (receiver + sender)
+            x = torch.cat([x[:1] + own.unsqueeze(0), x[1:]])
 
         scale = self.gate(self.norm(norm_squared(x))).view(-1, 3, f).transpose(0, 1)
         return scale_irreps(self.mix(x), scale)
@@ -244,22 +264,22 @@ class Interaction(nn.Module):
         self,
         graph: Graph,
         x: Tensor,
-        basis: Tensor,
-        envelope: Tensor,
-        basis_at_zero: Tensor,
-        envelope_at_zero: Tensor,
+        factors: Tensor,
+        at_zero: Tensor,
         charge: Tensor,
     ) -> Tensor:
-        """(9, N, F) -> (9, N, F); ``charge`` (N,) is the total charge of the atom's system."""
+        """(9, N, F) and `TensorNet.edge_factors` (E, 3F) -> (9, N, F).
+
+        ``charge`` (N,) is the total charge of the atom's system.
+        """
         charge_factor = (1 + 0.1 * charge).unsqueeze(1)
         x = x / (norm_squared(x) + 1)
         y = self.mix_in(x)
 
-        factors = self._factors(basis, envelope)
-        sent = scale_irreps(y.index_select(1, graph.edge_index[1]), factors)
+        sent = scale_irreps(y.index_select(1, graph.edge_index[1]), self._by_irrep(factors))
         message = torch.zeros_like(y).index_add(1, graph.edge_index[0], sent)
         if self.self_interaction:
-            message = message + scale_irreps(y, self._factors(basis_at_zero, envelope_at_zero))
+            message = message + scale_irreps(y, self._by_irrep(at_zero))
 
         if self.parity_conserving:
             c = charge_factor * self.algebra.anticommutator(y, message)
@@ -268,7 +288,6 @@ class Interaction(nn.Module):
         dx = self.mix_out(c / (norm_squared(c) + 1))
         return x + dx + charge_factor * self.algebra.square(dx)
 
-    def _factors(self, basis: Tensor, envelope: Tensor) -> Tensor:
-        """(E, K) and (E, 1) -> (3, E, F)."""
-        factors = self.radial(basis) * envelope
+    def _by_irrep(self, factors: Tensor) -> Tensor:
+        """(E, 3F) -> (3, E, F)."""
         return factors.view(-1, 3, self.channels).transpose(0, 1)
