@@ -54,6 +54,13 @@ class AtomicScale(DoubleConstants):
 
     The table stays float64 whatever the dtype of the network: total energies are thousands of
     eV, and float32 would leave 1e-4 eV of noise in them.
+
+    Parameters
+    ----------
+    references, scale, mean
+        Of `Potential`.
+    per_atom
+        Whether the outputs sum to an energy per atom: then :math:`\sigma` is times N.
     """
 
     references: Tensor
@@ -61,9 +68,14 @@ class AtomicScale(DoubleConstants):
     mean: Tensor
 
     def __init__(
-        self, references: Sequence[float] | Tensor, scale: float = 1.0, mean: float = 0.0
+        self,
+        references: Sequence[float] | Tensor,
+        scale: float = 1.0,
+        mean: float = 0.0,
+        per_atom: bool = False,
     ) -> None:
         super().__init__()
+        self.per_atom = per_atom
         table = torch.as_tensor(references, dtype=torch.float64)
         self.register_buffer("references", table.clone())
         self.register_buffer("scale", torch.tensor(float(scale), dtype=torch.float64))
@@ -72,8 +84,11 @@ class AtomicScale(DoubleConstants):
     def forward(self, outputs: Tensor, graph: Graph) -> Tensor:
         """Outputs (N,) of the network -> energies (N,), float64, in its unit of energy."""
         sizes = torch.bincount(graph.system, minlength=graph.charge.shape[0])
-        share = self.mean / sizes.index_select(0, graph.system)
-        return self.scale * outputs.double() + self.references[graph.numbers] + share
+        size = sizes.index_select(0, graph.system)
+        outputs = self.scale * outputs.double()
+        if self.per_atom:
+            outputs = outputs * size
+        return outputs + self.references[graph.numbers] + self.mean / size
 
 
 class Potential(nn.Module):
@@ -139,7 +154,8 @@ class Potential(nn.Module):
         self.representation = representation
         self.readout: EnergyReadout | ScalarReadout = readout
         self.repulsion = repulsion
-        self.atomic_scale = AtomicScale(references, scale, mean)
+        per_atom = bool(readout.config.get("per_atom", False))
+        self.atomic_scale = AtomicScale(references, scale, mean, per_atom)
         own_cutoff = float(representation.cutoff)  # type: ignore[arg-type]
         if repulsion is not None:
             own_cutoff = max(own_cutoff, repulsion.cutoff)

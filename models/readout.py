@@ -110,11 +110,15 @@ class ScalarReadout(nn.Module):
     ----------
     channels
         C of the representation.
+    per_atom
+        Whether the outputs of a system sum to its energy per atom, as those of the released TDN
+        do: `Potential` then multiplies them by the number of atoms. Such an energy is not
+        extensive: that of two molecules far apart is not the sum of theirs.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, per_atom: bool = False) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {}
+        self.config: dict[str, Any] = {"per_atom": bool(per_atom)}
         self.norm = nn.LayerNorm(channels)
         self.head = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 1))
 
