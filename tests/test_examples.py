@@ -14,6 +14,7 @@ import torch
 from ase.build import molecule
 from checkpoint_helpers import make_model, save
 from data import data_file
+from tdn_release_model import ReleasedTDN
 from test_checkpoint_modelforge import make_state
 
 from tensormd.calculators.openmm_engines import python_problem, torchforce_problem
@@ -33,6 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copy(SHIPPED, tmp_path / name)
     save(tmp_path / "torchmdnet.ckpt", *make_model())
     torch.save(make_state(), tmp_path / "modelforge.pt")
+    torch.save(ReleasedTDN(blocks=1).state(), tmp_path / "tdn_best_model.pth")
     molecule("CH3CH2OH").write(tmp_path / "molecule.xyz")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -84,6 +84,7 @@ def _stack(pool: TensorPool, names: list[str]) -> Tensor:
 def finish(
     pool: TensorPool,
     *,
+    architecture: str = "TensorNet",
     network: Mapping[str, Any],
     readout: Mapping[str, Any],
     representation: Mapping[str, Tensor],
@@ -111,7 +112,7 @@ def finish(
         state[f"atomic_scale.{key}"] = number.reshape(()).clone()
     return build_potential(
         name=pool.name,
-        architecture="TensorNet",
+        architecture=architecture,
         network=network,
         readout={"channels": network["channels"], **readout},
         repulsion=repulsion,

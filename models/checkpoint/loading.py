@@ -16,7 +16,7 @@ from ..committee import Committee
 from ..potential import Potential
 from ..torchmdnet import TorchMDNetPotential
 from ..units import energy_in_ev, length_in_angstrom
-from . import matgl, modelforge, registry
+from . import matgl, modelforge, registry, tdn_release
 from .files import is_torch, is_torchscript, is_zip, load_torch, read_bytes, unzip
 from .native import is_safetensors, read_native, save_potential
 from .torchmdnet_format import is_torchmdnet, read_torchmdnet
@@ -26,8 +26,8 @@ Checkpoint = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | nn.Modu
 
 ASSUMED_UNITS = ("angstrom", "ev")
 READABLE = (
-    "a tensormd safetensors file, a torchmd-net checkpoint, a matgl folder, a modelforge state "
-    "dict, or a zip of checkpoints"
+    "a tensormd safetensors file, a torchmd-net checkpoint, a matgl folder, a modelforge or TDN "
+    "state dict, or a zip of checkpoints"
 )
 NOT_CHECKPOINTS = {".txt", ".md", ".json", ".yaml", ".yml", ".csv", ".log"}
 
@@ -256,6 +256,9 @@ def _load_torch(data: bytes, name: str, request: _Request) -> AnyPotential:
         if request.units is None:
             request.assumed.append(name)
         return potential
+    if tdn_release.is_tdn_release(content):
+        _agreed(tdn_release.UNITS, request.units, name)
+        return tdn_release.read_tdn_release(content, name, elements=request.elements)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     tensors = _tensors(content, name)
