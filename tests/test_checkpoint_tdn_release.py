@@ -16,10 +16,11 @@ from tdn_release_model import ReleasedTDN
 from torch import Tensor
 
 from tensormd.calculators import TDNCalculator
-from tensormd.models import Potential, batch_graphs, export_torchscript
+from tensormd.models import Potential, batch_graphs
 from tensormd.models.checkpoint import describe, load_potential, save_potential
 from tensormd.models.checkpoint.loading import convert
 from tensormd.models.checkpoint.tdn_release import HARTREE, REFERENCES, read_tdn_release
+from tensormd.models.script import script
 
 SHAPES: dict[str, dict[str, Any]] = {
     "L1": {},
@@ -260,8 +261,7 @@ def test_convert(tmp_path: Path) -> None:
 def test_compiled(tmp_path: Path) -> None:
     model = ReleasedTDN(blocks=1)
     potential = load(model.state(), tmp_path)
-    export_torchscript(potential, tmp_path / "scripted.pt")
-    scripted = torch.jit.script(potential)
+    scripted = script(potential)
     energy, forces = reference(model, ethanol())
     found = scripted(ethanol().graph(4.5))
     assert abs(found.energy.item() - energy) < 1e-10

@@ -196,7 +196,7 @@ def _warn(name: str, assumed: Mapping[str, float], forces: str) -> None:
     if assumed:
         values = ", ".join(f"{key} = {value:g}" for key, value in assumed.items())
         warnings.warn(
-            f"{name} does not state {values}: these settings of the release are assumed; "
+            f"{name} does not state all its settings: {values} are assumed, as in the release; "
             "tensormd.models.checkpoint.tdn_release.read_tdn_release takes others (16.7 and 30.0 "
             "are the averages of all of PubChemQCR)",
             UserWarning,
