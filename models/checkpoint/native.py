@@ -21,6 +21,7 @@ from torch import nn
 from ..committee import Committee
 from ..files import write_atomically
 from ..potential import Potential
+from ..tabulated import TabulatedPotential
 from ..torchmdnet import TorchMDNetPotential
 from .build import REPRESENTATIONS, build_potential
 from .files import require_finite
@@ -98,6 +99,11 @@ def _describe(potential: nn.Module) -> dict[str, Any]:
             "architecture": potential.architecture,
             "torchmd_net": potential.hyper_parameters,
         }
+    elif isinstance(potential, TabulatedPotential):
+        raise ValueError(
+            "a tabulated potential has lost its radial networks: save the potential that it was "
+            "made from"
+        )
     elif isinstance(potential, Potential) and potential.architecture in REPRESENTATIONS:
         repulsion = potential.repulsion
         description |= {
