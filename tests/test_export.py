@@ -15,6 +15,7 @@ from helpers import System, crystal, ethanol, make_potential, predict, slab, tin
 
 from tensormd.models import Committee, NeighborList, Potential, export_torchscript
 from tensormd.models.pairs import neighbor_pairs
+from tensormd.models.tabulated import FORCE_BOUND, tabulated_potential
 
 SYSTEMS = {
     "molecule": ethanol(),
@@ -41,8 +42,13 @@ def as_arguments(system: System) -> tuple[torch.Tensor, ...]:
     )
 
 
-def test_portable_file_in_a_process_without_tensormd(potential: Potential, tmp_path: Path) -> None:
-    export_torchscript(potential, tmp_path / "model.pt")
+@pytest.mark.parametrize("tables", [True, False])
+def test_portable_file_in_a_process_without_tensormd(
+    potential: Potential, tables: bool, tmp_path: Path
+) -> None:
+    export_torchscript(potential, tmp_path / "model.pt", tables=tables)
+    if tables:
+        potential = tabulated_potential(potential)
     inputs = {
         name: [*(x.tolist() for x in as_arguments(system)), system.charge]
         for name, system in SYSTEMS.items()
@@ -75,7 +81,7 @@ def test_portable_file_in_a_process_without_tensormd(potential: Potential, tmp_p
 
 
 def test_exported_list_follows_moving_atoms(potential: Potential, tmp_path: Path) -> None:
-    export_torchscript(potential, tmp_path / "model.pt", skin=0.5)
+    export_torchscript(potential, tmp_path / "model.pt", skin=0.5, tables=False)
     model = torch.jit.load(tmp_path / "model.pt")
     generator = np.random.default_rng(0)
     system = crystal()
@@ -89,13 +95,26 @@ def test_exported_list_follows_moving_atoms(potential: Potential, tmp_path: Path
         np.testing.assert_allclose(forces, expected.forces.numpy(), atol=1e-9)
 
 
-def test_committee_exports_its_mean(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tables", "bound"), [(False, 1e-12), (True, FORCE_BOUND)])
+def test_committee_exports_its_mean(tables: bool, bound: float, tmp_path: Path) -> None:
     members = [make_potential(seed) for seed in (0, 1)]
-    export_torchscript(Committee(members), tmp_path / "model.pt")
+    export_torchscript(Committee(members), tmp_path / "model.pt", tables=tables)
     energy, forces = torch.jit.load(tmp_path / "model.pt")(*as_arguments(ethanol()))
     alone = [predict(member, ethanol()) for member in members]
-    assert energy.item() == pytest.approx(np.mean([p.energy.item() for p in alone]))
-    np.testing.assert_allclose(forces, torch.stack([p.forces for p in alone]).mean(0), atol=1e-12)
+    assert energy.item() == pytest.approx(np.mean([p.energy.item() for p in alone]), abs=bound)
+    mean = torch.stack([p.forces for p in alone]).mean(0)
+    np.testing.assert_allclose(forces, mean, rtol=0, atol=bound)
+
+
+def test_tables_are_the_default_and_keep_the_bound(potential: Potential, tmp_path: Path) -> None:
+    export_torchscript(potential, tmp_path / "default.pt")
+    export_torchscript(potential, tmp_path / "exact.pt", tables=False)
+    found, exact = (torch.jit.load(tmp_path / f"{name}.pt") for name in ("default", "exact"))
+    assert any("table" in name for name, _ in found.named_buffers())
+    assert not any("table" in name for name, _ in exact.named_buffers())
+    for system in (ethanol(), crystal()):
+        error = found(*as_arguments(system))[1] - exact(*as_arguments(system))[1]
+        assert 0 < error.abs().max() < FORCE_BOUND
 
 
 @pytest.mark.parametrize("seed", range(40))
