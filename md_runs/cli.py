@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .benchmark_command import benchmark
 from .console import md_progress, relax_reporter, say, show_json
 from .errors import Interrupted, RunStopped
 from .settings import MDSettings, ModelSettings, RelaxSettings
@@ -412,6 +413,9 @@ def doctor(as_json: Json = False) -> None:
     print("checks")
     for check in found["checks"]:
         print(f"  {'ok ' if check['works'] else 'no '} {check['name']:24}{check['detail']}")
+
+
+app.command()(benchmark)
 
 
 def main(arguments: list[str] | None = None) -> None:
