@@ -8,18 +8,14 @@ the steps of a round, so that it holds its share of neighbour searches.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +24,7 @@ from torch import nn
 from ..calculators.validation import check_elements, parse_device
 from ..models import NeighborList, load_potential, save_potential
 from ..models.potential import parse_dtype
+from .benchmark_machine import describe_machine, using_threads
 from .benchmark_model import (
     NotTransferableError,
     product_flops_per_atom,
@@ -39,14 +36,15 @@ from .benchmark_programs import (
     MODES,
     Contestant,
     Program,
+    TensormdAse,
     fits_minimum_image,
     make_calculator,
     make_program,
     places_for_neighbors,
 )
 from .benchmark_systems import Motion, System, collect_systems
-from .benchmark_worker import Trial, TrialError, run_trial, synchronize, thread_variables
-from .versions import package_version, versions
+from .benchmark_worker import Trial, TrialError, one_line, run_trial, synchronize
+from .versions import package_version
 
 Say = Callable[[str], None]
 
@@ -79,6 +77,8 @@ class BenchmarkSettings:
     rounds: int = 5
     peer: bool = True
     """Whether torchmd-net is measured."""
+    modes: tuple[str, ...] = MODES
+    """Of torchmd-net, that are tried."""
     compile: bool = False
     """Whether its mode ``compile`` is tried on a CPU, which takes minutes; on CUDA it is."""
     limit: float = 600.0
@@ -106,7 +106,11 @@ class _Bench:
     """Of matrix products, operations per second."""
 
 
-def run_benchmark(settings: BenchmarkSettings, say: Say = lambda _: None) -> dict[str, Any]:
+def run_benchmark(
+    settings: BenchmarkSettings,
+    say: Say = lambda _: None,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
     """Measure, and return everything as plain data.
 
     Parameters
@@ -115,6 +119,8 @@ def run_benchmark(settings: BenchmarkSettings, say: Say = lambda _: None) -> dic
         What to measure.
     say
         Told what is going on.
+    keep
+        Given the results so far after each system.
 
     Returns
     -------
@@ -123,8 +129,7 @@ def run_benchmark(settings: BenchmarkSettings, say: Say = lambda _: None) -> dic
     Raises
     ------
     ValueError, OSError
-        If a setting, a structure or the checkpoint is no good, before anything is measured; or if
-        tensormd itself fails on a system.
+        If a setting, a structure or the checkpoint is no good, before anything is measured.
     """
     device = parse_device(settings.device)
     parse_dtype(settings.dtype)
@@ -148,7 +153,7 @@ def run_benchmark(settings: BenchmarkSettings, say: Say = lambda _: None) -> dic
         bench = _Bench(
             settings, potential, ours, peer, problem, device, threads, product_rate(device)
         )
-        return {
+        results: dict[str, Any] = {
             "settings": _plain(dataclasses.asdict(settings)),
             "machine": describe_machine(device, threads),
             "model": {
@@ -161,32 +166,12 @@ def run_benchmark(settings: BenchmarkSettings, say: Say = lambda _: None) -> dic
             },
             "matrix_product_gflops": bench.rate / 1e9,
             "product_mflops_per_atom": _scaled(product_flops_per_atom(potential), 1e-6),
-            "systems": [measure_system(bench, system, say) for system in systems],
+            "systems": [],
         }
-
-
-@contextlib.contextmanager
-def using_threads(threads: int) -> Iterator[None]:
-    """So many threads for every library that computes here, until the end of the block."""
-    variables = thread_variables(threads)
-    before = {name: os.environ.get(name) for name in variables}
-    torch_before = torch.get_num_threads()
-    os.environ.update(variables)  # for what is loaded from now on
-    torch.set_num_threads(threads)
-    numba: Any = sys.modules.get("numba")
-    numba_before = numba.get_num_threads() if numba else 0
-    if numba:
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(torch_before)
-        if numba:
-            numba.set_num_threads(numba_before)
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        for system in systems:
+            results["systems"].append(measure_system(bench, system, say))
+            keep(results)
+        return results
 
 
 def _checkpoints(
@@ -220,16 +205,24 @@ def measure_system(bench: _Bench, system: System, say: Say) -> dict[str, Any]:
     -------
     ``name``, ``source``, ``atoms``, ``edges``, ``periodic``; ``tensormd`` and ``torchmdnet`` with
     times (ms), ns/day at 1 fs, memory (MiB), deviations from float64; ``ratio`` of torchmd-net's
-    bare model in its best mode to ``atoms.get_forces()`` of tensormd; ``products_ms``.
+    bare model in its best mode to ``atoms.get_forces()`` of tensormd; ``products_ms``. Or, where
+    tensormd does not run, why not, under ``failed``.
     """
     atoms = system.atoms
     cutoff = float(bench.potential.cutoff)  # type: ignore[arg-type]
     graph = NeighborList(cutoff).graph(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    about = {
+        "name": system.name,
+        "source": system.source,
+        "atoms": len(atoms),
+        "edges": int(graph.edge_index.shape[1]),
+        "periodic": bool(atoms.pbc.any()),
+    }
     say(f"{system.name}, {len(atoms)} atoms: trying tensormd")
     try:
         ours = _try(bench, bench.ours, atoms)
     except TrialError as error:
-        raise ValueError(f"{system.name}: tensormd fails: {error}") from None
+        return {**about, "failed": str(error)}
     reference: Trial | str
     exact = dataclasses.replace(bench.ours, backend="reference", dtype="float64")
     try:
@@ -249,25 +242,20 @@ def measure_system(bench: _Bench, system: System, say: Say) -> dict[str, Any]:
         best = min(worth, key=lambda mode: modes[mode].seconds)  # type: ignore[union-attr]
         ase = dataclasses.replace(peer[best], program="torchmdnet-ase")
         contenders["ase"] = (ase, modes[best].seconds)  # type: ignore[union-attr]
-    times, problems, searches = time_in_turn(
-        contenders, atoms, bench.settings.rounds, bench.device
-    )
+    timed = time_in_turn(contenders, atoms, bench.settings.rounds, bench.device)
+    times = timed.ms
 
     best_ms = {mode: statistics.median(times[mode]) for mode in worth if mode in times}
     best_mode = min(best_ms, key=best_ms.__getitem__) if best_ms else None
     ms = statistics.median(times["tensormd"])
     flops = product_flops_per_atom(bench.potential)
     return {
-        "name": system.name,
-        "source": system.source,
-        "atoms": len(atoms),
-        "edges": int(graph.edge_index.shape[1]),
-        "periodic": bool(atoms.pbc.any()),
+        **about,
         "tensormd": {
             **_speed(times["tensormd"], len(atoms)),
             "graph_ms": statistics.median(times["graph"]),
-            "adapter_ms": ms - statistics.median(times["graph"]),
-            "steps_per_neighbor_search": searches,
+            "adapter_ms": statistics.median(timed.adapter_ms),
+            "steps_per_neighbor_search": timed.steps_per_search,
             "memory_mib": ours.memory_mib,
             "deviation": _deviation(ours, reference),
         },
@@ -278,7 +266,7 @@ def measure_system(bench: _Bench, system: System, say: Say) -> dict[str, Any]:
             "memory_mib": getattr(modes.get(best_mode or ""), "memory_mib", None),
             "deviation": _deviation(modes[best_mode], reference) if best_mode else None,
             "modes": {
-                mode: problems.get(mode) or _mode(trial, times.get(mode))
+                mode: _failed(timed.problems.get(mode)) or _mode(trial, times.get(mode))
                 for mode, trial in modes.items()
             },
         },
@@ -303,11 +291,11 @@ def _try_peer(
     if bench.peer is not None and not fits_minimum_image(system.atoms, cutoff):
         problem = "its neighbour list is wrong for this cell"
     if bench.peer is None or problem:
-        return dict.fromkeys(MODES, problem), {}
+        return dict.fromkeys(bench.settings.modes, problem), {}
     places = places_for_neighbors(system.atoms, cutoff)
     modes: dict[str, Trial | str] = {}
     contestants = {}
-    for mode in MODES:
+    for mode in bench.settings.modes:
         contestant = dataclasses.replace(bench.peer, mode=mode, max_neighbors=places)
         contestants[mode] = contestant
         if mode == "compile" and bench.device.type == "cpu" and not bench.settings.compile:
@@ -326,13 +314,26 @@ def _worth_timing(modes: dict[str, Trial | str]) -> list[str]:
     return [mode for mode, s in seconds.items() if s <= WORTH * min(seconds.values())]
 
 
+class TimedRounds(NamedTuple):
+    """What `time_in_turn` finds."""
+
+    ms: dict[str, list[float]]
+    """Of a step, round by round, by name."""
+    problems: dict[str, str]
+    """Why others failed."""
+    adapter_ms: list[float]
+    """Of the contender ``tensormd``: what a step takes outside the evaluation of its graph."""
+    steps_per_search: float | None
+    """Of the same, of neighbours; None where none was made."""
+
+
 def time_in_turn(
     contenders: dict[str, tuple[Contestant, float]],
     atoms: Any,
     rounds: int,
     device: torch.device,
-) -> tuple[dict[str, list[float]], dict[str, str], float | None]:
-    """Milliseconds of a step, round by round.
+) -> TimedRounds:
+    """Time a step of each, round by round.
 
     Parameters
     ----------
@@ -344,17 +345,13 @@ def time_in_turn(
         In each of which all have a turn, in the order given.
     device
         That is waited for.
-
-    Returns
-    -------
-    Times by name; why others failed; and of the contender ``tensormd`` steps per search of
-    neighbours (None where there was none).
     """
     ready: dict[str, tuple[Program, Motion, int]] = {}
     problems: dict[str, str] = {}
     for name, (contestant, seconds) in contenders.items():
-        program, motion = make_program(contestant, atoms), Motion(atoms)
+        motion = Motion(atoms)
         try:
+            program = make_program(contestant, atoms)
             program.load(atoms)
             for _ in range(WARM_UP):
                 program.step(motion.next())
@@ -362,19 +359,23 @@ def time_in_turn(
         except Exception as error:
             if name in ("tensormd", "graph"):
                 raise
-            problems[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            problems[name] = one_line(error)
             continue
         least = 8 if seconds < 1 else 2
         ready[name] = (program, motion, int(np.clip(ROUND_SECONDS / seconds, least, STEPS)))
-    neighbors: NeighborList = ready["tensormd"][0].calculator.neighbors  # type: ignore[attr-defined]
-    builds = neighbors.builds
+    ours, _, our_steps = ready["tensormd"]
+    assert isinstance(ours, TensormdAse)
+    builds = ours.calculator.neighbors.builds
     times: dict[str, list[float]] = {name: [] for name in ready}
+    adapter: list[float] = []
     for _ in range(rounds):
+        evaluating = ours.evaluating
         for name, (program, motion, steps) in ready.items():
             times[name].append(1e3 * _time_block(program, motion, steps, device) / steps)
-    done = rounds * ready["tensormd"][2]
-    builds = neighbors.builds - builds
-    return times, problems, done / builds if builds else None
+        evaluating = 1e3 * (ours.evaluating - evaluating) / our_steps
+        adapter.append(times["tensormd"][-1] - evaluating)
+    builds = ours.calculator.neighbors.builds - builds
+    return TimedRounds(times, problems, adapter, rounds * our_steps / builds if builds else None)
 
 
 def _time_block(program: Program, motion: Motion, steps: int, device: torch.device) -> float:
@@ -421,6 +422,10 @@ def _mode(trial: Trial | str, times: list[float] | None) -> dict[str, Any]:
     }
 
 
+def _failed(problem: str | None) -> dict[str, Any]:
+    return {"failed": problem} if problem else {}
+
+
 def _deviation(trial: Trial | str, reference: Trial | str) -> dict[str, Any]:
     """From float64, of the structure as it is: eV, and eV/Angstrom."""
     if isinstance(trial, str) or isinstance(reference, str):
@@ -431,30 +436,6 @@ def _deviation(trial: Trial | str, reference: Trial | str) -> dict[str, Any]:
         "force_max_ev_per_a": float(np.abs(difference).max(initial=0.0)),
         "force_rms_ev_per_a": float(np.sqrt(np.mean(difference**2))),
     }
-
-
-def describe_machine(device: torch.device, threads: int) -> dict[str, Any]:
-    """Processor, GPU, threads and versions."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "threads": threads,
-        "device": str(device),
-        "gpu": gpu,
-        "platform": platform.platform(),
-        "versions": versions(),
-    }
-
-
-def processor() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _scaled(value: float | None, factor: float) -> float | None:
@@ -475,7 +456,7 @@ def power_law(results: dict[str, Any], program: str) -> float | None:
     points = [
         (system["atoms"], system[program]["ms"])
         for system in results["systems"]
-        if system["periodic"] and system["name"].startswith("water ") and "ms" in system[program]
+        if system["name"].startswith("water ") and "ms" in system.get(program, ())
     ]
     if len(points) < 2:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -96,10 +96,12 @@ def benchmark(
         peer=not no_peer,
         compile=compile_peer,
     )
-    results = run_benchmark(settings, say)
-    if to_file:
-        assert json_file is not None
-        write_atomically(json_file, (json.dumps(results, indent=1) + "\n").encode())
+
+    def keep(results: dict[str, Any]) -> None:
+        if to_file and json_file is not None:
+            write_atomically(json_file, (json.dumps(results, indent=1) + "\n").encode())
+
+    results = run_benchmark(settings, say, keep)
     if plot is not None:
         draw(results, plot)
     if json_file is not None and not to_file:

@@ -16,7 +16,8 @@ from torch import nn
 from ..calculators.openmm_engines import choose_engine
 from ..models import load_potential
 from ..models.units import kj_per_mol_in_ev, nm_in_angstrom
-from .benchmark import describe_machine, ns_per_day, using_threads
+from .benchmark import ns_per_day
+from .benchmark_machine import describe_machine, using_threads
 from .benchmark_model import random_potential, write_torchmdnet
 from .benchmark_programs import peer_quiet
 from .benchmark_systems import TEMPERATURE, collect_systems

@@ -47,7 +47,7 @@ def read_results(path: Path) -> dict[str, Any]:
 def rows(results: dict[str, Any]) -> list[list[str]]:
     """One row a system, under `COLUMNS`."""
     table = []
-    for system in results["systems"]:
+    for system in measured(results):
         ours, peer = system["tensormd"], system["torchmdnet"]
         table.append(
             [
@@ -65,6 +65,11 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
             ]
         )
     return table
+
+
+def measured(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The systems on which tensormd ran."""
+    return [system for system in results["systems"] if "failed" not in system]
 
 
 def number(value: float | None) -> str:
@@ -132,11 +137,14 @@ def text(results: dict[str, Any]) -> str:
 
 
 def _details(system: dict[str, Any]) -> list[str]:
+    if "failed" in system:
+        return [f"{system['name']}: tensormd fails: {system['failed']}"]
     ours, peer = system["tensormd"], system["torchmdnet"]
     searches = ours["steps_per_neighbor_search"]
     lines = [
         f"{system['name']}: {system['edges']:,} edges, {ours['us_per_atom']:.3g} us an atom",
-        f"  ASE and adapter: {number(ours['adapter_ms'])} ms of {number(ours['ms'])}; neighbours "
+        f"  ASE, adapter, neighbours: {number(ours['adapter_ms'])} ms of {number(ours['ms'])}; "
+        f"a graph made beforehand: {number(ours['graph_ms'])} ms; neighbours "
         + (f"searched every {searches:.1f} steps" if searches else "never searched again"),
         f"  tensormd from float64:    {_say_deviation(ours['deviation'])}",
     ]
@@ -171,7 +179,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
             ("tensormd, get_forces()", "tensormd", PALETTE[0], "o"),
         )
         for label, program, color, marker in curves:
-            found = [(s["atoms"], s[program].get("ms")) for s in results["systems"]]
+            found = [(s["atoms"], s[program].get("ms")) for s in measured(results)]
             points = [(atoms, ms) for atoms, ms in found if ms is not None]
             if points:
                 axes.loglog(*zip(*points, strict=True), marker + "-", color=color, label=label)

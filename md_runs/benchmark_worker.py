@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,9 @@ def try_out(contestant: Contestant, atoms: Atoms) -> tuple[dict[str, Any], Array
     device = torch.device(contestant.device)
     program = make_program(contestant, atoms)
     if contestant.mode != "compile":
-        fragment = Atoms(atoms.numbers[:3], atoms.positions[:3])
+        away = np.linalg.norm(atoms.positions - atoms.positions[0], axis=1)
+        near = np.argsort(away, kind="stable")[:3]
+        fragment = Atoms(atoms.numbers[near], atoms.positions[near])
         program.load(fragment)
         for _ in range(EVALUATIONS):
             program.step(fragment.get_positions())
@@ -200,7 +203,7 @@ class Peak:
 
 
 @contextlib.contextmanager
-def limited_memory(device: torch.device) -> Any:
+def limited_memory(device: torch.device) -> Iterator[None]:
     """Have allocations beyond the free memory fail, rather than the machine."""
     try:
         import resource

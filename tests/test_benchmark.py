@@ -279,6 +279,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         device="cpu",
         threads=1,
         rounds=1,
+        modes=("eager", "compile"),
     )
     before = os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads()
     said: list[str] = []
@@ -304,15 +305,15 @@ def test_what_is_reported(results: dict[str, Any]) -> None:
         assert system["edges"] > 0
         assert ours["ms"] > 0
         assert ours["graph_ms"] > 0
-        assert ours["adapter_ms"] == pytest.approx(ours["ms"] - ours["graph_ms"])
+        assert 0 < ours["adapter_ms"] < 0.9 * ours["ms"]
         assert ours["ns_per_day"] == pytest.approx(86.4 / ours["ms"])
         assert ours["us_per_atom"] == pytest.approx(1e3 * ours["ms"] / system["atoms"])
         assert len(ours["ms_by_round"]) == 1
         assert system["products_ms"] > 0
         assert system["largest_force_ev_per_a"] > 1e-2
-        assert set(peer["modes"]) == {"eager", "torchscript", "compile"}
+        assert set(peer["modes"]) == {"eager", "compile"}
         assert "--compile" in peer["modes"]["compile"]["failed"]
-        assert peer["best_mode"] in ("eager", "torchscript")
+        assert peer["best_mode"] == "eager"
         assert peer["ms"] == peer["modes"][peer["best_mode"]]["ms"]
         assert peer["ms"] == min(m["ms"] for m in peer["modes"].values() if m.get("timed"))
         assert peer["ase_ms"] > 0
@@ -340,7 +341,7 @@ def test_how_cost_grows() -> None:
     def system(atoms: int, ms: float | None, name: str = "water") -> dict[str, Any]:
         peer = {} if ms is None else {"ms": ms}
         ours = {"ms": 0.1 * atoms}
-        return {"name": f"{name} {atoms}", "atoms": atoms, "periodic": True} | {
+        return {"name": f"{name} {atoms}", "atoms": atoms} | {
             "tensormd": ours,
             "torchmdnet": peer,
         }
@@ -375,6 +376,10 @@ def test_command_writes_files(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert system["torchmdnet"]["best_mode"] is None
     assert system["torchmdnet"]["modes"]["eager"] == {"failed": "not asked for"}
     assert "-" in benchmark_report.rows(written)[0]
+    written["systems"].append({"name": "much", "atoms": 10**9, "failed": "not enough memory"})
+    assert "much: tensormd fails: not enough memory" in benchmark_report.text(written)
+    assert benchmark.power_law(written, "tensormd") is None
+    written["systems"].pop()
     assert (here / "out.png").exists()
     table = [sys.executable, str(ROOT / "benchmarks" / "inference.py"), "--table"]
     done = subprocess.run([*table, "out.json"], capture_output=True, text=True, check=True)
@@ -387,7 +392,7 @@ def test_command_writes_files(here: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_json_on_stdout(
     results: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(benchmark, "run_benchmark", lambda settings, say: results)
+    monkeypatch.setattr(benchmark, "run_benchmark", lambda settings, say, keep: results)
     assert run("benchmark", "--json", "-") == 0
     assert json.loads(capsys.readouterr().out) == results
 
