@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..activations import ShiftedSoftplus
 from ..potential import Potential
-from ..radial_table import spline_coefficients
+from ..radial_table import RadialTable
 from ..readout import EnergyReadout, GatedHead, LinearHead, MLPHead
-from ..tensornet import Interaction, TensorNet
+from ..tensornet import TensorNet
 
 ACTIVATION_NAMES: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
@@ -93,71 +93,59 @@ class TensorNetWeights:
 LAYER_NORM_EPSILON = 1e-5
 
 
-def extract_weights(potential: Potential, intervals: int) -> TensorNetWeights:
+def extract_weights(potential: Potential, table: RadialTable) -> TensorNetWeights:
     """The weights of a TensorNet potential.
 
     Parameters
     ----------
     potential
         With a `TensorNet` and an `EnergyReadout`.
-    intervals
-        Of the radial tables.
+    table
+        In float64, of the network's ``edge_factors`` (see `tabulated.build_table`).
 
     Raises
     ------
     ValueError
         For another architecture.
     """
-    network, readout = potential.representation, potential.readout
-    if not isinstance(network, TensorNet) or not isinstance(readout, EnergyReadout):
+    if not isinstance(potential.representation, TensorNet):
         raise ValueError(
-            f"{potential.architecture} has no fused kernels: they are of TensorNet alone"
+            f"{potential.architecture} has no fused kernels here: they are of TensorNet"
         )
-    # Tables are built from the network as it is, in float64, whatever its own dtype.
-    potential = _double_copy(potential)
+    potential = copy.deepcopy(potential).cpu().double()
     network, readout = potential.representation, potential.readout
     assert isinstance(network, TensorNet)
     assert isinstance(readout, EnergyReadout)
-    embedding, channels, cutoff = network.embedding, network.channels, network.cutoff
-    lower = network.config["cutoff_lower"]
-    assert isinstance(lower, float)
-
-    def embedding_factors(distances: Tensor) -> Tensor:
-        return embedding.radial(network.radial(distances)) * network.envelope(distances)[:, None]
-
-    def edge_factors(layer: Interaction, distances: Tensor) -> Tensor:
-        return layer.radial(network.radial(distances)) * network.envelope(distances)[:, None]
-
-    def interaction(layer: Interaction) -> InteractionWeights:
-        return InteractionWeights(
-            spline_coefficients(lambda r: edge_factors(layer, r), cutoff, intervals, lower),
-            edge_factors(layer, zero)[0] * layer.self_interaction,
-            layer.mix_in.weight,
-            layer.mix_out.weight,
-        )
-
+    embedding, channels = network.embedding, network.channels
     with torch.no_grad():
-        zero = torch.zeros(1, dtype=torch.float64)
-        species, pair = embedding.species.weight, embedding.species_pair
-        at_zero = 3**0.5 * embedding_factors(zero)[0, :channels]
+        parts = torch.split(table.coefficients, 3 * channels, dim=1)
+        at_zero = torch.split(table(torch.zeros(1, dtype=torch.float64))[0], 3 * channels)
+        if not embedding.self_interaction:
+            at_zero = tuple(torch.zeros_like(part) for part in at_zero)
+        species, pair = embedding.species.weight.detach(), embedding.species_pair
         values, gates = _head(readout.head)
         return TensorNetWeights(
             channels=channels,
             parity_conserving=network.config["group"] == "O(3)",
-            cutoff=cutoff,
-            lower=lower,
-            intervals=intervals,
+            cutoff=table.cutoff,
+            lower=table.lower,
+            intervals=table.intervals,
             receiver=species @ pair.weight[:, :channels].t() + pair.bias,
             sender=species @ pair.weight[:, channels:].t(),
-            table=spline_coefficients(embedding_factors, cutoff, intervals, lower),
-            at_zero=at_zero * embedding.self_interaction,
-            norm_weight=embedding.norm.weight,
-            norm_bias=embedding.norm.bias,
+            table=parts[0],
+            at_zero=3**0.5 * at_zero[0][:channels],
+            norm_weight=embedding.norm.weight.detach(),
+            norm_bias=embedding.norm.bias.detach(),
             gate=dense_layers(embedding.gate),
-            mix=embedding.mix.weight,
-            layers=[interaction(layer) for layer in network.layers],  # type: ignore[arg-type]
-            readout_norm_weight=readout.norm.weight,
-            readout_norm_bias=readout.norm.bias,
+            mix=embedding.mix.weight.detach(),
+            layers=[
+                InteractionWeights(
+                    part, zero, layer.mix_in.weight.detach(), layer.mix_out.weight.detach()
+                )
+                for layer, part, zero in zip(network.layers, parts[1:], at_zero[1:], strict=True)
+            ],
+            readout_norm_weight=readout.norm.weight.detach(),
+            readout_norm_bias=readout.norm.bias.detach(),
             values=values,
             gates=gates,
         )
@@ -168,7 +156,7 @@ def dense_layers(modules: Iterable[nn.Module]) -> list[Dense]:
     layers: list[Dense] = []
     for module in modules:
         if isinstance(module, nn.Linear):
-            layers.append(Dense(module.weight, module.bias, "identity"))
+            layers.append(Dense(module.weight.detach(), module.bias.detach(), "identity"))
         else:
             last = layers.pop()
             layers.append(Dense(last.weight, last.bias, ACTIVATION_NAMES[type(module)]))
@@ -185,7 +173,3 @@ def _head(head: nn.Module) -> tuple[list[Dense], list[Dense]]:
         dense_layers([head.linear, *head.values]),
         dense_layers([head.linear, *head.gates]),
     )
-
-
-def _double_copy(potential: Potential) -> Potential:
-    return copy.deepcopy(potential).cpu().double().eval().requires_grad_(False)

@@ -1,0 +1,107 @@
+"""How the kernels are compiled, and how what was compiled is kept.
+
+Numba keeps compiled functions on disk, but looks for changes only in the file of the function
+itself: a kernel that calls changed code of another file would be served stale. Here the folder
+is named by a digest of every source of the kernels, so a change starts an empty one.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+from numba import njit
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+log = logging.getLogger("tensormd")
+
+inlined = njit(error_model="numpy", nogil=True)
+"""Decorator of the functions that kernels are made of."""
+
+
+@functools.cache
+def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
+    """A function that Python calls, compiled at its first call or taken from the disk.
+
+    Parameters
+    ----------
+    function
+        Its loops over ``prange`` are shared by threads.
+    threads
+        False leaves everything to the caller's thread.
+    """
+    dispatcher = njit(error_model="numpy", nogil=True, parallel=threads)(function)
+
+    class Locator(_CacheLocator):  # Numba asks for a class that knows where, and how fresh
+        def get_cache_path(self) -> str:
+            return str(folder())
+
+        def get_source_stamp(self) -> str:
+            return sources_digest()
+
+        def get_disambiguator(self) -> str:
+            return "threads" if threads else "serial"
+
+        @classmethod
+        def from_function(cls, py_func: Any, py_file: str) -> Locator:
+            return cls()
+
+    class Implementation(CompileResultCacheImpl):
+        _locator_classes = [Locator]  # noqa: RUF012 (Numba's attribute)
+
+    class SourcesCache(FunctionCache):
+        _impl_class = Implementation
+
+        def load_overload(self, sig: Any, target_context: Any) -> Any:
+            found = super().load_overload(sig, target_context)
+            if found is None:
+                log.info(
+                    "compiling the kernels for this processor, once: about half a minute "
+                    "(kept in %s)",
+                    self.cache_path,
+                )
+            return found
+
+    dispatcher._cache = SourcesCache(function)
+    return dispatcher
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: ``TENSORMD_CACHE``, or the user's cache folder."""
+    given = os.environ.get("TENSORMD_CACHE")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tensormd"
+
+
+@functools.cache
+def sources_digest() -> str:
+    """Digest of the sources in this folder, and of what compiles them."""
+    digest = hashlib.sha256(
+        f"{numba.__version__} {llvmlite.__version__} {numba.config.BOUNDSCHECK}".encode()
+    )
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+@functools.cache
+def folder() -> Path:
+    """The folder of this state of the sources; a temporary one if none can be made."""
+    wanted = cache_folder() / f"kernels-{sources_digest()}"
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=wanted):
+            return wanted
+    except OSError as error:
+        log.warning("compiled kernels cannot be kept in %s (%s): this run alone", wanted, error)
+        return Path(tempfile.mkdtemp(prefix="tensormd-kernels-"))

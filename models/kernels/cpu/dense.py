@@ -1,0 +1,171 @@
+"""Matrix products on rows of sixteen-channel chunks.
+
+Layout: an array of n rows of K channels is stored as K / 16 chunks, each n rows of sixteen
+numbers: element (row, channel) lies at ``channel // 16 * stride + row + channel % 16``, where
+rows are given by their offsets. Channels are padded with zeros to whole chunks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from .compiled import inlined
+from .simd import LANES, broadcast, call_lanewise, vector_pointer
+
+ROWS = 6
+"""Rows of a tile: with `WIDTHS` chunks of columns its sums fill the registers."""
+
+
+def _widths() -> dict[int, int]:
+    wide = bool(binding.get_host_cpu_features().get("avx512f"))
+    return {32: 4, 64: 2} if wide else {32: 1, 64: 1}
+
+
+WIDTHS = _widths()
+"""Chunks of columns in a tile, by the bits of the dtype, on this processor."""
+
+
+@intrinsic
+def full_width(typing: Any, array: Any) -> Any:
+    """`WIDTHS` of the array's dtype, known when compiled."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.get_constant(types.intp, WIDTHS[array.dtype.bitwidth])
+
+    return types.intp(array), generate
+
+
+def _tile(wide: bool) -> Any:
+    """A tile of a product: `ROWS` rows times one or `WIDTHS` chunks of columns."""
+
+    def tile(
+        typing: Any, a: Any, rows: Any, a_start: Any, a_stride: Any, chunks: Any, w: Any,
+        w_start: Any, b: Any, b_start: Any, c: Any, c_start: Any, c_stride: Any,
+    ) -> Any:  # fmt: skip
+        width = WIDTHS[a.dtype.bitwidth] if wide else 1
+        whole = types.intp
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            (x, offsets, x_start, x_stride, n, w_, w_first, b_, b_first, y, y_start, y_stride) = (
+                args
+            )
+            kind = signature.args
+            constant = lambda k: ir.Constant(x_start.type, k)  # noqa: E731
+            starts = [
+                builder.add(x_start, offset) for offset in cgutils.unpack_tuple(builder, offsets)
+            ]
+
+            def vector_at(array_type: Any, array: Any, index: Any) -> Any:
+                pointer = vector_pointer(context, builder, array_type, array, index)
+                return builder.load(pointer, align=a.dtype.bitwidth // 8)
+
+            columns = [
+                vector_at(kind[7], b_, builder.add(b_first, constant(LANES * v)))
+                for v in range(width)
+            ]
+            sums = [
+                [cgutils.alloca_once_value(builder, columns[v]) for v in range(width)]
+                for _ in range(ROWS)
+            ]
+            with cgutils.for_range(builder, n) as chunk:
+                first = builder.mul(chunk.index, x_stride)
+                step = constant(LANES * LANES * width)
+                weights = builder.add(w_first, builder.mul(chunk.index, step))
+                ones = [
+                    builder.bitcast(
+                        vector_pointer(context, builder, kind[0], x, builder.add(start, first)),
+                        ir.FloatType().as_pointer()
+                        if a.dtype == types.float32
+                        else ir.DoubleType().as_pointer(),
+                    )
+                    for start in starts
+                ]
+                for k in range(LANES):
+                    row = [
+                        vector_at(
+                            kind[5],
+                            w_,
+                            builder.add(weights, constant((k * width + v) * LANES)),
+                        )
+                        for v in range(width)
+                    ]
+                    for r in range(ROWS):
+                        number = builder.load(builder.gep(ones[r], [constant(k)]))
+                        each = broadcast(builder, number)
+                        for v in range(width):
+                            value = call_lanewise(
+                                builder, "fma", each, row[v], builder.load(sums[r][v])
+                            )
+                            builder.store(value, sums[r][v])
+            for r, offset in enumerate(cgutils.unpack_tuple(builder, offsets)):
+                for v in range(width):
+                    index = builder.add(builder.add(y_start, offset), constant(0))
+                    index = builder.add(index, builder.mul(y_stride, constant(v)))
+                    pointer = vector_pointer(context, builder, kind[9], y, index)
+                    builder.store(builder.load(sums[r][v]), pointer, align=a.dtype.bitwidth // 8)
+            return context.get_dummy_value()
+
+        return (
+            types.void(a, rows, whole, whole, whole, w, whole, b, whole, c, whole, whole),
+            generate,
+        )
+
+    return intrinsic(tile)
+
+
+wide_tile = _tile(wide=True)
+narrow_tile = _tile(wide=False)
+
+
+@inlined
+def multiply(
+    x: Any, x_start: int, x_stride: int, rows: Any, count: int, weights: Any, w_start: int,
+    bias: Any, b_start: int, chunks_in: int, chunks_out: int, y: Any, y_start: int, y_stride: int,
+) -> None:  # fmt: skip
+    """Y = x W + b for the rows at ``rows[:count]``, packed weights (see `pack_matrix`)."""
+    width = full_width(x)
+    last = count - 1
+    column = 0
+    while column < chunks_out:
+        tile_width = width if column + width <= chunks_out else 1
+        for row in range(0, count, ROWS):
+            # Beyond the last row it is done again: the same numbers to the same place.
+            offsets = (
+                rows[row],
+                rows[min(row + 1, last)],
+                rows[min(row + 2, last)],
+                rows[min(row + 3, last)],
+                rows[min(row + 4, last)],
+                rows[min(row + 5, last)],
+            )
+            if tile_width == width:
+                wide_tile(
+                    x, offsets, x_start, x_stride, chunks_in, weights, w_start, bias,
+                    b_start + column * LANES, y, y_start + column * y_stride, y_stride,
+                )  # fmt: skip
+            else:
+                narrow_tile(
+                    x, offsets, x_start, x_stride, chunks_in, weights, w_start, bias,
+                    b_start + column * LANES, y, y_start + column * y_stride, y_stride,
+                )  # fmt: skip
+        w_start += chunks_in * LANES * LANES * tile_width
+        column += tile_width
+
+
+def pack_matrix(weight: NDArray[Any]) -> NDArray[Any]:
+    """(inputs, outputs), multiples of 16, as `multiply` reads it: flat, tile by tile."""
+    width = WIDTHS[weight.dtype.itemsize * 8]
+    chunks = weight.shape[1] // LANES
+    parts, column = [], 0
+    while column < chunks:
+        step = width if column + width <= chunks else 1
+        parts.append(weight[:, column * LANES : (column + step) * LANES].ravel())
+        column += step
+    return np.concatenate(parts)
