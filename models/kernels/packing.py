@@ -1,0 +1,91 @@
+"""Weights of the fused pass: cast, and as a flat list of tensors for a registered operator."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .weights import Dense, InteractionWeights, TensorNetWeights
+
+_PARTS: dict[str, type] = {"Dense": Dense, "InteractionWeights": InteractionWeights}
+
+
+def pack_weights(
+    weights: TensorNetWeights, dtype: torch.dtype, device: torch.device | str
+) -> TensorNetWeights:
+    """The weights as the pass reads them.
+
+    Tables get their slopes beside them (`with_slopes`); every tensor is cast from float64,
+    moved and made contiguous.
+    """
+    spacing = (weights.cutoff - weights.lower) / weights.intervals
+    packed = dataclasses.replace(
+        weights,
+        table=with_slopes(weights.table, spacing),
+        layers=[
+            dataclasses.replace(layer, table=with_slopes(layer.table, spacing))
+            for layer in weights.layers
+        ],
+    )
+    cast: TensorNetWeights = _map(packed, lambda t: t.to(device, dtype).contiguous())
+    return cast
+
+
+def with_slopes(table: Tensor, spacing: float) -> Tensor:
+    """B-spline coefficients and, beside them, the differences to the next row over h.
+
+    (intervals + 3, K) -> (intervals + 3, 2K); see `equations.spline`.
+    """
+    slopes = torch.zeros_like(table)
+    slopes[:-1] = table.diff(dim=0) / spacing
+    return torch.cat([table, slopes], dim=1)
+
+
+def flatten_weights(weights: TensorNetWeights) -> tuple[list[Tensor], str]:
+    """Tensors in a fixed order, and all else as JSON: the inverse of `restore_weights`."""
+    tensors: list[Tensor] = []
+
+    def take(tensor: Tensor) -> int:
+        tensors.append(tensor)
+        return len(tensors) - 1
+
+    return tensors, json.dumps(dataclasses.asdict(_map(weights, take)))
+
+
+def restore_weights(tensors: list[Tensor], description: str) -> TensorNetWeights:
+    """Weights from what `flatten_weights` gave; the tensors may have been cast since."""
+    fields = json.loads(description)
+
+    def build(kind: type, values: dict[str, Any]) -> Any:
+        built: dict[str, Any] = {}
+        for field in dataclasses.fields(kind):
+            value = values[field.name]
+            if field.type == "Tensor":
+                value = tensors[value]
+            elif isinstance(value, list):
+                part = _PARTS[str(field.type).removeprefix("list[").removesuffix("]")]
+                value = [build(part, item) for item in value]
+            built[field.name] = value
+        return kind(**built)
+
+    restored: TensorNetWeights = build(TensorNetWeights, fields)
+    return restored
+
+
+def _map(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """The same dataclass with ``function`` applied to every tensor."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, list):
+        return [_map(item, function) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            f.name: _map(getattr(value, f.name), function) for f in dataclasses.fields(value)
+        }
+        return type(value)(**fields)
+    return value

@@ -1,0 +1,92 @@
+"""Small inputs for the tests of the fused operators."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tensormd.models import NeighborList, batch_graphs
+from tensormd.models.graph import Graph
+from tensormd.models.kernels.edges import Edges, edges_of
+from tensormd.models.kernels.packing import with_slopes
+
+LOWER, CUTOFF = 0.4, 3.0
+INTERVALS = 12
+SPACING = (CUTOFF - LOWER) / INTERVALS
+
+
+class Case(NamedTuple):
+    """Atoms with their edges, weights and features drawn at random."""
+
+    graph: Graph
+    edges: Edges
+    table: Tensor
+    at_zero: Tensor
+    receiver: Tensor
+    sender: Tensor
+    charge_factor: Tensor
+    x: Tensor
+    y: Tensor
+    g: Tensor
+    factors: Tensor
+
+
+def random_graph(atoms: int, seed: int = 0, skin: float = 0.7) -> Graph:
+    """Two systems, one periodic and one not, with a few pairs beyond the cutoff.
+
+    With one atom there is a molecule without edges; with none, nothing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def system(size: int, periodic: bool) -> Graph:
+        edge = (size / 0.05) ** (1 / 3)
+        positions = edge * torch.rand(size, 3, generator=generator, dtype=torch.float64)
+        cell = edge * torch.eye(3, dtype=torch.float64)
+        cell[1, 0] = 0.3 * edge
+        numbers = torch.randint(1, 9, (size,), generator=generator)
+        charge = 1.0 if periodic else -2.0
+        return NeighborList(CUTOFF, skin).graph(
+            numbers.numpy(), positions.numpy(), cell.numpy(), periodic, charge
+        )
+
+    if atoms == 0:
+        empty = torch.zeros(0, dtype=torch.int64)
+        nothing = torch.zeros(0, 3, dtype=torch.float64)
+        return Graph(
+            numbers=empty,
+            positions=nothing,
+            cell=torch.zeros(1, 3, 3, dtype=torch.float64),
+            edge_index=torch.zeros(2, 0, dtype=torch.int64),
+            edge_shift=nothing,
+            system=empty,
+            charge=torch.zeros(1, dtype=torch.float64),
+        )
+    if atoms == 1:
+        return system(1, False)
+    return batch_graphs([system(atoms - atoms // 3, True), system(atoms // 3, False)])
+
+
+def make_case(atoms: int, channels: int, dtype: torch.dtype = torch.float64) -> Case:
+    """A `Case` of so many atoms and channels; features of the order of one."""
+    generator = torch.Generator().manual_seed(channels)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    graph = random_graph(atoms)
+    charge = graph.charge[graph.system] if atoms else graph.charge[:0]
+    return Case(
+        graph=graph,
+        edges=edges_of(graph),
+        table=with_slopes(draw(INTERVALS + 3, 3 * channels).double(), SPACING).to(dtype),
+        at_zero=draw(3 * channels),
+        receiver=draw(10, channels),
+        sender=draw(10, channels),
+        charge_factor=(1 + 0.1 * charge).to(dtype),
+        x=draw(9, atoms, channels),
+        y=draw(9, atoms, channels),
+        g=draw(9, atoms, channels),
+        factors=draw(atoms, 3 * channels),
+    )
