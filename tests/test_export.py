@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from ase.build import molecule
 from helpers import System, crystal, ethanol, make_potential, predict, slab, tiny
+from test_tdn import make_tdn
 
 from tensormd.models import Committee, NeighborList, Potential, export_torchscript
 from tensormd.models.pairs import neighbor_pairs
@@ -106,7 +108,11 @@ def test_committee_exports_its_mean(tables: bool, bound: float, tmp_path: Path) 
     np.testing.assert_allclose(forces, mean, rtol=0, atol=bound)
 
 
-def test_tables_are_the_default_and_keep_the_bound(potential: Potential, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [make_potential, make_tdn])
+def test_tables_are_the_default_and_keep_the_bound(
+    make: Callable[[], Potential], tmp_path: Path
+) -> None:
+    potential = make()
     export_torchscript(potential, tmp_path / "default.pt")
     export_torchscript(potential, tmp_path / "exact.pt", tables=False)
     found, exact = (torch.jit.load(tmp_path / f"{name}.pt") for name in ("default", "exact"))

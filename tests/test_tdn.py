@@ -438,7 +438,7 @@ def test_calculators_and_the_other_architecture(tmp_path: Path) -> None:
 
 
 def test_portable_export(tmp_path: Path) -> None:
-    export_torchscript(copy.deepcopy(model("L2-cp")), tmp_path / "tdn.pt")
+    export_torchscript(copy.deepcopy(model("L2-cp")), tmp_path / "tdn.pt", tables=False)
     module = torch.jit.load(tmp_path / "tdn.pt")
     system = ethanol()
     energy, forces = module(
