@@ -58,15 +58,10 @@ def spline_coefficients(
 
 def end_slopes(function: RadialFunction, cutoff: float, lower: float = 0.0) -> Tensor:
     """Derivatives (2, M) of a function (E,) -> (E, M) at the lower and the upper end."""
-    ends = torch.tensor([lower, cutoff], dtype=torch.float64, requires_grad=True)
-    with torch.enable_grad():  # type: ignore[no-untyped-call]
-        values = function(ends)
-        # v -> v J is linear; its own derivative gives J for all columns at once. (Forward mode
-        # would say it in a line, and load for a second before its first answer.)
-        weights = torch.zeros_like(values, requires_grad=True)
-        (product,) = torch.autograd.grad(values, ends, weights, create_graph=True)
-        (slopes,) = torch.autograd.grad(product.sum(), weights)
-    return slopes
+    # In forward mode: the second derivative of sinc in reverse mode is not a number at zero.
+    ends = torch.tensor([lower, cutoff], dtype=torch.float64)
+    _, slopes = torch.func.jvp(function, (ends,), (torch.ones_like(ends),))
+    return slopes.detach()
 
 
 def interpolating_coefficients(values: Tensor, slopes: Tensor, length: float) -> Tensor:
