@@ -83,7 +83,9 @@ class AtomicScale(DoubleConstants):
 
     def forward(self, outputs: Tensor, graph: Graph) -> Tensor:
         """Outputs (N,) of the network -> energies (N,), float64, in its unit of energy."""
-        sizes = torch.bincount(graph.system, minlength=graph.charge.shape[0])
+        # Not bincount, which reads its largest value back from a CUDA device.
+        one = torch.ones_like(graph.system, dtype=torch.float64)
+        sizes = torch.zeros_like(graph.charge).index_add(0, graph.system, one)
         size = sizes.index_select(0, graph.system)
         outputs = self.scale * outputs.double()
         if self.per_atom:
