@@ -1,0 +1,161 @@
+"""The pass as a recorded CUDA graph: one launch for each step instead of about a hundred."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .step import StepInputs, StepResult
+
+Run = Callable[[], StepResult]
+Replay = Callable[[], object]
+Capture = Callable[[Run], tuple[StepResult, Replay]]
+"""Takes a pass, gives the tensors that each replay writes to, and the replay."""
+
+
+def capture_cuda_graph(run: Run) -> tuple[StepResult, Replay]:
+    """Record a pass on the current CUDA device.
+
+    It runs before on a side stream, so that kernels are compiled and libraries set up.
+    """
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+    return result, graph.replay
+
+
+class Room(NamedTuple):
+    """How much fits into a recording."""
+
+    atoms: int
+    edges: int
+    systems: int
+
+
+def room_for(inputs: StepInputs) -> Room:
+    """The smallest rung of each ladder that holds the inputs."""
+    return Room(
+        _rung(inputs.numbers.shape[0], 16),
+        _rung(inputs.senders.shape[0], 256),
+        _rung(inputs.charge.shape[0], 1),
+    )
+
+
+def _rung(count: int, first: int) -> int:
+    """Of a ladder whose rungs are at most a quarter apart: some room, little waste."""
+    rung = first
+    while rung < count:
+        rung += -(-rung // 4)
+    return rung
+
+
+class _Recording:
+    """Buffers of one size, and the pass recorded on them."""
+
+    def __init__(self, room: Room, inputs: StepInputs) -> None:
+        atoms, edges, systems = room
+        # In the order of `StepInputs`
+        sizes = (atoms, systems, atoms, atoms, systems, atoms + 1, edges, edges, edges)
+        # Atoms that are not there have element 0 and no edges, and nobody reads their results.
+        self.buffers = StepInputs(
+            *(
+                torch.zeros(size, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
+                for size, tensor in zip(sizes, inputs, strict=True)
+            )
+        )
+        self._edges: Tensor | None = None
+        self.result: StepResult | None = None
+        self.replay: Replay | None = None
+
+    def fill(self, inputs: StepInputs) -> None:
+        """Copy the inputs into the buffers; asynchronous.
+
+        Edges are copied only when they come in other tensors: nobody writes into those of
+        `Edges`. Into the other tensors somebody may, unseen by torch.
+        """
+        moving, edges = slice(0, 5), slice(5, 9)
+        for buffer, tensor in zip(self.buffers[moving], inputs[moving], strict=True):
+            buffer[: tensor.shape[0]].copy_(tensor, non_blocking=True)
+        if self._edges is inputs.offsets:
+            return
+        atoms = inputs.numbers.shape[0]
+        for buffer, tensor in zip(self.buffers[edges], inputs[edges], strict=True):
+            buffer[: tensor.shape[0]].copy_(tensor, non_blocking=True)
+        self.buffers.offsets[atoms:] = inputs.offsets[atoms]
+        self.buffers.numbers[atoms:] = 0
+        self.buffers.system[atoms:] = 0
+        self._edges = inputs.offsets
+
+
+class CudaGraphStep:
+    """Runs a pass by replaying a recording of it.
+
+    Recordings have room for more atoms, edges and systems than they were made for: loop bounds
+    are read on the device. One that is too small, or much too large, leads to another; the last
+    ones are kept, so that systems may take turns.
+
+    Parameters
+    ----------
+    run
+        The pass; it must not read from the device, and its shapes must depend on those of its
+        inputs alone.
+    capture
+        Records a pass.
+    keep
+        Recordings to keep; each holds the memory of a whole pass.
+
+    Attributes
+    ----------
+    captures
+        How many recordings were made so far.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[StepInputs], StepResult],
+        capture: Capture = capture_cuda_graph,
+        keep: int = 4,
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"{keep} recordings to keep: expected at least 1")
+        self.captures = 0
+        self._run = run
+        self._capture = capture
+        self._keep = keep
+        self._recordings: OrderedDict[Room, _Recording] = OrderedDict()
+
+    def __call__(self, inputs: StepInputs) -> StepResult:
+        """The result of the pass; its tensors are the caller's own."""
+        room = room_for(inputs)
+        recording = self._recordings.get(room)
+        if recording is None:
+            recording = self._record(room, inputs)
+        else:
+            self._recordings.move_to_end(room)
+            recording.fill(inputs)
+        assert recording.replay is not None
+        assert recording.result is not None
+        recording.replay()
+        atoms = inputs.numbers.shape[0]
+        return StepResult(*(tensor[:atoms].clone() for tensor in recording.result))
+
+    def _record(self, room: Room, inputs: StepInputs) -> _Recording:
+        while len(self._recordings) >= self._keep:
+            self._recordings.popitem(last=False)
+        recording = _Recording(room, inputs)
+        recording.fill(inputs)
+        # Kept only once it is whole: a failure, such as too little memory, leaves no trace.
+        recording.result, recording.replay = self._capture(lambda: self._run(recording.buffers))
+        self.captures += 1
+        self._recordings[room] = recording
+        return recording
