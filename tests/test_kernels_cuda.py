@@ -7,6 +7,8 @@ device is skipped without one.
 from __future__ import annotations
 
 import contextlib
+import copy
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +20,7 @@ from kernel_cases import random_graph
 
 from tensormd.models import NeighborList, batch_graphs
 from tensormd.models.graph import Graph
-from tensormd.models.kernels.cuda_graph import CudaGraphStep, Run, room_for
+from tensormd.models.kernels.cuda_graph import CudaGraphStep, Room, Run, room_for
 from tensormd.models.kernels.device import ResidentSystem
 from tensormd.models.kernels.edges import edges_of
 from tensormd.models.kernels.fused import FusedTensorNet
@@ -170,6 +172,17 @@ def test_a_failed_recording_leaves_no_trace(
     capture.fail = False
     assert_same(recorded(inputs), fused._step(inputs), 1e-13)
     assert recorded.captures == 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_records_for_itself(potential: Potential, copied: Any) -> None:
+    original = FusedTensorNet(potential, build_table(potential)[0], graphs=True)
+    assert isinstance(original._run, CudaGraphStep)
+    original._run._recordings[Room(16, 256, 1)] = lambda: None  # type: ignore[assignment]
+    again = copied(original)
+    assert isinstance(again._run, CudaGraphStep)
+    assert not again._run._recordings
+    assert again._run._run.__self__ is again
 
 
 def test_nothing_to_keep_is_refused(fused: FusedTensorNet) -> None:

@@ -26,9 +26,15 @@ from tensormd.models.cartesian import irrep_norms_squared, norm_squared
 from tensormd.models.graph import Graph, displacements
 from tensormd.models.kernels import equations
 from tensormd.models.kernels.edges import Edges, Geometry, edges_of
+from tensormd.models.kernels.flat import flat_step
 from tensormd.models.kernels.fused import FusedTensorNet
-from tensormd.models.kernels.packing import flatten_weights, pack_weights, restore_weights
-from tensormd.models.kernels.step import StepInputs, TorchOperators, tensornet_step
+from tensormd.models.kernels.packing import (
+    flatten_weights,
+    pack_weights,
+    parse_description,
+    restore_weights,
+)
+from tensormd.models.kernels.step import StepInputs, StepResult, TorchOperators, tensornet_step
 from tensormd.models.kernels.weights import Dense, extract_weights
 from tensormd.models.potential import Potential
 from tensormd.models.radial_table import RadialTable, spline_coefficients
@@ -360,6 +366,12 @@ def test_float32() -> None:
     assert largest_errors(fused.double()(graph), expected)["forces"] < 1e-6
 
 
+def test_half_precision_is_refused() -> None:
+    potential = make_potential(layers=0)
+    with pytest.raises(ValueError, match="expected one of 'float32', 'float64'"):
+        FusedTensorNet(potential, table_of(potential, 64)).half()
+
+
 @pytest.mark.parametrize("layers", [0, 2])
 def test_atoms_without_neighbours(layers: int) -> None:
     potential = make_potential(layers=layers)
@@ -419,12 +431,33 @@ def test_room_behind_the_edges_is_not_read() -> None:
         assert_equal(a, b, 1e-14)
 
 
+def test_pass_as_a_registered_operator() -> None:
+    potential = make_potential(head="gated", length_unit="bohr", energy_unit="hartree", cutoff=8.0)
+    fused = FusedTensorNet(potential, table_of(potential, 256))
+    weights, description = flatten_weights(fused.weights)
+    graph = batch_graphs([ethanol().graph(), crystal(1.0).graph()])
+    moving = (graph.positions, graph.cell, graph.system, graph.numbers, graph.charge)
+    with torch.library._scoped_library("tensormd_test", "FRAGMENT"):
+        operator = torch.library.custom_op("tensormd_test::step", flat_step, mutates_args=())
+        result = operator(
+            *moving, *edges_of(graph), weights, description, fused.length_in_angstrom
+        )
+    expected = fused(graph)
+    found = fused.predict(graph, StepResult(*result))
+    for a, b in zip(found, expected, strict=True):
+        assert_equal(a, b, 1e-14)
+
+
 def test_weights_as_a_list_of_tensors() -> None:
     potential = make_potential(head="gated")
     weights = extract_weights(potential, table_of(potential, 64))
     tensors, description = flatten_weights(pack_weights(weights, torch.float32, "cpu"))
     assert all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
-    again, same = flatten_weights(restore_weights(tensors, description))
+    again, same = flatten_weights(restore_weights(tensors, parse_description(description)))
     assert same == description
     assert all(a is b for a, b in zip(tensors, again, strict=True))
-    assert len(restore_weights(tensors, description).gates) == len(weights.gates) == 5
+    assert (
+        len(restore_weights(tensors, parse_description(description)).gates)
+        == len(weights.gates)
+        == 5
+    )

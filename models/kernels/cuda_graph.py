@@ -29,7 +29,8 @@ def capture_cuda_graph(run: Run) -> tuple[StepResult, Replay]:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads may go on using their streams meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = run()
     return result, graph.replay
 
@@ -133,6 +134,10 @@ class CudaGraphStep:
         self._capture = capture
         self._keep = keep
         self._recordings: OrderedDict[Room, _Recording] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[CudaGraphStep], tuple[object, ...]]:
+        # Recordings live on the device: a copy starts afresh.
+        return CudaGraphStep, (self._run, self._capture, self._keep)
 
     def __call__(self, inputs: StepInputs) -> StepResult:
         """The result of the pass; its tensors are the caller's own."""

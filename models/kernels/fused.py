@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import Graph, displacements
-from ..potential import Potential, Prediction, assemble
+from ..potential import Potential, Prediction, assemble, parse_dtype
 from ..radial_table import RadialTable
 from ..tabulated import build_table
 from .edges import Edges, edges_of
@@ -39,7 +39,7 @@ class FusedTensorNet(nn.Module):
     Raises
     ------
     ValueError
-        If the potential is of another architecture.
+        If the potential is of another architecture, or neither float32 nor float64.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class FusedTensorNet(nn.Module):
 
     def _place(self, dtype: torch.dtype, device: torch.device) -> None:
         """Pack the weights, each time from float64."""
-        self.dtype = dtype
+        self.dtype = parse_dtype(dtype)
         self.weights = pack_weights(self._double, dtype, device)
         self._known: tuple[Tensor, Tensor, tuple[int, int], Edges] | None = None
         self._run: Callable[[StepInputs], StepResult] = self._step
@@ -91,11 +91,8 @@ class FusedTensorNet(nn.Module):
         # Triton launches on the current device.
         with torch.cuda.device_of(graph.positions):  # type: ignore[no-untyped-call]
             edges = self._edges_of(graph)
-            result = self._run(
-                StepInputs(
-                    graph.positions, graph.cell, graph.system, graph.numbers, graph.charge, *edges
-                )
-            )
+            atoms = (graph.positions, graph.cell, graph.system, graph.numbers, graph.charge)
+            result = self._run(StepInputs(*(t.contiguous() for t in (*atoms, *edges))))
             return self.predict(graph, result)
 
     def predict(self, graph: Graph, result: StepResult) -> Prediction:

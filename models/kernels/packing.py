@@ -57,9 +57,22 @@ def flatten_weights(weights: TensorNetWeights) -> tuple[list[Tensor], str]:
     return tensors, json.dumps(dataclasses.asdict(_map(weights, take)))
 
 
-def restore_weights(tensors: list[Tensor], description: str) -> TensorNetWeights:
-    """Weights from what `flatten_weights` gave; the tensors may have been cast since."""
-    fields = json.loads(description)
+def parse_description(description: str) -> dict[str, Any]:
+    """What `restore_weights` needs of a description; worth keeping from step to step."""
+    fields: dict[str, Any] = json.loads(description)
+    return fields
+
+
+def restore_weights(tensors: list[Tensor], fields: dict[str, Any]) -> TensorNetWeights:
+    """Weights from what `flatten_weights` gave; the tensors may have been cast since.
+
+    Parameters
+    ----------
+    tensors
+        Of `flatten_weights`.
+    fields
+        Of `parse_description`.
+    """
 
     def build(kind: type, values: dict[str, Any]) -> Any:
         built: dict[str, Any] = {}

@@ -49,8 +49,8 @@ class TritonOperators:
         )
         if positions.shape[0]:
             kernels.geometry_kernel[(positions.shape[0],)](
-                positions.contiguous(),
-                cell.contiguous(),
+                positions,
+                cell,
                 system,
                 edges.offsets,
                 edges.senders,
