@@ -88,8 +88,8 @@ def headline(results: dict[str, Any]) -> str:
     where = f"{machine['gpu']} with " if machine["gpu"] else ""
     threads = f"{machine['threads']} thread" + ("s" if machine["threads"] != 1 else "")
     return (
-        f"{model['architecture']} ({model['name']}), {model['dtype']}, backend "
-        f"{model['backend']}; {where}{machine['processor']}, {threads}; tensormd "
+        f"{model['architecture']} ({model['name']}), {model['dtype']}, "
+        f"{model['engine']}; {where}{machine['processor']}, {threads}; tensormd "
         f"{found['tensormd']}, torchmd-net {found['torchmd-net']}, torch {found['torch']}"
     )
 
@@ -170,6 +170,8 @@ def _say_deviation(deviation: dict[str, Any]) -> str:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """Time of a step against the number of atoms, both axes logarithmic."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     from .figures import PALETTE, canvas
 
     with canvas(path, 6.4, 4.4) as figure:
@@ -183,6 +185,11 @@ def plot(results: dict[str, Any], path: Path) -> None:
             points = [(atoms, ms) for atoms, ms in found if ms is not None]
             if points:
                 axes.loglog(*zip(*points, strict=True), marker + "-", color=color, label=label)
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1.0,) if high > 50 * low else (1.0, 2.0, 5.0)))
+            axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+            axis.set_minor_formatter(NullFormatter())
         axes.set(xlabel="atoms", ylabel="time of a step / ms")
         machine = results["machine"]
         axes.set_title(machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads")

@@ -258,7 +258,8 @@ def main(folder: Path) -> None:
 def one_line(error: BaseException) -> str:
     """The part of a message that says most."""
     text = str(error).strip()
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+    signs = ("can't allocate memory", "bad_alloc")
+    if isinstance(error, MemoryError) or any(sign in text for sign in signs):
         return "not enough memory"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     # TorchScript puts the reason last, the others first.

@@ -37,7 +37,7 @@ from tensormd.md_runs.benchmark_programs import (
     places_for_neighbors,
 )
 from tensormd.md_runs.benchmark_systems import AMPLITUDE, Motion, collect_systems, water_box
-from tensormd.md_runs.benchmark_worker import TrialError, run_trial
+from tensormd.md_runs.benchmark_worker import TrialError, one_line, run_trial
 from tensormd.models import NeighborList, Potential, load_potential, save_potential
 
 ROOT = Path(__file__).parents[1]
@@ -263,6 +263,30 @@ def test_trial_that_fails_says_why(here: Path) -> None:
         run_trial(Contestant("tensormd", "tiny.safetensors"), xenon, 1, 0.01)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
+def test_too_little_memory_is_an_answer() -> None:
+    code = """
+import torch
+from tensormd.md_runs import benchmark_worker as worker
+worker.SHARE = 0.01
+with worker.limited_memory(torch.device("cpu")):
+    try:
+        torch.empty(2**36)
+    except RuntimeError as error:
+        print(worker.one_line(error))
+print(torch.empty(2**20).numel())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["not enough memory", str(2**20)]
+
+
+def test_reasons_are_one_line() -> None:
+    wrapped = RuntimeError("failed in the TorchScript interpreter.\nRuntimeError: why\n")
+    assert one_line(wrapped) == "RuntimeError: RuntimeError: why"
+    assert one_line(KeyError()) == "KeyError: "
+    assert one_line(ValueError("first\nsecond")) == "ValueError: first"
+
+
 # All of it
 
 
@@ -297,6 +321,7 @@ def test_what_is_reported(results: dict[str, Any]) -> None:
     assert machine["versions"]["torchmd-net"]
     assert results["model"]["name"] == "tiny"
     assert results["model"]["backend"] == "reference"
+    assert results["model"]["engine"]
     assert results["matrix_product_gflops"] > 0
     names = [(s["name"], s["atoms"], s["periodic"]) for s in results["systems"]]
     assert names == [("ethanol", 9, False), ("water 192", 192, True)]
