@@ -77,7 +77,7 @@ class Slots(NamedTuple):
 
 @inlined
 def place(
-    first: int, last: int, positions: Any, pairs: Pairs, slots: Slots, chunks: int, unit: float,
+    first: int, last: int, positions: Any, pairs: Pairs, slots: Slots, unit: float,
     lower: float, cutoff: float, intervals: int,
 ) -> None:  # fmt: skip
     """Fill the slots of receivers ``first`` to ``last``: geometry in float64.
@@ -99,8 +99,6 @@ def place(
             t = (r - lower) * per_length - knot
             slots.edge[slot], slots.slot[edge] = edge, slot
             slots.sender[slot], slots.row[slot] = j, knot
-            for chunk in range(chunks):
-                slots.slope[chunk * slots.edge.size + slot] = 0
             s, w = 1 - t, slot * WEIGHTS
             slots.weights[w] = s * s * s / 6
             slots.weights[w + 1] = ((3 * t - 6) * t * t + 4) / 6
@@ -212,9 +210,12 @@ def gather(
 @inlined
 def gather_back(
     first: int, last: int, chunk: int, atoms: int, table: Any, start: int, at_zero: Any, z: int,
-    pairs: Pairs, slots: Slots, y: Any, g_message: Any, g_y: Any,
+    pairs: Pairs, slots: Slots, y: Any, g_message: Any, g_y: Any, begins: bool,
 ) -> None:  # fmt: skip
-    """The way back of `gather`: adds to the gradient of Y, and to the slopes dE/dr."""
+    """The way back of `gather`: adds to the gradient of Y, and to the slopes dE/dr.
+
+    ``begins`` says that there are no slopes yet: this is the last layer.
+    """
     own = load(at_zero, z), load(at_zero, z + LANES), load(at_zero, z + 2 * LANES)
     begin, slope = chunk * atoms * FEATURES, chunk * slots.edge.size
     for i in range(first, last):
@@ -230,14 +231,15 @@ def gather_back(
             sums = plus_scaled(sums, f_i, f_a, f_s, g)
             d_i, d_a, d_s = dots(g, here)
             rise = fma(s_i, d_i, fma(s_a, d_a, s_s * d_s))
-            slots.slope[slope + slot] += total(rise)
+            before = 0.0 if begins else slots.slope[slope + slot]
+            slots.slope[slope + slot] = before + total(rise)
         store_tensor(g_y, begin + i * FEATURES, sums)
 
 
 @inlined
 def embed_back(
     first: int, last: int, chunks: int, species: Any, receiver: Any, sender: Any, table: Any,
-    rows: int, pairs: Pairs, slots: Slots, g: Any,
+    rows: int, pairs: Pairs, slots: Slots, g: Any, layers: int,
 ) -> None:  # fmt: skip
     r"""The way back of `embed`, to dE/dr_ij of each slot, the slopes of the layers included.
 
@@ -268,7 +270,8 @@ def embed_back(
                 d_i, d_a, d_s = dots(x, d)
                 along = fma(pair, fma(s_i, d_i, fma(s_a, d_a, s_s * d_s)), along)
                 v = plus_scaled(v, zero, pair * f_a, pair * f_s, x)
-                rho += slots.slope[chunk * edges + slot]
+                if layers > 0:
+                    rho += slots.slope[chunk * edges + slot]
             rho += total(along)
             turn(slots, slot, rho, v)
 

@@ -1,6 +1,6 @@
-"""The whole pass: positions in, outputs, forces and virial out, in a few parallel loops.
+"""The whole pass: positions in, outputs, forces and virial out, in one parallel region.
 
-What a loop over atoms computes is all that it can before it needs another atom's result: sums
+A phase computes for each atom all that it can before it needs another atom's result. The sums
 over neighbours are shared by chunk of channels and part of the atoms, so that a chunk's table
 and features stay in the cache; everything else by block of atoms.
 """
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import get_thread_id, prange
+from numba import prange
 
+from .compiled import inlined
 from .edges import (
     TABLE_ROW,
     Pairs,
@@ -35,6 +36,7 @@ from .nodes import (
 )
 from .perceptron import Perceptron
 from .simd import LANES
+from .team import counters, done, finish, join, take
 
 
 def step(
@@ -48,6 +50,7 @@ def step(
     gates: Perceptron,
     work: Work,
     part: int,
+    threads: int,
     unit: float,
     lower: float,
     cutoff: float,
@@ -73,6 +76,8 @@ def step(
         Of the readout: their product is the output; without layers there are no gates.
     part
         Atoms whose sums over neighbours are one task.
+    threads
+        How many are wanted.
     unit
         The network's unit of length, Angstrom.
     lower, cutoff
@@ -82,34 +87,64 @@ def step(
     forces, virial
         (N, 3) and (N, 3, 3) float64, written.
     """
+    phases = 5 + 4 * net.layers
+    state = counters(phases)
+    for _ in prange(threads):
+        take_part(
+            state, positions, species, pairs, slots, net, gate, values, gates, work, part,
+            unit, lower, cutoff, factor, forces, virial,
+        )  # fmt: skip
+
+
+@inlined
+def take_part(
+    state: Any, positions: Any, species: Any, pairs: Pairs, slots: Slots, net: Network,
+    gate: Perceptron, values: Perceptron, gates: Perceptron, work: Work, part: int,
+    unit: float, lower: float, cutoff: float, factor: float, forces: Any, virial: Any,
+) -> None:  # fmt: skip
+    """What one thread does of a step."""
+    rank = join(state)
     atoms, chunks, rows, layers = species.size, net.chunks, net.rows, net.layers
-    blocks = (atoms + work.block - 1) // work.block
+    block = work.block
+    blocks = (atoms + block - 1) // block
     parts = (atoms + part - 1) // part
     table = chunks * rows * TABLE_ROW
+    phase = 0
 
-    for block in prange(blocks):
-        first, last = block * work.block, min((block + 1) * work.block, atoms)
-        place(first, last, positions, pairs, slots, chunks, unit, lower, cutoff, rows - 3)
+    task = take(state, phase)
+    while task < blocks:
+        first, last = task * block, min((task + 1) * block, atoms)
+        place(first, last, positions, pairs, slots, unit, lower, cutoff, rows - 3)
+        done(state, phase)
+        task = take(state, phase)
+    phase = finish(state, phase, blocks)
 
-    for task in prange(chunks * parts):
+    task = take(state, phase)
+    while task < chunks * parts:
         chunk, first = task // parts, task % parts * part
         embed(
             first, min(first + part, atoms), chunk, chunks, species, net.receiver, net.sender,
             net.tables, net.embedding_at_zero, rows, pairs, slots, work.embedded,
         )  # fmt: skip
+        done(state, phase)
+        task = take(state, phase)
+    phase = finish(state, phase, chunks * parts)
 
-    for block in prange(blocks):
-        thread = get_thread_id()
-        first, last = block * work.block, min((block + 1) * work.block, atoms)
-        embed_atoms(first, last, thread, net, gate, work)
+    task = take(state, phase)
+    while task < blocks:
+        first, last = task * block, min((task + 1) * block, atoms)
+        embed_atoms(first, last, rank, net, gate, work)
         if layers > 0:
-            enter_layer(first, last, thread, 0, net, work)
+            enter_layer(first, last, rank, 0, net, work)
         else:
-            read_out(first, last, thread, net, values, gates, work)
-            embed_atoms_back(first, last, thread, net, gate, work)
+            read_out(first, last, rank, net, values, gates, work)
+        done(state, phase)
+        task = take(state, phase)
+    phase = finish(state, phase, blocks)
 
     for layer in range(layers):
-        for task in prange(chunks * parts):
+        task = take(state, phase)
+        while task < chunks * parts:
             chunk, first = task // parts, task % parts * part
             gather(
                 first, min(first + part, atoms), chunk, atoms, net.tables,
@@ -117,42 +152,61 @@ def step(
                 (layer * chunks + chunk) * 3 * LANES, pairs, slots, work.y[layer],
                 work.message[layer],
             )  # fmt: skip
-        for block in prange(blocks):
-            thread = get_thread_id()
-            first, last = block * work.block, min((block + 1) * work.block, atoms)
-            interact(first, last, thread, layer, net, work)
-            if layer + 1 < layers:
-                enter_layer(first, last, thread, layer + 1, net, work)
-            else:
-                read_out(first, last, thread, net, values, gates, work)
-                interact_back(first, last, thread, layer, net, work)
+            done(state, phase)
+            task = take(state, phase)
+        phase = finish(state, phase, chunks * parts)
 
-    for back in range(layers):
-        layer = layers - 1 - back
-        for task in prange(chunks * parts):
+        task = take(state, phase)
+        while task < blocks:
+            first, last = task * block, min((task + 1) * block, atoms)
+            interact(first, last, rank, layer, net, work)
+            if layer + 1 < layers:
+                enter_layer(first, last, rank, layer + 1, net, work)
+            else:
+                read_out(first, last, rank, net, values, gates, work)
+                interact_back(first, last, rank, layer, net, work)
+            done(state, phase)
+            task = take(state, phase)
+        phase = finish(state, phase, blocks)
+
+    for layer in range(layers - 1, -1, -1):
+        task = take(state, phase)
+        while task < chunks * parts:
             chunk, first = task // parts, task % parts * part
             gather_back(
                 first, min(first + part, atoms), chunk, atoms, net.tables,
                 (layer + 1) * table + chunk * rows * TABLE_ROW, net.at_zero,
                 (layer * chunks + chunk) * 3 * LANES, pairs, slots, work.y[layer],
-                work.message[layer], work.delta[layer],
+                work.message[layer], work.delta[layer], layer == layers - 1,
             )  # fmt: skip
-        for block in prange(blocks):
-            thread = get_thread_id()
-            first, last = block * work.block, min((block + 1) * work.block, atoms)
-            enter_layer_back(first, last, thread, layer, net, work)
-            if layer > 0:
-                interact_back(first, last, thread, layer - 1, net, work)
-            else:
-                embed_atoms_back(first, last, thread, net, gate, work)
+            done(state, phase)
+            task = take(state, phase)
+        phase = finish(state, phase, chunks * parts)
 
-    for block in prange(blocks):
-        first, last = block * work.block, min((block + 1) * work.block, atoms)
+        task = take(state, phase)
+        while task < blocks:
+            first, last = task * block, min((task + 1) * block, atoms)
+            enter_layer_back(first, last, rank, layer, net, work)
+            if layer > 0:
+                interact_back(first, last, rank, layer - 1, net, work)
+            done(state, phase)
+            task = take(state, phase)
+        phase = finish(state, phase, blocks)
+
+    task = take(state, phase)
+    while task < blocks:
+        first, last = task * block, min((task + 1) * block, atoms)
+        embed_atoms_back(first, last, rank, net, gate, work)
         embed_back(
             first, last, chunks, species, net.receiver, net.sender, net.tables, rows, pairs,
-            slots, work.gradient,
+            slots, work.gradient, layers,
         )  # fmt: skip
+        done(state, phase)
+        task = take(state, phase)
+    phase = finish(state, phase, blocks)
 
-    for block in prange(blocks):
-        first, last = block * work.block, min((block + 1) * work.block, atoms)
+    task = take(state, phase)
+    while task < blocks:
+        first, last = task * block, min((task + 1) * block, atoms)
         collect(first, last, pairs, slots, factor, unit, forces, virial)
+        task = take(state, phase)
