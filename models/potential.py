@@ -83,14 +83,19 @@ class AtomicScale(DoubleConstants):
 
     def forward(self, outputs: Tensor, graph: Graph) -> Tensor:
         """Outputs (N,) of the network -> energies (N,), float64, in its unit of energy."""
+        shares = self.references[graph.numbers] + self.mean / self._sizes(graph)
+        return self.slope(graph) * outputs.double() + shares
+
+    def slope(self, graph: Graph) -> Tensor:
+        """Derivative of the energies with respect to the outputs, float64, (N,) or one number."""
+        return self.scale * self._sizes(graph) if self.per_atom else self.scale
+
+    def _sizes(self, graph: Graph) -> Tensor:
+        """Atoms of the system of each atom, (N,) float64."""
         # Not bincount, which reads its largest value back from a CUDA device.
         one = torch.ones_like(graph.system, dtype=torch.float64)
         sizes = torch.zeros_like(graph.charge).index_add(0, graph.system, one)
-        size = sizes.index_select(0, graph.system)
-        outputs = self.scale * outputs.double()
-        if self.per_atom:
-            outputs = outputs * size
-        return outputs + self.references[graph.numbers] + self.mean / size
+        return sizes.index_select(0, graph.system)
 
 
 class Potential(nn.Module):

@@ -147,6 +147,17 @@ def test_forces(atoms: int, dtype: torch.dtype) -> None:
         assert_equal(found, expected, 1e-12)
 
 
+@pytest.mark.parametrize("atoms", [0, 33, 700])
+def test_sums_by_system(atoms: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(atoms, 10, generator=generator, dtype=torch.float64)
+    system = torch.randint(0, 3, (atoms,), generator=generator)
+    found = kernels.sum_by_system(values, system, 4)
+    assert not found[3].any()
+    if atoms:
+        assert_equal(found, reference.sum_by_system(values, system, 4), 1e-14)
+
+
 @pytest.mark.parametrize("parity", [True, False], ids=["O(3)", "SO(3)"])
 def test_products(shape: tuple[int, int], dtype: torch.dtype, parity: bool) -> None:
     case = make_case(*shape, dtype)

@@ -23,10 +23,10 @@ from tensormd.models.kernels import triton_algebra, triton_edges
 from tensormd.models.kernels.triton_operators import EDGE_BLOCK, ELEMENT_BLOCK
 
 TYPES = {
-    **dict.fromkeys(["positions", "cell", "shift", "force", "virial"], "*fp64"),
+    **dict.fromkeys(["positions", "cell", "shift", "force", "virial", "values", "sums"], "*fp64"),
     **dict.fromkeys(["system", "numbers"], "*i64"),
     **dict.fromkeys(["offsets", "senders", "knot", "reverse"], "*i32"),
-    **dict.fromkeys(["stride", "edges", "size"], "i32"),
+    **dict.fromkeys(["stride", "edges", "size", "atoms"], "i32"),
 }
 
 
@@ -41,6 +41,7 @@ def compile_kernel(module: ModuleType, kernel: Any, channels: int, flag: bool, t
         "SCALE": 2.0,
         "PARITY": flag,
         "BACKWARD": flag,
+        "WIDTH": 10,
         "BLOCK": ELEMENT_BLOCK if module is triton_algebra else 128,
     }
     if kernel.__name__ in ("geometry_kernel", "forces_kernel"):

@@ -1,4 +1,4 @@
-"""The pass as a recorded CUDA graph: one launch for each step instead of about a hundred."""
+"""A step as a recorded CUDA graph: one launch instead of about a hundred."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .step import StepInputs, StepResult
+from ..potential import Prediction
+from .step import StepInputs
 
-Run = Callable[[], StepResult]
+Run = Callable[[], Prediction]
 Replay = Callable[[], object]
-Capture = Callable[[Run], tuple[StepResult, Replay]]
-"""Takes a pass, gives the tensors that each replay writes to, and the replay."""
+Capture = Callable[[Run], tuple[Prediction, Replay]]
+"""Takes a step, gives the tensors that each replay writes to, and the replay."""
 
 
-def capture_cuda_graph(run: Run) -> tuple[StepResult, Replay]:
-    """Record a pass on the current CUDA device.
+def capture_cuda_graph(run: Run) -> tuple[Prediction, Replay]:
+    """Record a step on the current CUDA device.
 
     It runs before on a side stream, so that kernels are compiled and libraries set up.
     """
@@ -41,6 +42,7 @@ class Room(NamedTuple):
     atoms: int
     edges: int
     systems: int
+    """One more than can be used: the last is that of the atoms that are not there."""
 
 
 def room_for(inputs: StepInputs) -> Room:
@@ -48,7 +50,7 @@ def room_for(inputs: StepInputs) -> Room:
     return Room(
         _rung(inputs.numbers.shape[0], 16),
         _rung(inputs.senders.shape[0], 256),
-        _rung(inputs.charge.shape[0], 1),
+        _rung(inputs.charge.shape[0], 1) + 1,
     )
 
 
@@ -61,21 +63,22 @@ def _rung(count: int, first: int) -> int:
 
 
 class _Recording:
-    """Buffers of one size, and the pass recorded on them."""
+    """Buffers of one size, and the step recorded on them."""
 
     def __init__(self, room: Room, inputs: StepInputs) -> None:
         atoms, edges, systems = room
         # In the order of `StepInputs`
         sizes = (atoms, systems, atoms, atoms, systems, atoms + 1, edges, edges, edges)
-        # Atoms that are not there have element 0 and no edges, and nobody reads their results.
+        # Atoms that are not there have element 0, no edges, and a system of their own.
         self.buffers = StepInputs(
             *(
                 torch.zeros(size, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
                 for size, tensor in zip(sizes, inputs, strict=True)
             )
         )
+        self._nowhere = systems - 1
         self._edges: Tensor | None = None
-        self.result: StepResult | None = None
+        self.result: Prediction | None = None
         self.replay: Replay | None = None
 
     def fill(self, inputs: StepInputs) -> None:
@@ -94,12 +97,12 @@ class _Recording:
             buffer[: tensor.shape[0]].copy_(tensor, non_blocking=True)
         self.buffers.offsets[atoms:] = inputs.offsets[atoms]
         self.buffers.numbers[atoms:] = 0
-        self.buffers.system[atoms:] = 0
+        self.buffers.system[atoms:] = self._nowhere
         self._edges = inputs.offsets
 
 
 class CudaGraphStep:
-    """Runs a pass by replaying a recording of it.
+    """Runs a step by replaying a recording of it.
 
     Recordings have room for more atoms, edges and systems than they were made for: loop bounds
     are read on the device. One that is too small, or much too large, leads to another; the last
@@ -108,12 +111,12 @@ class CudaGraphStep:
     Parameters
     ----------
     run
-        The pass; it must not read from the device, and its shapes must depend on those of its
+        The step; it must not read from the device, and its shapes must depend on those of its
         inputs alone.
     capture
-        Records a pass.
+        Records a step.
     keep
-        Recordings to keep; each holds the memory of a whole pass.
+        Recordings to keep; each holds the memory of a whole step.
 
     Attributes
     ----------
@@ -123,7 +126,7 @@ class CudaGraphStep:
 
     def __init__(
         self,
-        run: Callable[[StepInputs], StepResult],
+        run: Callable[[StepInputs], Prediction],
         capture: Capture = capture_cuda_graph,
         keep: int = 4,
     ) -> None:
@@ -139,8 +142,8 @@ class CudaGraphStep:
         # Recordings live on the device: a copy starts afresh.
         return CudaGraphStep, (self._run, self._capture, self._keep)
 
-    def __call__(self, inputs: StepInputs) -> StepResult:
-        """The result of the pass; its tensors are the caller's own."""
+    def __call__(self, inputs: StepInputs) -> Prediction:
+        """The result of the step; its tensors are the caller's own."""
         room = room_for(inputs)
         recording = self._recordings.get(room)
         if recording is None:
@@ -151,8 +154,14 @@ class CudaGraphStep:
         assert recording.replay is not None
         assert recording.result is not None
         recording.replay()
-        atoms = inputs.numbers.shape[0]
-        return StepResult(*(tensor[:atoms].clone() for tensor in recording.result))
+        atoms, systems = inputs.numbers.shape[0], inputs.charge.shape[0]
+        result = recording.result
+        return Prediction(
+            energy=result.energy[:systems].clone(),
+            energies=result.energies[:atoms].clone(),
+            forces=result.forces[:atoms].clone(),
+            virial=result.virial[:systems].clone(),
+        )
 
     def _record(self, room: Room, inputs: StepInputs) -> _Recording:
         while len(self._recordings) >= self._keep:

@@ -310,6 +310,11 @@ def forces(
     return force, virial.index_add(0, i, 0.5 * arm.unsqueeze(2) * pull.unsqueeze(1))
 
 
+def sum_by_system(values: Tensor, system: Tensor, systems: int) -> Tensor:
+    """Sums over the atoms of each system: (N, K) -> (systems, K)."""
+    return values.new_zeros(systems, values.shape[1]).index_add(0, system, values)
+
+
 def normalize(x: Tensor) -> Tensor:
     r""":math:`X / (\|X\|^2 + 1)`."""
     return x / (norm_squared(x) + 1)

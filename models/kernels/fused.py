@@ -70,20 +70,17 @@ class FusedTensorNet(nn.Module):
         self.dtype = parse_dtype(dtype)
         self.weights = pack_weights(self._double, dtype, device)
         self._known: tuple[Tensor, Tensor, tuple[int, int], Edges] | None = None
-        self._run: Callable[[StepInputs], StepResult] = self._step
+        self._run: Callable[[StepInputs], Prediction] = self._evaluate
         if self._graphs or (self._graphs is None and device.type == "cuda"):
             from .cuda_graph import CudaGraphStep
 
-            self._run = CudaGraphStep(self._step)
+            self._run = CudaGraphStep(self._evaluate)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedTensorNet:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         probe = fn(self.weights.table)
         self._place(probe.dtype, probe.device)
         return self
-
-    def _step(self, inputs: StepInputs) -> StepResult:
-        return tensornet_step(inputs, self.weights, self.length_in_angstrom, self.operators)
 
     @torch.no_grad()
     def forward(self, graph: Graph) -> Prediction:
@@ -92,24 +89,44 @@ class FusedTensorNet(nn.Module):
         with torch.cuda.device_of(graph.positions):  # type: ignore[no-untyped-call]
             edges = self._edges_of(graph)
             atoms = (graph.positions, graph.cell, graph.system, graph.numbers, graph.charge)
-            result = self._run(StepInputs(*(t.contiguous() for t in (*atoms, *edges))))
-            return self.predict(graph, result)
+            inputs = StepInputs(*(t.contiguous() for t in (*atoms, *edges)))
+            return self._with_repulsion(graph, self._run(inputs))
 
     def predict(self, graph: Graph, result: StepResult) -> Prediction:
-        """Scale, references, repulsion and units: what the pass itself does not know."""
-        # Whatever the scale does, it is linear in the outputs, with one slope for each system.
-        with torch.enable_grad():  # type: ignore[no-untyped-call]
-            outputs = result.outputs.detach().requires_grad_(True)
-            energies = self.atomic_scale(outputs, graph) * self.energy_in_ev
-            slope = torch.autograd.grad([energies.sum()], [outputs])[0].double()
-        energies = energies.detach()
-        forces = slope.unsqueeze(1) * result.forces
-        shares = slope.view(-1, 1, 1) * result.virial
-        virial = torch.zeros_like(graph.cell).index_add(
-            0, graph.system, 0.5 * (shares + shares.mT)
+        """Scale, references, repulsion and units: what `step` itself does not know."""
+        return self._with_repulsion(graph, self._scaled(graph, result))
+
+    def _evaluate(self, inputs: StepInputs) -> Prediction:
+        """All but the repulsion."""
+        length = self.length_in_angstrom
+        result = tensornet_step(inputs, self.weights, length, self.operators)
+        atoms = Graph(
+            numbers=inputs.numbers,
+            positions=inputs.positions,
+            cell=inputs.cell,
+            edge_index=inputs.numbers.new_empty(2, 0),
+            edge_shift=inputs.shift[:0],
+            system=inputs.system,
+            charge=inputs.charge,
         )
-        energy = torch.zeros_like(graph.charge).index_add(0, graph.system, energies)
-        prediction = Prediction(energy, energies, forces, virial)
+        return self._scaled(atoms, result)
+
+    def _scaled(self, graph: Graph, result: StepResult) -> Prediction:
+        """Reads no edges."""
+        energies = self.atomic_scale(result.outputs, graph) * self.energy_in_ev
+        slope = (self.atomic_scale.slope(graph) * self.energy_in_ev).expand_as(energies)
+        shares = slope.view(-1, 1, 1) * result.virial
+        summed = torch.cat([energies.unsqueeze(1), shares.flatten(1)], 1)
+        summed = self.operators.sum_by_system(summed, graph.system, graph.charge.shape[0])
+        virial = summed[:, 1:].view(-1, 3, 3)
+        return Prediction(
+            energy=summed[:, 0],
+            energies=energies,
+            forces=slope.unsqueeze(1) * result.forces,
+            virial=0.5 * (virial + virial.mT),
+        )
+
+    def _with_repulsion(self, graph: Graph, prediction: Prediction) -> Prediction:
         if self.repulsion is None:
             return prediction
         pairs = self._repulsion(graph)

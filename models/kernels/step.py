@@ -109,6 +109,10 @@ class Operators(Protocol):
         self, at: Geometry, edges: Edges, d_vector: Tensor, d_distance: Tensor
     ) -> tuple[Tensor, Tensor]: ...
 
+    def sum_by_system(  # noqa: D102
+        self, values: Tensor, system: Tensor, systems: int
+    ) -> Tensor: ...
+
     def normalize(self, x: Tensor) -> Tensor: ...  # noqa: D102
 
     def normalize_adjoint(self, x: Tensor, g: Tensor) -> Tensor: ...  # noqa: D102
@@ -151,6 +155,7 @@ class TorchOperators:
     message = staticmethod(equations.message)
     message_backward = staticmethod(equations.message_backward)
     forces = staticmethod(equations.forces)
+    sum_by_system = staticmethod(equations.sum_by_system)
     normalize = staticmethod(equations.normalize)
     normalize_adjoint = staticmethod(equations.normalize_adjoint)
     combine = staticmethod(equations.combine)

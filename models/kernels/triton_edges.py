@@ -1,4 +1,4 @@
-"""Triton kernels over edges: geometry, the two neighbour sums and their gradients, forces.
+"""Triton kernels of sums: geometry, the two neighbour sums and their gradients, forces.
 
 One program for each receiver (and block of channels) walks the receiver's edges in their
 order and sums in registers: no atomics, nothing of the size edges x channels in memory, and
@@ -447,3 +447,17 @@ def forces_kernel(
     tl.store(virial + i * 9 + 6, tl.sum(v20, axis=0))
     tl.store(virial + i * 9 + 7, tl.sum(v21, axis=0))
     tl.store(virial + i * 9 + 8, tl.sum(v22, axis=0))
+
+
+@triton.jit
+def sum_by_system_kernel(values, system, sums, atoms, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """`equations.sum_by_system`; grid (systems, K), WIDTH is K; the same order every time."""
+    own = tl.program_id(0)
+    column = tl.program_id(1)
+    total = tl.zeros((BLOCK,), dtype=values.dtype.element_ty)
+    for first in range(0, atoms, BLOCK):
+        n = first + tl.arange(0, BLOCK)
+        live = n < atoms
+        live = live & (tl.load(system + n, mask=live, other=-1) == own)
+        total += tl.load(values + n.to(tl.int64) * WIDTH + column, mask=live, other=0.0)
+    tl.store(sums + own * WIDTH + column, tl.sum(total, axis=0))

@@ -16,6 +16,8 @@ EDGE_BLOCK = 32
 """Edges that geometry and forces take at a time."""
 ELEMENT_BLOCK = 256
 """Atoms times channels of one program of the algebra."""
+ATOM_BLOCK = 512
+"""Atoms that the sums over systems take at a time."""
 CHANNEL_BLOCK = 128
 """Most channels of one program of a neighbour sum."""
 
@@ -212,6 +214,19 @@ class TritonOperators:
                 num_warps=1,
             )
         return force, virial
+
+    def sum_by_system(self, values: Tensor, system: Tensor, systems: int) -> Tensor:
+        """See `equations.sum_by_system`."""
+        sums = values.new_empty(systems, values.shape[1])
+        kernels.sum_by_system_kernel[(systems, values.shape[1])](
+            values,
+            system,
+            sums,
+            values.shape[0],
+            WIDTH=values.shape[1],
+            BLOCK=ATOM_BLOCK,
+        )
+        return sums
 
     def normalize(self, x: Tensor) -> Tensor:
         """See `equations.normalize`."""
