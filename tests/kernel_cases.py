@@ -41,7 +41,7 @@ def random_graph(atoms: int, seed: int = 0, skin: float = 0.7) -> Graph:
     generator = torch.Generator().manual_seed(seed)
 
     def system(size: int, periodic: bool) -> Graph:
-        edge = (size / 0.05) ** (1 / 3)
+        edge = (size / 0.03) ** (1 / 3)
         positions = edge * torch.rand(size, 3, generator=generator, dtype=torch.float64)
         cell = edge * torch.eye(3, dtype=torch.float64)
         cell[1, 0] = 0.3 * edge

@@ -193,10 +193,10 @@ def test_norms_and_gates(shape: tuple[int, int], dtype: torch.dtype) -> None:
     ids=["O(3)", "SO(3)", "no layers"],
 )
 def test_whole_pass(variant: dict[str, Any]) -> None:
-    potential = make_potential(channels=24, **variant)
+    potential = make_potential(channels=24, cutoff=2.6, **variant)
     table, _ = build_table(potential)
     systems = [ethanol(charge=1.0), tiny(1), System(np.array([6]), np.zeros((1, 3)))]
-    graph = batch_graphs([s.graph(skin=0.1) for s in systems])
+    graph = batch_graphs([s.graph(2.6, skin=0.1) for s in systems])
     found = FusedTensorNet(potential, table, kernels)(graph)
     assert_equal(found, FusedTensorNet(potential, table, reference)(graph), 1e-11)
     assert found.forces.abs().max() > 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,22 +19,38 @@ Capture = Callable[[Run], tuple[Prediction, Replay]]
 """Takes a step, gives the tensors that each replay writes to, and the replay."""
 
 
-def capture_cuda_graph(run: Run) -> tuple[Prediction, Replay]:
-    """Record a step on the current CUDA device.
+class CudaGraphCapture:
+    """Records steps on the current CUDA device.
 
-    It runs before on a side stream, so that kernels are compiled and libraries set up.
+    All recordings share one pool of memory: replays follow one another, and their results are
+    copied before the next, so that the memory is that of the largest and not of all together.
     """
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may go on using their streams meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = run()
-    return result, graph.replay
+
+    def __init__(self) -> None:
+        self._pool: object = None
+
+    def __reduce__(self) -> tuple[type[CudaGraphCapture], tuple[()]]:
+        return CudaGraphCapture, ()
+
+    def __call__(self, run: Run) -> tuple[Prediction, Replay]:
+        """The step runs before on a side stream: kernels are compiled and libraries set up."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads may go on using their streams meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = run()
+        except BaseException:
+            self._pool = None
+            raise
+        return result, graph.replay
 
 
 class Room(NamedTuple):
@@ -114,9 +131,9 @@ class CudaGraphStep:
         The step; it must not read from the device, and its shapes must depend on those of its
         inputs alone.
     capture
-        Records a step.
+        Records a step; None takes CUDA's.
     keep
-        Recordings to keep; each holds the memory of a whole step.
+        Recordings to keep.
 
     Attributes
     ----------
@@ -127,15 +144,16 @@ class CudaGraphStep:
     def __init__(
         self,
         run: Callable[[StepInputs], Prediction],
-        capture: Capture = capture_cuda_graph,
+        capture: Capture | None = None,
         keep: int = 4,
     ) -> None:
         if keep < 1:
             raise ValueError(f"{keep} recordings to keep: expected at least 1")
         self.captures = 0
         self._run = run
-        self._capture = capture
+        self._capture = CudaGraphCapture() if capture is None else capture
         self._keep = keep
+        self._lock = threading.Lock()
         self._recordings: OrderedDict[Room, _Recording] = OrderedDict()
 
     def __reduce__(self) -> tuple[type[CudaGraphStep], tuple[object, ...]]:
@@ -144,32 +162,34 @@ class CudaGraphStep:
 
     def __call__(self, inputs: StepInputs) -> Prediction:
         """The result of the step; its tensors are the caller's own."""
-        room = room_for(inputs)
-        recording = self._recordings.get(room)
-        if recording is None:
-            recording = self._record(room, inputs)
-        else:
-            self._recordings.move_to_end(room)
-            recording.fill(inputs)
-        assert recording.replay is not None
-        assert recording.result is not None
-        recording.replay()
-        atoms, systems = inputs.numbers.shape[0], inputs.charge.shape[0]
-        result = recording.result
-        return Prediction(
-            energy=result.energy[:systems].clone(),
-            energies=result.energies[:atoms].clone(),
-            forces=result.forces[:atoms].clone(),
-            virial=result.virial[:systems].clone(),
-        )
+        with self._lock:
+            room = room_for(inputs)
+            recording = self._recordings.get(room)
+            if recording is None:
+                recording = self._record(room, inputs)
+            else:
+                self._recordings.move_to_end(room)
+                recording.fill(inputs)
+            assert recording.replay is not None
+            assert recording.result is not None
+            recording.replay()
+            atoms, systems = inputs.numbers.shape[0], inputs.charge.shape[0]
+            result = recording.result
+            return Prediction(
+                energy=result.energy[:systems].clone(),
+                energies=result.energies[:atoms].clone(),
+                forces=result.forces[:atoms].clone(),
+                virial=result.virial[:systems].clone(),
+            )
 
     def _record(self, room: Room, inputs: StepInputs) -> _Recording:
-        while len(self._recordings) >= self._keep:
-            self._recordings.popitem(last=False)
         recording = _Recording(room, inputs)
         recording.fill(inputs)
         # Kept only once it is whole: a failure, such as too little memory, leaves no trace.
         recording.result, recording.replay = self._capture(lambda: self._run(recording.buffers))
         self.captures += 1
         self._recordings[room] = recording
+        # Not before: the pool of memory must always have a recording that uses it.
+        while len(self._recordings) > self._keep:
+            self._recordings.popitem(last=False)
         return recording
