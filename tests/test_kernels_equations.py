@@ -22,13 +22,15 @@ from kernel_cases import CUTOFF, INTERVALS, LOWER, SPACING, Case, make_case, ran
 from torch import Tensor
 
 from tensormd.models import TensorNet, batch_graphs
-from tensormd.models.cartesian import irrep_norms_squared, norm_squared
+from tensormd.models.activations import LOG_2
+from tensormd.models.cartesian import TensorLinear, irrep_norms_squared, norm_squared
 from tensormd.models.graph import Graph, displacements
 from tensormd.models.kernels import equations
 from tensormd.models.kernels.edges import Edges, Geometry, edges_of
 from tensormd.models.kernels.flat import flat_step
 from tensormd.models.kernels.fused import FusedTensorNet
 from tensormd.models.kernels.packing import (
+    by_component,
     flatten_weights,
     pack_weights,
     parse_description,
@@ -231,24 +233,37 @@ def test_gate(case: Case) -> None:
 
 def test_mix(case: Case) -> None:
     x = case.x.clone().requires_grad_(True)
-    weight = torch.randn(3, 6, 6, dtype=torch.float64)
-    by_hand = torch.cat(
-        [x[a:b] @ weight[k].t() for k, (a, b) in enumerate([(0, 1), (1, 4), (4, 9)])]
-    )
-    assert_equal(equations.mix(case.x, weight), by_hand)
-    (expected,) = gradients(by_hand, case.g, x)
-    assert_equal(equations.mix_adjoint(weight, case.g), expected)
+    linear = TensorLinear(6).double().requires_grad_(False)
+    expected = linear(x)
+    weight = by_component(linear.weight)
+    assert_equal(equations.mix(case.x, weight), expected)
+    assert_equal(equations.mix_adjoint(weight, case.g), gradients(expected, case.g, x)[0])
 
 
 def test_layer_norm(case: Case) -> None:
-    weight, bias = (torch.randn(18, dtype=torch.float64) for _ in range(2))
+    norm = torch.nn.LayerNorm(18).double().requires_grad_(False)
+    norm.weight.normal_()
+    norm.bias.normal_()
     x = case.factors.clone().requires_grad_(True)
     g = torch.randn_like(x)
-    (expected,) = gradients(equations.layer_norm(x, weight, bias), g, x)
-    assert_equal(equations.layer_norm_adjoint(case.factors, weight, g), expected)
+    found, *moments = equations.layer_norm(case.factors, norm.weight, norm.bias)
+    assert_equal(found, norm(x))
+    (expected,) = gradients(norm(x), g, x)
+    found = equations.layer_norm_adjoint(case.factors, norm.weight, norm.bias, *moments, g)
+    assert_equal(found, expected)
 
 
-@pytest.mark.parametrize("name", ["identity", "silu", "ssp", "tanh", "sigmoid", "mish"])
+ACTIVATIONS: dict[str, Any] = {
+    "identity": lambda x: x,
+    "silu": lambda x: x / (1 + torch.exp(-x)),
+    "ssp": lambda x: torch.log(1 + torch.exp(x)) - LOG_2,
+    "tanh": lambda x: 1 - 2 / (1 + torch.exp(2 * x)),
+    "sigmoid": lambda x: 1 / (1 + torch.exp(-x)),
+    "mish": lambda x: x * (1 - 2 / (1 + (1 + torch.exp(x)) ** 2)),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_perceptron(name: str) -> None:
     torch.manual_seed(0)
     shapes = [(5, 7), (3, 5)]
@@ -256,7 +271,11 @@ def test_perceptron(name: str) -> None:
     # Beyond 20 torch's softplus is the identity, and its derivative not that of softplus.
     x = torch.randn(11, 7, dtype=torch.float64, requires_grad=True)
     g = torch.randn(11, 3, dtype=torch.float64)
-    y, linear = equations.perceptron(layers, x)
+    y = x
+    for layer in layers:
+        y = ACTIVATIONS[name](y @ layer.weight.t() + layer.bias)
+    found, linear = equations.perceptron(layers, x.detach())
+    assert_equal(found, y)
     (expected,) = gradients(y, g, x)
     assert_equal(equations.perceptron_adjoint(layers, linear, g), expected)
 

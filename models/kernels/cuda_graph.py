@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class CudaGraphCapture:
     """
 
     def __init__(self) -> None:
-        self._pool: object = None
+        self._pool: Any = None
 
     def __reduce__(self) -> tuple[type[CudaGraphCapture], tuple[()]]:
         return CudaGraphCapture, ()

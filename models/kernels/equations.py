@@ -406,71 +406,86 @@ def gate_adjoint(x: Tensor, factors: Tensor, g: Tensor) -> tuple[Tensor, Tensor]
 
 
 def mix(x: Tensor, weight: Tensor) -> Tensor:
-    """One matrix on the channels for each irrep: X W^T; weight (3, F, F)."""
-    out = torch.empty_like(x)
-    for rows, w in zip((slice(0, 1), slice(1, 4), slice(4, 9)), weight.unbind(0), strict=True):
-        torch.mm(x[rows].flatten(0, 1), w.t(), out=out[rows].view(-1, x.shape[2]))
-    return out
+    """One matrix on the channels for each component: X W^T; weight (9, F, F).
+
+    Those of an irrep's components are the same (`packing.by_component`).
+    """
+    return torch.bmm(x, weight.mT)
 
 
 def mix_adjoint(weight: Tensor, g: Tensor) -> Tensor:
-    """Gradient of `mix` with respect to X, g W for each irrep."""
-    return mix(g, weight.mT)
+    """Gradient of `mix` with respect to X, g W."""
+    return torch.bmm(g, weight)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    r""":math:`w (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b` over the last dimension."""
-    return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, LAYER_NORM_EPSILON)
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The layer norm over the last dimension, and what its adjoint needs of it.
+
+    .. math:: w (x - \mu) s + b, \qquad s = 1 / \sqrt{\sigma^2 + \epsilon}
+
+    Returns
+    -------
+    The result (N, F), :math:`\mu` and s (N, 1).
+    """
+    return torch.native_layer_norm(x, x.shape[-1:], weight, bias, LAYER_NORM_EPSILON)
 
 
-def layer_norm_adjoint(x: Tensor, weight: Tensor, g: Tensor) -> Tensor:
+def layer_norm_adjoint(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tensor, g: Tensor
+) -> Tensor:
     r"""Gradient of `layer_norm` with respect to x.
 
     .. math::
         s (h - \overline{h} - \hat x\, \overline{h \hat x}), \qquad
-        \hat x = (x - \mu) s, \quad s = 1 / \sqrt{\sigma^2 + \epsilon}, \quad h = g w
+        \hat x = (x - \mu) s, \quad h = g w
 
-    with bars for means over the last dimension.
+    with bars for means over the last dimension; ``mean`` and ``inverse`` are :math:`\mu`
+    and s of `layer_norm`.
     """
-    centred = x - x.mean(-1, keepdim=True)
-    s = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + LAYER_NORM_EPSILON)
-    normal, h = centred * s, g * weight
-    return s * (h - h.mean(-1, keepdim=True) - normal * (h * normal).mean(-1, keepdim=True))
+    only_x = [True, False, False]
+    return torch.ops.aten.native_layer_norm_backward(
+        g, x, x.shape[-1:], mean, inverse, weight, bias, only_x
+    )[0]
 
 
 def activate(name: str, x: Tensor) -> Tensor:
     """An activation by its name in `weights.Dense`."""
+    functional = torch.nn.functional
     if name == "identity":
         return x
     if name == "silu":
-        return x * torch.sigmoid(x)
+        return functional.silu(x)
     if name == "ssp":
-        return torch.nn.functional.softplus(x) - LOG_2
+        return functional.softplus(x) - LOG_2
     if name == "tanh":
         return torch.tanh(x)
     if name == "sigmoid":
         return torch.sigmoid(x)
     if name == "mish":
-        return x * torch.tanh(torch.nn.functional.softplus(x))
+        return functional.mish(x)
     raise ValueError(f"no kernel for activation {name!r}")
 
 
 def activate_adjoint(name: str, x: Tensor, g: Tensor) -> Tensor:
-    """The derivative of the activation at x, times g."""
-    s = torch.sigmoid(x)
+    r"""The derivative of the activation at x, times g.
+
+    With s the logistic function and :math:`t = \tanh \log(1 + e^x)`: s (1 + x (1 - s)) of
+    ``silu``, s of ``ssp``, 1 - tanh(x)^2 of ``tanh``, s (1 - s) of ``sigmoid``,
+    t + x s (1 - t^2) of ``mish``.
+    """
+    aten = torch.ops.aten
     if name == "identity":
         return g
     if name == "silu":
-        return g * s * (1 + x * (1 - s))
+        return aten.silu_backward(g, x)
     if name == "ssp":
-        return g * s
+        return aten.softplus_backward(g, x, 1, 20)
     if name == "tanh":
-        return g * (1 - torch.tanh(x) ** 2)
+        return aten.tanh_backward(g, torch.tanh(x))
     if name == "sigmoid":
-        return g * s * (1 - s)
+        return aten.sigmoid_backward(g, torch.sigmoid(x))
     if name == "mish":
-        t = torch.tanh(torch.nn.functional.softplus(x))
-        return g * (t + x * s * (1 - t * t))
+        return aten.mish_backward(g, x)
     raise ValueError(f"no kernel for activation {name!r}")
 
 

@@ -20,20 +20,31 @@ def pack_weights(
 ) -> TensorNetWeights:
     """The weights as the pass reads them.
 
-    Tables get their slopes beside them (`with_slopes`); every tensor is cast from float64,
-    moved and made contiguous.
+    Tables get their slopes beside them (`with_slopes`), matrices of irreps become matrices of
+    components (`by_component`); every tensor is cast from float64, moved and made contiguous.
     """
     spacing = (weights.cutoff - weights.lower) / weights.intervals
     packed = dataclasses.replace(
         weights,
         table=with_slopes(weights.table, spacing),
+        mix=by_component(weights.mix),
         layers=[
-            dataclasses.replace(layer, table=with_slopes(layer.table, spacing))
+            dataclasses.replace(
+                layer,
+                table=with_slopes(layer.table, spacing),
+                mix_in=by_component(layer.mix_in),
+                mix_out=by_component(layer.mix_out),
+            )
             for layer in weights.layers
         ],
     )
     cast: TensorNetWeights = _map(packed, lambda t: t.to(device, dtype).contiguous())
     return cast
+
+
+def by_component(weight: Tensor) -> Tensor:
+    """Matrices of I, A and S -> of the nine components: one product instead of three."""
+    return torch.cat([weight[k : k + 1].expand(n, -1, -1) for k, n in enumerate((1, 3, 5))])
 
 
 def with_slopes(table: Tensor, spacing: float) -> Tensor:

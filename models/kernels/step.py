@@ -208,7 +208,8 @@ def tensornet_step(
     # Embedding (eqs. 6 to 10 of the paper)
     embedded = op.embed(at, edges, w.table, w.at_zero, *species)
     norm = op.norm_squared(embedded)
-    factors, gate_linear = perceptron(w.gate, layer_norm(norm, w.norm_weight, w.norm_bias))
+    normal, mean, inverse = layer_norm(norm, w.norm_weight, w.norm_bias)
+    factors, gate_linear = perceptron(w.gate, normal)
     mixed = mix(embedded, w.mix)
     x = op.gate(mixed, factors)
 
@@ -227,20 +228,20 @@ def tensornet_step(
     outputs, g_invariants = _readout(invariants, w)
     g = op.irrep_norms_squared_adjoint(x, g_invariants)
 
-    # Interactions, last one first
+    # Interactions, last one first; baddbmm_ adds the adjoint of a mix to what it is called on
     d_distance = torch.zeros_like(at.distance)
     for layer, (x, y, m, dx) in zip(reversed(w.layers), reversed(kept), strict=True):
         g_c = mix_adjoint(layer.mix_out, op.update_adjoint(dx, charge_factor, g))
         g_y, g_m = op.combine_adjoint(y, m, charge_factor, w.parity_conserving, g_c)
         sent, d_length = op.message_backward(at, edges, layer.table, layer.at_zero, y, g_m)
         d_distance += d_length
-        g = op.normalize_adjoint(x, g + mix_adjoint(layer.mix_in, g_y + sent))
+        g = op.normalize_adjoint(x, g.baddbmm_(g_y + sent, layer.mix_in))
 
     # Embedding
     g_mixed, g_factors = op.gate_adjoint(mixed, factors, g)
     g_norm = perceptron_adjoint(w.gate, gate_linear, g_factors)
-    g_norm = layer_norm_adjoint(norm, w.norm_weight, g_norm)
-    g = mix_adjoint(w.mix, g_mixed) + op.norm_squared_adjoint(embedded, g_norm)
+    g_norm = layer_norm_adjoint(norm, w.norm_weight, w.norm_bias, mean, inverse, g_norm)
+    g = op.norm_squared_adjoint(embedded, g_norm).baddbmm_(g_mixed, w.mix)
     d_vector = op.embed_backward(at, edges, w.table, *species, g)
 
     forces, virial = op.forces(at, edges, d_vector, d_distance)
@@ -249,7 +250,8 @@ def tensornet_step(
 
 def _readout(invariants: Tensor, w: TensorNetWeights) -> tuple[Tensor, Tensor]:
     """Outputs (N,) of the network, and the gradient of their sum, (N, 3F)."""
-    x = layer_norm(invariants, w.readout_norm_weight, w.readout_norm_bias)
+    weight, bias = w.readout_norm_weight, w.readout_norm_bias
+    x, mean, inverse = layer_norm(invariants, weight, bias)
     outputs, linear = perceptron(w.values, x)
     one = torch.ones_like(outputs)
     if not w.gates:
@@ -259,4 +261,5 @@ def _readout(invariants: Tensor, w: TensorNetWeights) -> tuple[Tensor, Tensor]:
         outputs = values * gates
         g = perceptron_adjoint(w.values, linear, gates)
         g = g + perceptron_adjoint(w.gates, gates_linear, values)
-    return outputs.squeeze(1), layer_norm_adjoint(invariants, w.readout_norm_weight, g)
+    g = layer_norm_adjoint(invariants, weight, bias, mean, inverse, g)
+    return outputs.squeeze(1), g
