@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -19,11 +20,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..models.checkpoint import load_potential
-from ..models.committee import Committee, CommitteePrediction, combine
+from ..models.committee import Committee, CommitteePrediction, combine, members_of
 from ..models.graph import Graph, NeighborList, batch_graphs, displacements
 from ..models.hessian import hessian
 from ..models.potential import Prediction, parse_dtype
-from ..models.script import compile_potential
+from ..models.script import compile_potential, engine_of, why_not_fused
+from ..models.tabulated import TableInfo
 from .validation import (
     check_elements,
     check_geometry,
@@ -57,7 +59,9 @@ class PotentialCalculator(Calculator):
         ``"float32"`` or ``"float64"``, of weights and arithmetic. Geometry, sums over atoms
         and results are float64 either way.
     backend
-        ``"auto"`` or ``"reference"`` (plain torch operators, compiled by TorchScript).
+        ``"fused"``: compiled kernels with radial tables, within 2e-5 eV/A of the network;
+        ``"reference"``: plain torch operators, compiled by TorchScript; ``"auto"``: fused where
+        it exists, in float32.
     skin
         Verlet skin of the neighbour list, Angstrom.
     charge
@@ -82,7 +86,6 @@ class PotentialCalculator(Calculator):
     name = "tensormd"
     architectures: tuple[str, ...] = ()
     """Architectures that this class accepts; empty for all."""
-    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 (ASE's attribute)
 
     def __init__(
         self,
@@ -96,6 +99,8 @@ class PotentialCalculator(Calculator):
         units: tuple[str, str] | None = None,
     ) -> None:
         super().__init__()
+        self.atoms: Atoms | None
+        self.use_cache = False  # ASE's copy of the atoms before a calculation: it makes its own
         self.device = parse_device(device)
         self.dtype = parse_dtype(dtype)
         self.backend = parse_backend(backend)
@@ -105,6 +110,7 @@ class PotentialCalculator(Calculator):
         if potential is checkpoint:
             potential = copy.deepcopy(potential)  # the caller's own stays as it is
         self.potential = potential.to(self.device, self.dtype).eval().requires_grad_(False)
+        why_not_fused(self.potential, self.backend)  # now, not at the first calculation
         self.neighbors = NeighborList(float(potential.cutoff), skin, self.device)
         self._arguments: dict[str, Any] = {
             "checkpoint": _describe_source(checkpoint, potential),
@@ -118,7 +124,7 @@ class PotentialCalculator(Calculator):
         self._compiled: list[nn.Module] | None = None
         self._charge_read: int | None = None
         self.implemented_properties = ["energy", "free_energy", "forces", "stress"]
-        if all(getattr(member, "has_atom_energies", True) for member in _members(potential)):
+        if all(getattr(member, "has_atom_energies", True) for member in members_of(potential)):
             self.implemented_properties.append("energies")
         if isinstance(potential, Committee):
             self.implemented_properties += ["energy_std", "forces_std"]
@@ -141,15 +147,16 @@ class PotentialCalculator(Calculator):
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
         """Compute every property of ``atoms`` (ASE calls this when something has changed)."""
-        super().calculate(atoms, properties, system_changes)
-        self.results = {}
-        structure: Atoms = self.atoms
+        structure = self.atoms if atoms is None else atoms
+        if structure is None:
+            raise ValueError("no structure: pass atoms to the calculator")
         if properties and "stress" in properties:
             _check_stress(structure)
-        self._charge_read = self._charge_of(structure)
-        graph = self._graph(structure, self._charge_read, self.neighbors)
-        prediction = self._predict(graph)
-        self.results = _split_results(prediction, [structure])[0]
+        self.atoms, self.results = None, {}  # a failure leaves neither behind
+        charge = self._charge_of(structure)
+        graph = self._graph(structure, charge, self.neighbors, system_changes)
+        self.results = self._results(self._predict(graph), graph, [structure])[0]
+        self.atoms, self._charge_read = structure.copy(), charge
 
     def evaluate(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
         """Results of many structures in one batch, in the order given.
@@ -158,7 +165,10 @@ class PotentialCalculator(Calculator):
         """
         neighbors = NeighborList(self.neighbors.cutoff, 0.0, self.device)
         graphs = [self._graph(atoms, self._charge_of(atoms), neighbors) for atoms in structures]
-        return _split_results(self._predict(batch_graphs(graphs)), structures) if graphs else []
+        if not graphs:
+            return []
+        graph = batch_graphs(graphs)
+        return self._results(self._predict(graph), graph, structures)
 
     def get_hessian(self, atoms: Atoms | None = None) -> NDArray[np.float64]:
         """Second derivatives of the energy, (3N, 3N), eV/A^2."""
@@ -166,41 +176,93 @@ class PotentialCalculator(Calculator):
         if structure is None:
             raise ValueError("no structure: pass atoms to get_hessian")
         graph = self._graph(structure, self._charge_of(structure), self.neighbors)
-        members = _members(self.potential)
+        members = members_of(self.potential)
         matrices = [hessian(member.total_energy, graph) for member in members]  # type: ignore[arg-type]
         return torch.stack(matrices).mean(0).cpu().numpy()
 
-    def _graph(self, atoms: Atoms, charge: int, neighbors: NeighborList) -> Graph:
-        check_elements(atoms.numbers, self.potential.elements)
-        check_geometry(atoms.positions, atoms.cell.array, atoms.pbc)
-        return neighbors.graph(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, charge)
+    def _graph(
+        self,
+        atoms: Atoms,
+        charge: int,
+        neighbors: NeighborList,
+        changes: Sequence[str] = tuple(all_changes),
+    ) -> Graph:
+        """The graph of a structure, checked as far as it has changed."""
+        numbers, positions = atoms.arrays["numbers"], atoms.arrays["positions"]
+        cell, pbc = atoms.cell.array, atoms.pbc
+        if "numbers" in changes:
+            check_elements(numbers, self.potential.elements)
+        # One sum finds what is not finite; which atom it is takes longer.
+        if "cell" in changes or "pbc" in changes or not math.isfinite(positions.sum()):
+            check_geometry(positions, cell, pbc)
+        return neighbors.graph(numbers, positions, cell, pbc, charge)
 
     def _predict(self, graph: Graph) -> Prediction | CommitteePrediction:
         with torch.set_grad_enabled(True):  # forces are gradients, under the caller's no_grad too
             predictions = [member(graph) for member in self._compiled_members()]
-        if not all(
-            torch.isfinite(p.energy).all() and torch.isfinite(p.forces).all() for p in predictions
+        return predictions[0] if len(predictions) == 1 else combine(predictions)
+
+    def _results(
+        self,
+        prediction: Prediction | CommitteePrediction,
+        graph: Graph,
+        structures: Sequence[Atoms],
+    ) -> list[dict[str, Any]]:
+        """One dictionary of numpy results for each structure of a batch."""
+        mean = prediction.mean if isinstance(prediction, CommitteePrediction) else prediction
+        energy, energies, forces, virial = (x.cpu().numpy() for x in mean)
+        if not math.isfinite(energy.sum() + forces.sum()) and not (
+            np.isfinite(energy).all() and np.isfinite(forces).all()
         ):
             edges, vectors = graph.edge_index.cpu().numpy(), displacements(graph).cpu().numpy()
             raise ValueError(explain_failure(edges, vectors, graph.numbers.cpu().numpy()))
-        return predictions[0] if len(predictions) == 1 else combine(predictions)
+        results, end = [], 0
+        for b, atoms in enumerate(structures):
+            part = slice(end, end + len(atoms))
+            end = part.stop
+            result = {
+                "energy": float(energy[b]),
+                "free_energy": float(energy[b]),
+                "forces": forces[part],
+            }
+            if "energies" in self.implemented_properties:
+                result["energies"] = energies[part]
+            if atoms.pbc.any() and atoms.cell.volume > 0:
+                result["stress"] = -virial[b][VOIGT] / atoms.cell.volume
+            if isinstance(prediction, CommitteePrediction):
+                result["energy_std"] = float(prediction.energy_std[b])
+                result["forces_std"] = prediction.forces_std[part].cpu().numpy()
+            results.append(result)
+        return results
 
     def _compiled_members(self) -> list[nn.Module]:
         if self._compiled is None:
-            self._compiled = [compile_potential(member) for member in _members(self.potential)]
+            self._compiled = [
+                compile_potential(member, self.backend) for member in members_of(self.potential)
+            ]
         return self._compiled
 
     # What ASE asks of a calculator
 
     def _charge_of(self, atoms: Atoms) -> int:
-        charge = atoms.info.get("charge", 0) if self.charge is None else self.charge
-        return parse_charge(charge)
+        if self.charge is not None:
+            return self.charge
+        return parse_charge(atoms.info.get("charge", 0))
 
-    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """What the model reads and is not as it was at the last calculation."""
-        changes: list[str] = super().check_state(atoms, tol=tol)
-        if "cell" in changes and not atoms.pbc.any():
-            changes.remove("cell")
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """What the model reads and is not as it was at the last calculation, to the last bit."""
+        old = self.atoms
+        if old is None:
+            return list(all_changes)
+        changes = [
+            name
+            for name in ("numbers", "positions")
+            if not _equal(atoms.arrays[name], old.arrays[name])
+        ]
+        if not _equal(atoms.pbc, old.pbc):
+            changes.append("pbc")
+        if atoms.pbc.any() and not _equal(atoms.cell.array, old.cell.array):
+            changes.append("cell")
         if self._charge_of(atoms) != self._charge_read:
             changes.append("charge")
         return changes
@@ -217,10 +279,6 @@ class PotentialCalculator(Calculator):
     def info(self) -> dict[str, Any]:
         """What runs, where, and what is known of the weights."""
         members = self._compiled_members()
-        engines = {
-            "TorchScript" if isinstance(member, torch.jit.ScriptModule) else "eager"
-            for member in members
-        }
         return {
             **self._arguments,
             "architecture": self.potential.architecture,
@@ -230,7 +288,9 @@ class PotentialCalculator(Calculator):
             "cutoff_angstrom": self.potential.cutoff,
             "device": str(self.device),
             "backend": self.backend,
-            "engine": " + ".join(sorted(engines)),
+            "engine": " + ".join(sorted({engine_of(member) for member in members})),
+            "why_not_fused": why_not_fused(self.potential, self.backend),
+            "tables": [_tables(member) for member in members if hasattr(member, "table_info")],
             "metadata": self.potential.metadata,
         }
 
@@ -262,8 +322,13 @@ class TDNCalculator(PotentialCalculator):
     architectures = ("TDN",)
 
 
-def _members(potential: nn.Module) -> list[nn.Module]:
-    return list(potential.members) if isinstance(potential, Committee) else [potential]
+def _tables(member: nn.Module) -> dict[str, float]:
+    info: TableInfo = member.table_info  # type: ignore[assignment]
+    return {
+        "intervals": info.intervals,
+        "error_ev_per_angstrom": info.error,
+        "bound_ev_per_angstrom": info.bound,
+    }
 
 
 def _describe_source(checkpoint: Checkpoint, potential: nn.Module) -> Any:
@@ -283,27 +348,5 @@ def _check_stress(atoms: Atoms) -> None:
         )
 
 
-def _split_results(
-    prediction: Prediction | CommitteePrediction, structures: Sequence[Atoms]
-) -> list[dict[str, Any]]:
-    """One dictionary of numpy results for each structure of a batch."""
-    mean = prediction.mean if isinstance(prediction, CommitteePrediction) else prediction
-    energy, energies, forces, virial = (x.cpu().numpy() for x in mean)
-    ends = np.cumsum([len(atoms) for atoms in structures])
-    results = []
-    for b, (atoms, end) in enumerate(zip(structures, ends, strict=True)):
-        part = slice(end - len(atoms), end)
-        result = {
-            "energy": float(energy[b]),
-            "free_energy": float(energy[b]),
-            "forces": forces[part],
-        }
-        if np.isfinite(energies[part]).all():  # some of torchmd-net's modules have none
-            result["energies"] = energies[part]
-        if atoms.pbc.any() and atoms.cell.volume > 0:
-            result["stress"] = -virial[b][VOIGT] / atoms.cell.volume
-        if isinstance(prediction, CommitteePrediction):
-            result["energy_std"] = float(prediction.energy_std[b])
-            result["forces_std"] = prediction.forces_std[part].cpu().numpy()
-        results.append(result)
-    return results
+def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    return a.shape == b.shape and bool((a == b).all())

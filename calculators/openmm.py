@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..models.checkpoint import load_potential
-from ..models.committee import Committee
-from ..models.export import OpenMMModule, scriptable_members
+from ..models.committee import members_of
+from ..models.export import Evaluator, OpenMMModule, OperatorEvaluator, scriptable_members
 from ..models.graph import NeighborList
+from ..models.kernels import operator  # noqa: F401 (registers tensormd::evaluate)
 from ..models.potential import parse_dtype
-from ..models.script import compile_potential, script
+from ..models.script import compile_potential, script, why_not_fused
 from ..models.units import kj_per_mol_in_ev, nm_in_angstrom
 from .openmm_engines import choose_engine
-from .validation import check_elements, parse_charge, parse_device
+from .validation import check_elements, parse_backend, parse_charge, parse_device
 
 if TYPE_CHECKING:
     import openmm
@@ -43,6 +44,7 @@ def create_force(
     periodic: bool | None = None,
     device: str = "auto",
     dtype: str = "float32",
+    backend: str = "auto",
 ) -> openmm.Force:
     """A potential as a force to add to an OpenMM System.
 
@@ -68,6 +70,10 @@ def create_force(
         Of the ``python`` engine; TorchForce runs where OpenMM's platform runs.
     dtype
         ``"float32"`` or ``"float64"``, of weights and arithmetic.
+    backend
+        ``"fused"``: compiled kernels with radial tables, within 2e-5 eV/A of the network;
+        ``"reference"``: plain torch operators, compiled by TorchScript; ``"auto"``: fused where
+        it exists, in float32. The choice is logged.
 
     Returns
     -------
@@ -78,9 +84,9 @@ def create_force(
     ------
     ValueError
         For elements the model does not know, indices out of range or given twice, a charge
-        that is no integer, or an engine that cannot run here.
+        that is no integer, or an engine or a backend that cannot run here.
     """
-    engine = choose_engine(engine)
+    engine, backend = choose_engine(engine), parse_backend(backend)
     numbers = _atomic_numbers(topology_or_numbers)
     particles = None if atoms is None else _checked_indices(atoms, len(numbers))
     if particles is not None:
@@ -99,8 +105,8 @@ def create_force(
         log.info("%s cannot be compiled by TorchScript", potential.architecture)
     log.info("tensormd runs %s in OpenMM through %s", potential.architecture, engine)
     if engine == "torchforce":
-        return _torch_force(potential, numbers, charge, particles, periodic)
-    return _python_force(potential, numbers, charge, particles, periodic, device)
+        return _torch_force(potential, numbers, charge, particles, periodic, backend)
+    return _python_force(potential, numbers, charge, particles, periodic, device, backend)
 
 
 def _torch_force(
@@ -109,21 +115,35 @@ def _torch_force(
     charge: int,
     particles: list[int] | None,
     periodic: bool,
+    backend: str,
 ) -> openmm.Force:
     import openmmtorch
 
     module = OpenMMModule(
-        scriptable_members(potential),
+        _evaluator(potential, backend),
         numbers.tolist(),
         charge=charge,
         particles=particles,
         periodic=periodic,
-        skin=SKIN_ANGSTROM,
     )
     force = openmmtorch.TorchForce(script(module))
     force.setOutputsForces(True)
     force.setUsesPeriodicBoundaryConditions(periodic)
     return force
+
+
+def _evaluator(potential: nn.Module, backend: str) -> nn.Module:
+    """What TorchForce asks for energy and forces: the fused operator, or plain operators."""
+    problem = why_not_fused(potential, backend)
+    if problem is None:
+        try:
+            return OperatorEvaluator(potential, SKIN_ANGSTROM)
+        except ValueError as error:  # no file can hold it
+            if backend == "fused":
+                raise
+            problem = str(error)
+    log.info("TorchForce runs plain torch operators: %s", problem)
+    return Evaluator(scriptable_members(potential), SKIN_ANGSTROM)
 
 
 def _python_force(
@@ -133,10 +153,11 @@ def _python_force(
     particles: list[int] | None,
     periodic: bool,
     device: str,
+    backend: str,
 ) -> openmm.Force:
     import openmm
 
-    evaluator = PythonEvaluator(potential, numbers, charge, particles, periodic, device)
+    evaluator = PythonEvaluator(potential, numbers, charge, particles, periodic, device, backend)
     force = openmm.PythonForce(evaluator)
     force.setUsesPeriodicBoundaryConditions(periodic)
     return force
@@ -156,6 +177,7 @@ class PythonEvaluator:
         particles: list[int] | None,
         periodic: bool,
         device: str,
+        backend: str,
     ) -> None:
         self.device = parse_device(device)
         self.potential = potential.to(self.device)
@@ -164,12 +186,16 @@ class PythonEvaluator:
         self.particles = slice(None) if particles is None else particles
         self.periodic = periodic
         self.neighbors = NeighborList(float(potential.cutoff), SKIN_ANGSTROM, self.device)  # type: ignore[arg-type]
-        self._compiled: nn.Module | None = None
+        self.backend = backend
+        why_not_fused(potential, backend)  # now, not in the first step
+        self._compiled: list[nn.Module] | None = None
 
     def __call__(self, state: openmm.State) -> tuple[float, NDArray[np.float64]]:
         """Energy and forces of the particles in an OpenMM State."""
         if self._compiled is None:
-            self._compiled = compile_potential(self.potential)
+            self._compiled = [
+                compile_potential(member, self.backend) for member in members_of(self.potential)
+            ]
         everywhere = np.array(state.getPositions(asNumpy=True)._value) * nm_in_angstrom
         positions = everywhere[self.particles]
         forces = np.zeros_like(everywhere)
@@ -180,14 +206,11 @@ class PythonEvaluator:
             cell = np.array(state.getPeriodicBoxVectors(asNumpy=True)._value) * nm_in_angstrom
         graph = self.neighbors.graph(self.numbers, positions, cell, self.periodic, self.charge)
         with torch.set_grad_enabled(True):  # forces are gradients, under the caller's no_grad too
-            prediction = self._compiled(graph)
-        if isinstance(self.potential, Committee):
-            prediction = prediction.mean
-        forces[self.particles] = prediction.forces.cpu().numpy()
-        return (
-            float(prediction.energy[0]) / kj_per_mol_in_ev,
-            forces * (nm_in_angstrom / kj_per_mol_in_ev),
-        )
+            predictions = [member(graph) for member in self._compiled]
+        energy = sum(float(p.energy[0]) for p in predictions) / len(predictions)
+        forces[self.particles] = sum(p.forces.cpu().numpy() for p in predictions)
+        factor = nm_in_angstrom / kj_per_mol_in_ev / len(predictions)
+        return energy / kj_per_mol_in_ev, forces * factor
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}

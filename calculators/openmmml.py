@@ -15,7 +15,7 @@ from openmmml.mlpotential import MLPotentialImpl, MLPotentialImplFactory
 from ..models.checkpoint import load_potential
 from .openmm import create_force
 
-OPTIONS = ("charge", "engine", "device", "dtype")
+OPTIONS = ("charge", "engine", "device", "dtype", "backend")
 
 
 class TensormdFactory(MLPotentialImplFactory):

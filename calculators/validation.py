@@ -10,7 +10,7 @@ import torch
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-BACKENDS = ("auto", "reference")
+from ..models.script import BACKENDS
 
 
 def parse_device(device: str | torch.device) -> torch.device:
@@ -37,18 +37,16 @@ def parse_device(device: str | torch.device) -> torch.device:
 
 
 def parse_backend(backend: str) -> str:
-    """The name of the implementation that runs: for now always ``reference`` (plain torch).
+    """The name of an implementation of the operators.
 
     Raises
     ------
     ValueError
-        If this version has no such backend.
+        If there is none of that name.
     """
     if backend not in BACKENDS:
-        raise ValueError(
-            f"backend is {backend!r}: this version of tensormd has {', '.join(BACKENDS)}"
-        )
-    return "reference"
+        raise ValueError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
+    return backend
 
 
 def parse_charge(charge: Any) -> int:

@@ -77,3 +77,8 @@ def combine(predictions: Sequence[Prediction]) -> CommitteePrediction:
         torch.stack([p.virial for p in predictions]).mean(0),
     )
     return CommitteePrediction(mean, energy.std(0), forces.std(0))
+
+
+def members_of(potential: nn.Module) -> list[nn.Module]:
+    """The members of a committee, or the potential itself."""
+    return list(potential.members) if isinstance(potential, Committee) else [potential]

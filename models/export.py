@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .committee import Committee
+from .committee import members_of
 from .files import replacing
 from .graph import Graph
 from .pairs import neighbor_pairs
@@ -92,6 +92,34 @@ class Evaluator(nn.Module):
         return energy, forces
 
 
+class OperatorEvaluator(nn.Module):
+    """The same by ``tensormd::evaluate``, which whoever loads the module must have registered.
+
+    Raises
+    ------
+    ValueError
+        If the potential cannot be written to a file.
+    """
+
+    model: Tensor
+
+    def __init__(self, potential: nn.Module, skin: float) -> None:
+        super().__init__()
+        from .kernels.operator import model_tensor
+
+        self.skin = float(skin)
+        self.register_buffer("model", model_tensor(potential))
+
+    def forward(
+        self, numbers: Tensor, points: Tensor, cell: Tensor, periodic: Tensor, charge: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Energy (), eV, and forces (N, 3), eV/A, in float64."""
+        energy, forces = torch.ops.tensormd.evaluate(
+            self.model, numbers, points, cell, periodic, charge, self.skin
+        )
+        return energy, forces
+
+
 class PortableModule(nn.Module):
     """What a C++ program loads: structure in, energy and forces out, in eV and Angstrom."""
 
@@ -132,8 +160,8 @@ class OpenMMModule(nn.Module):
 
     Parameters
     ----------
-    members
-        Potentials, whose mean is taken.
+    evaluator
+        `Evaluator` or `OperatorEvaluator`.
     numbers
         Atomic numbers of the particles it acts on.
     charge
@@ -142,8 +170,6 @@ class OpenMMModule(nn.Module):
         Indices of those particles among all of the System; None for all.
     periodic
         Whether box vectors are passed, all three of them periodic.
-    skin
-        Of the neighbour list, Angstrom.
     """
 
     numbers: Tensor
@@ -153,16 +179,15 @@ class OpenMMModule(nn.Module):
 
     def __init__(
         self,
-        members: Sequence[Potential],
+        evaluator: nn.Module,
         numbers: Sequence[int],
         *,
         charge: int = 0,
         particles: Sequence[int] | None = None,
         periodic: bool = False,
-        skin: float = 1.0,
     ) -> None:
         super().__init__()
-        self.evaluator = Evaluator(members, skin)
+        self.evaluator = evaluator
         self.subset = particles is not None
         index = range(len(numbers)) if particles is None else particles
         self.register_buffer("numbers", torch.tensor(list(numbers), dtype=torch.int64))
@@ -199,7 +224,7 @@ def scriptable_members(potential: nn.Module) -> list[Potential]:
     ValueError
         If one of them runs as torchmd-net's own module.
     """
-    members = list(potential.members) if isinstance(potential, Committee) else [potential]
+    members = members_of(potential)
     for member in members:
         if not isinstance(member, Potential):
             raise ValueError(
@@ -255,7 +280,11 @@ def export_torchscript(
         if numbers is None:
             raise ValueError("the openmm target needs numbers: atomic numbers of its particles")
         module = OpenMMModule(
-            members, numbers, charge=charge, particles=particles, periodic=periodic, skin=skin
+            Evaluator(members, skin),
+            numbers,
+            charge=charge,
+            particles=particles,
+            periodic=periodic,
         )
     else:
         raise ValueError(f"unknown target {target!r}: expected one of {', '.join(TARGETS)}")

@@ -1,7 +1,7 @@
 """The one data type that travels through the models, and the neighbour list that makes it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -83,13 +83,15 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
     )
 
 
-class _Structure(NamedTuple):
-    """What a search was made for."""
+class _Fixed(NamedTuple):
+    """What stays the same between steps, and its tensors, which graphs share."""
 
     numbers: NDArray[np.int64]
-    positions: FloatArray
     cell: FloatArray
     pbc: NDArray[np.bool_]
+    charge: float
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor]
+    """Numbers, cell, system and charge."""
 
 
 class NeighborList:
@@ -130,8 +132,9 @@ class NeighborList:
         self._search = vesin.NeighborList(
             cutoff=self.cutoff + self.skin, full_list=True, sorted=False
         )
-        self._searched: _Structure | None = None
+        self._searched: FloatArray | None = None
         self._edges: tuple[Tensor, Tensor] | None = None
+        self._fixed: _Fixed | None = None
 
     def __reduce__(self) -> tuple[type, tuple[float, float, str]]:
         # The search lives in C: a copy starts afresh and searches at its first use.
@@ -160,61 +163,125 @@ class NeighborList:
         charge
             Total charge, e.
 
+        Returns
+        -------
+        Graph
+            Its positions are its own; graphs of one list share the other tensors while these
+            stay the same.
+
         Raises
         ------
         ValueError
             If shapes do not match, positions are not finite or a periodic cell has no volume.
         """
-        new = _Structure(
-            np.array(numbers, dtype=np.int64),
-            np.array(positions, dtype=np.float64),
-            np.zeros((3, 3)) if cell is None else np.array(cell, dtype=np.float64),
-            np.broadcast_to(np.asarray(pbc, dtype=bool), 3).copy(),
-        )
-        if new.numbers.ndim != 1 or new.positions.shape != (len(new.numbers), 3):
+        numbers = np.asarray(numbers)
+        points = np.array(positions, dtype=np.float64)
+        if numbers.ndim != 1 or points.shape != (len(numbers), 3):
             raise ValueError(
-                f"numbers have shape {new.numbers.shape} and positions {new.positions.shape}: "
+                f"numbers have shape {numbers.shape} and positions {points.shape}: "
                 "expected (N,) and (N, 3)"
             )
-        if new.cell.shape != (3, 3):
-            raise ValueError(f"cell has shape {new.cell.shape}: expected (3, 3)")
-        if not new.pbc.any():
-            new.cell[:] = 0
-        if not self._reusable(new):
-            self._search_edges(new)
+        fixed = self._fixed
+        if fixed is None or not _same(fixed, numbers, cell, pbc, charge):
+            fixed = self._fix(numbers, cell, pbc, charge)
+        if not self._reusable(points):
+            self._search_edges(points, fixed)
         assert self._edges is not None
-        edge_index, edge_shift = self._edges
-        return Graph(
-            numbers=torch.tensor(new.numbers, device=self.device),
-            positions=torch.tensor(new.positions, device=self.device),
-            cell=torch.tensor(new.cell[None], device=self.device),
-            edge_index=edge_index,
-            edge_shift=edge_shift,
-            system=torch.zeros(len(new.numbers), dtype=torch.int64, device=self.device),
-            charge=torch.tensor([charge], dtype=torch.float64, device=self.device),
-        )
+        own = torch.from_numpy(points)
+        if self.device.type != "cpu":
+            own = own.to(self.device)
+        return Graph(fixed.tensors[0], own, fixed.tensors[1], *self._edges, *fixed.tensors[2:])
 
-    def _reusable(self, new: _Structure) -> bool:
-        old = self._searched
+    def _fix(
+        self, numbers: NDArray[Any], cell: ArrayLike | None, pbc: ArrayLike, charge: float
+    ) -> _Fixed:
+        """Take over what has changed, and forget the edges if they depend on it."""
+        numbers = np.array(numbers, dtype=np.int64)
+        lattice = np.zeros((3, 3)) if cell is None else np.array(cell, dtype=np.float64)
+        periodic = np.broadcast_to(np.asarray(pbc, dtype=bool), 3).copy()
+        if lattice.shape != (3, 3):
+            raise ValueError(f"cell has shape {lattice.shape}: expected (3, 3)")
+        if not periodic.any():
+            lattice[:] = 0
+        old = self._fixed
         if old is None or not (
-            np.array_equal(new.numbers, old.numbers)
-            and np.array_equal(new.cell, old.cell)
-            and np.array_equal(new.pbc, old.pbc)
+            np.array_equal(numbers, old.numbers)
+            and np.array_equal(lattice, old.cell)
+            and np.array_equal(periodic, old.pbc)
         ):
+            self._searched = None
+        with torch.inference_mode(False):  # these may outlive the caller's inference mode
+            tensors = (
+                torch.tensor(numbers, device=self.device),
+                torch.tensor(lattice[None], device=self.device),
+                torch.zeros(len(numbers), dtype=torch.int64, device=self.device),
+                torch.tensor([charge], dtype=torch.float64, device=self.device),
+            )
+        self._fixed = _Fixed(numbers, lattice, periodic, float(charge), tensors)
+        return self._fixed
+
+    def _reusable(self, points: FloatArray) -> bool:
+        if self._searched is None:
             return False
-        moved = new.positions - old.positions
+        moved = points - self._searched
         return float(np.einsum("ij,ij->i", moved, moved).max(initial=0.0)) <= self.skin**2 / 4
 
-    def _search_edges(self, new: _Structure) -> None:
+    def _search_edges(self, points: FloatArray, fixed: _Fixed) -> None:
         try:
-            i, j, shift = self._search.compute(new.positions, new.cell, new.pbc, quantities="ijS")
+            i, j, shift = self._search.compute(points, fixed.cell, fixed.pbc, quantities="ijS")
         except RuntimeError as error:
             raise ValueError(f"no neighbours can be searched: {error}") from None
-        order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], j, i))
-        edge_index = np.stack([i, j]).astype(np.int64)[:, order]
+        edge_index, edge_shift = _sorted_edges(i, j, shift, len(points))
         self.builds += 1
-        self._searched = new
-        self._edges = (
-            torch.tensor(edge_index, device=self.device),
-            torch.tensor(shift[order].astype(np.float64), device=self.device),
-        )
+        # Graphs hand out their positions: what the next ones are compared with is not shared.
+        self._searched = points.copy()
+        with torch.inference_mode(False):
+            self._edges = (
+                torch.from_numpy(edge_index).to(self.device),
+                torch.from_numpy(edge_shift).to(self.device),
+            )
+
+
+def _same(
+    fixed: _Fixed, numbers: NDArray[Any], cell: ArrayLike | None, pbc: ArrayLike, charge: float
+) -> bool:
+    """Whether nothing has changed, for the arguments of `NeighborList.graph`."""
+    if charge != fixed.charge or len(numbers) != len(fixed.numbers):
+        return False
+    if not (numbers == fixed.numbers).all() or not (np.asarray(pbc) == fixed.pbc).all():
+        return False
+    if not fixed.pbc.any():
+        return cell is None or np.shape(cell) == (3, 3)
+    return cell is not None and np.array_equal(np.asarray(cell), fixed.cell)
+
+
+def _sorted_edges(
+    i: NDArray[Any], j: NDArray[Any], shift: NDArray[np.int32], atoms: int
+) -> tuple[NDArray[np.int64], FloatArray]:
+    """Edges in the order of receiver, sender and shift: (2, E) and (E, 3).
+
+    All five numbers of an edge are packed into one: sorting these is several times faster than
+    finding a permutation and applying it.
+    """
+    bits = max(atoms - 1, 0).bit_length()
+    lowest = shift.min(0, initial=0).astype(np.int64)
+    spans = [int(s).bit_length() for s in shift.max(0, initial=0) - lowest]
+    if 2 * bits + sum(spans) > 63:  # atoms that strayed through very many cells
+        order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], j, i))
+        return np.stack([i, j]).astype(np.int64)[:, order], shift[order].astype(np.float64)
+    key = i.astype(np.int64)
+    for part, span in zip((j, *(shift.T - lowest[:, None])), (bits, *spans), strict=True):
+        key <<= span
+        key |= part.astype(np.int64, copy=False)
+    key.sort()
+    edge_index = np.empty((2, len(key)), dtype=np.int64)
+    edge_shift = np.zeros((len(key), 3))
+    for k in (2, 1, 0):
+        if spans[k]:
+            np.add(key & ((1 << spans[k]) - 1), lowest[k], out=edge_shift[:, k])
+            key >>= spans[k]
+        elif lowest[k]:
+            edge_shift[:, k] = lowest[k]
+    np.bitwise_and(key, (1 << bits) - 1, out=edge_index[1])
+    np.right_shift(key, bits, out=edge_index[0])
+    return edge_index, edge_shift

@@ -170,9 +170,12 @@ class CountingCalculator(TensorNetCalculator):
         super().calculate(*arguments, **keywords)
 
 
-def test_compiled_once_for_every_structure(checkpoint: Path) -> None:
-    calculator = TensorNetCalculator(checkpoint)
-    assert calculator.info()["engine"] == "TorchScript"
+@pytest.mark.parametrize(
+    ("backend", "engine"), [("fused", "fused CPU kernels"), ("reference", "TorchScript")]
+)
+def test_compiled_once_for_every_structure(backend: str, engine: str, checkpoint: Path) -> None:
+    calculator = TensorNetCalculator(checkpoint, backend=backend)
+    assert calculator.info()["engine"] == engine
     calculator.calculate(molecule("CH4"))
     compiled = calculator._compiled
     for atoms in (molecule("C6H6"), crystal(), molecule("H2O"), Atoms("H")):

@@ -24,7 +24,7 @@ from ..potential import Potential
 from ..tabulated import TabulatedPotential
 from ..torchmdnet import TorchMDNetPotential
 from .build import REPRESENTATIONS, build_potential
-from .files import require_finite
+from .files import is_zip, require_finite, unzip
 
 KEY = "tensormd"
 VERSION = 1
@@ -64,15 +64,13 @@ def save_potential(potential: nn.Module, path: str | Path) -> None:
         If the file cannot be written.
     """
     path = Path(path)
-    if isinstance(potential, Committee):
-        data = _committee_to_bytes(potential, str(path))
-    else:
-        data = potential_to_bytes(potential, str(path))
-    write_atomically(path, data)
+    write_atomically(path, potential_to_bytes(potential, str(path)))
 
 
 def potential_to_bytes(potential: nn.Module, name: str) -> bytes:
-    """The file of one potential; ``name`` is for error messages."""
+    """The file of a potential or a committee; ``name`` is for error messages."""
+    if isinstance(potential, Committee):
+        return _committee_to_bytes(potential, name)
     description = _describe(potential)
     if isinstance(potential, TorchMDNetPotential):
         tensors = potential.tensors()
@@ -137,6 +135,20 @@ def _committee_to_bytes(committee: Committee, name: str) -> bytes:
 
 
 # Reading
+
+
+def potential_from_bytes(data: bytes, name: str) -> Potential | TorchMDNetPotential | Committee:
+    """What `potential_to_bytes` wrote.
+
+    Raises
+    ------
+    ValueError
+        As `read_native`.
+    """
+    if not is_zip(data):
+        return read_native(data, name)
+    members = unzip(data, name).items()
+    return Committee([read_native(content, f"{name}/{member}") for member, content in members])
 
 
 def read_native(data: bytes, name: str) -> Potential | TorchMDNetPotential:

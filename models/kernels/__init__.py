@@ -1,1 +1,72 @@
-"""Fused operators for inference: energies, forces and virial in one pass, without autograd."""
+"""Fused operators for inference: energies, forces and virial in one pass, without autograd.
+
+`fuse` picks the implementation of a potential's device: `cpu` (Numba) or the Triton kernels.
+The plain-torch twin of every operator is in `equations`; `operator` makes all of it one operator
+of torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import nn
+
+from ..potential import Potential
+from ..readout import EnergyReadout
+from ..tabulated import TabulatedPotential
+from ..tensornet import TensorNet
+
+__all__ = ["fuse", "fused_problem"]
+
+
+def fused_problem(potential: nn.Module) -> str | None:
+    """Why there are no fused kernels for a potential on its device, or None if there are."""
+    if not _has_kernels(potential):
+        architecture = getattr(potential, "architecture", type(potential).__name__)
+        return f"there are no fused kernels for {architecture}"
+    assert isinstance(potential, Potential)
+    package = "triton" if _on_gpu(potential) else "numba"
+    if importlib.util.find_spec(package) is None:
+        return f"{package} is not installed: pip install {package}"
+    return None
+
+
+def _has_kernels(potential: nn.Module) -> bool:
+    """For these very classes: another that inherits from them may compute something else."""
+    return (
+        type(potential) in (Potential, TabulatedPotential)
+        and type(potential.representation) is TensorNet
+        and type(potential.readout) is EnergyReadout
+    )
+
+
+def fuse(potential: Potential) -> nn.Module:
+    """A potential for inference alone, ``Graph -> Prediction``, that runs as fused kernels.
+
+    Parameters
+    ----------
+    potential
+        Its device and dtype are those of the result; it is left as it is.
+
+    Raises
+    ------
+    ValueError
+        If there are none for it: the reason.
+    """
+    problem = fused_problem(potential)
+    if problem is not None:
+        raise ValueError(problem)
+    if _on_gpu(potential):
+        from .fused import FusedTensorNet
+        from .triton_operators import TritonOperators
+
+        return FusedTensorNet(potential, operators=TritonOperators())
+    from .cpu.potential import FusedCPUPotential
+
+    return FusedCPUPotential(potential)
+
+
+def _on_gpu(potential: Potential) -> bool:
+    device: torch.device = next(potential.parameters()).device
+    return device.type == "cuda"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numba
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...graph import Graph, displacements, within
@@ -24,6 +27,7 @@ from .pack import make_slots, make_work, pack_network, pack_pairs, pack_perceptr
 from .perceptron import Perceptron
 from .step import step
 
+_ONE_AT_A_TIME = threading.Lock()
 _started_in: int | None = None
 """Process that started the threads of the kernels: a fork of it cannot use them."""
 
@@ -58,69 +62,128 @@ class FusedCPUPotential(nn.Module):
         self.scale = float(scale.scale)
         self.mean = float(scale.mean)
         self.references = scale.references.cpu().numpy()
-        self.repulsion = potential.repulsion
-        self.energy_cutoff = potential.cutoff
+        self.repulsion = copy.deepcopy(potential.repulsion)
         self._lock = threading.Lock()
         self._memory: _Memory | None = None
+        self._composition: _Composition | None = None
 
     def forward(self, graph: Graph) -> Prediction:
         """Energies, forces and virials of the systems of a graph."""
         with self._lock:
-            outputs, forces, virial = self._run(graph)
-        numbers = graph.numbers.numpy()
-        sizes = np.bincount(graph.system.numpy(), minlength=len(graph.charge))
-        share = (self.mean / np.maximum(sizes, 1))[graph.system.numpy()]
-        energies = torch.from_numpy(
-            (self.scale * outputs + self.references[numbers] + share) * self.energy_in_ev
-        )
-        prediction = _by_system(
-            graph, energies, torch.from_numpy(forces), torch.from_numpy(virial)
-        )
-        if self.repulsion is None:
-            return prediction
-        return _sum(prediction, self._repulsion(graph))
+            prediction = self._run(graph)
+        return prediction if self.repulsion is None else _sum(prediction, self._repulsion(graph))
 
-    def _run(self, graph: Graph) -> tuple[Any, Any, Any]:
-        atoms = len(graph.numbers)
-        forces, virial = np.zeros((atoms, 3)), np.zeros((atoms, 3, 3))
-        if atoms == 0:
-            return np.zeros(0), forces, virial
+    def _run(self, graph: Graph) -> Prediction:
+        systems = len(graph.charge)
+        known = self._composition
+        if known is None or not known.serves(graph):
+            known = self._composition = _Composition(graph, self.references, self.mean)
+        atoms = len(known.shares)
+        forces = np.zeros((atoms, 3))
+        virial = np.zeros((atoms, 3, 3))
+        outputs = np.zeros(0)
+        if atoms > 0:
+            outputs = self._evaluate(graph, known, forces, virial)
+        energies = (self.scale * outputs + known.shares) * self.energy_in_ev
+        if systems == 1:
+            total = virial.sum(0)
+            return Prediction(
+                torch.from_numpy(energies.sum(keepdims=True)),
+                torch.from_numpy(energies),
+                torch.from_numpy(forces),
+                torch.from_numpy((0.5 * (total + total.T))[None]),
+            )
+        energy = torch.zeros(systems, dtype=torch.float64)
+        virials = torch.from_numpy(0.5 * (virial + virial.transpose(0, 2, 1)))
+        return Prediction(
+            energy.index_add(0, graph.system, torch.from_numpy(energies)),
+            torch.from_numpy(energies),
+            torch.from_numpy(forces),
+            torch.zeros_like(graph.cell).index_add(0, graph.system, virials),
+        )
+
+    def _evaluate(
+        self,
+        graph: Graph,
+        composition: _Composition,
+        forces: NDArray[np.float64],
+        virial: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Fill forces and virial; the outputs of the network, which the next call overwrites."""
         threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-        run = kernel(step, threads=_may_start_threads())
-        numba.set_num_threads(threads)
-        memory = self._memory_for(graph, threads)
-        charge = 1 + 0.1 * graph.charge.numpy()[graph.system.numpy()]
-        memory.work.charge[:] = charge
-        factor = self.scale * self.energy_in_ev / self.unit
-        run(
-            graph.positions.numpy(), graph.numbers.numpy(), memory.pairs, memory.slots,
-            self.network, *self.perceptrons, memory.work, memory.part, self.unit, self.lower,
-            self.reach, factor,
-            forces, virial,
-        )  # fmt: skip
-        return memory.work.outputs.copy(), forces, virial
-
-    def _memory_for(self, graph: Graph, threads: int) -> _Memory:
         memory = self._memory
         if memory is None or not memory.serves(graph, threads):
             memory = self._memory = _Memory(self.network, self.perceptrons, graph, threads, memory)
-        return memory
+        if memory.composition is not composition:
+            memory.work.charge[:] = composition.charge_factors
+            memory.composition = composition
+        run = kernel(step, threads=_may_start_threads())
+        factor = self.scale * self.energy_in_ev / self.unit
+        with _exclusive():
+            numba.set_num_threads(threads)
+            run(
+                graph.positions.detach().numpy(), graph.numbers.numpy(), memory.pairs,
+                memory.slots, self.network, *self.perceptrons, memory.work, memory.part, threads,
+                self.unit, self.lower, self.reach, factor, forces, virial,
+            )  # fmt: skip
+        return memory.work.outputs
 
     def _repulsion(self, graph: Graph) -> Prediction:
         assert self.repulsion is not None
         near, vectors = within(graph, self.repulsion.cutoff * self.unit)
-        vectors = vectors.requires_grad_(True)
-        with torch.enable_grad():
+        vectors = vectors.detach().requires_grad_(True)
+        with torch.set_grad_enabled(True):
             energies = self.repulsion(near, vectors / self.unit) * self.energy_in_ev
             gradient = torch.autograd.grad([energies.sum()], [vectors])[0]
         return assemble(near, energies.detach(), vectors.detach(), gradient)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None, "_memory": None}
+        return {**self.__dict__, "_lock": None, "_memory": None, "_composition": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._lock = threading.Lock()
+
+
+class _Composition:
+    """What depends on elements and charges alone, kept while graphs come with the same ones."""
+
+    def __init__(self, graph: Graph, references: NDArray[np.float64], mean: float) -> None:
+        self._given = _Versions(graph.numbers, graph.system, graph.charge)
+        numbers, system, charge = (
+            tensor.numpy() for tensor in (graph.numbers, graph.system, graph.charge)
+        )
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(references):
+            raise ValueError(
+                f"atomic numbers are {numbers.min()} to {numbers.max()}: expected 0 to "
+                f"{len(references) - 1}"
+            )
+        sizes = np.bincount(system, minlength=len(charge))
+        self.shares = references[numbers] + (mean / np.maximum(sizes, 1))[system]
+        self.charge_factors = 1 + 0.1 * charge[system]
+
+    def serves(self, graph: Graph) -> bool:
+        """Whether these are the very tensors it was made of."""
+        return self._given.are(graph.numbers, graph.system, graph.charge)
+
+
+class _Versions:
+    """Tensors as they were: the same ones later, if nothing was written to them."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._tensors = tensors
+        self._versions = [_version(tensor) for tensor in tensors]
+
+    def are(self, *tensors: Tensor) -> bool:
+        return all(
+            new is old and _version(new) == version
+            for new, old, version in zip(tensors, self._tensors, self._versions, strict=True)
+        )
+
+
+def _version(tensor: Tensor) -> float:
+    """How often it was written to; not a number where torch does not count (inference mode)."""
+    return math.nan if tensor.is_inference() else tensor._version
 
 
 class _Memory:
@@ -135,8 +198,10 @@ class _Memory:
         old: _Memory | None,
     ) -> None:
         atoms, edges = len(graph.numbers), graph.edge_index.shape[1]
-        self.edge_index, self.version = graph.edge_index, graph.edge_index._version
-        self.cell, self.threads = graph.cell, threads
+        self._list = _Versions(graph.edge_index, graph.edge_shift)
+        self._cell = _Versions(graph.cell)
+        self._lattice, self.threads = graph.cell.clone(), threads
+        self.composition: _Composition | None = None
         shifts = displacements(graph._replace(positions=torch.zeros_like(graph.positions)))
         self.pairs: Pairs = pack_pairs(
             graph.edge_index.numpy(), graph.edge_shift.numpy(), shifts.numpy(), atoms
@@ -156,10 +221,9 @@ class _Memory:
     def serves(self, graph: Graph, threads: int) -> bool:
         """Whether the neighbours are the very ones that these arrays were made for."""
         return (
-            graph.edge_index is self.edge_index
-            and graph.edge_index._version == self.version
-            and threads == self.threads
-            and torch.equal(graph.cell, self.cell)
+            threads == self.threads
+            and self._list.are(graph.edge_index, graph.edge_shift)
+            and (self._cell.are(graph.cell) or torch.equal(graph.cell, self._lattice))
         )
 
 
@@ -171,13 +235,13 @@ def _may_start_threads() -> bool:
     return _started_in == os.getpid()
 
 
-def _by_system(graph: Graph, energies: Tensor, forces: Tensor, virial: Tensor) -> Prediction:
-    virial = 0.5 * (virial + virial.mT)
-    if len(graph.charge) == 1:
-        return Prediction(energies.sum()[None], energies, forces, virial.sum(0)[None])
-    energy = energies.new_zeros(len(graph.charge)).index_add(0, graph.system, energies)
-    total = virial.new_zeros(len(graph.charge), 3, 3).index_add(0, graph.system, virial)
-    return Prediction(energy, energies, forces, total)
+def _exclusive() -> AbstractContextManager[Any]:
+    """A lock for the thread pools that end the process when two threads enter at once."""
+    try:
+        safe = numba.threading_layer() in ("omp", "tbb")
+    except ValueError:  # not started yet
+        safe = False
+    return nullcontext() if safe else _ONE_AT_A_TIME
 
 
 def _sum(first: Prediction, second: Prediction) -> Prediction:
