@@ -367,10 +367,10 @@ def test_pass_is_that_of_the_network(variant: str) -> None:
 
 def test_without_a_table_one_is_built() -> None:
     potential = make_potential()
-    errors = largest_errors(
-        FusedTensorNet(potential)(crystal().graph()), predict(potential, crystal())
-    )
-    assert 0 < errors["forces"] < 2e-5
+    fused = FusedTensorNet(potential)
+    errors = largest_errors(fused(crystal().graph()), predict(potential, crystal()))
+    assert 0 < errors["forces"] < fused.table_info.bound == 2e-5
+    assert fused.engine == TorchOperators.engine
 
 
 def test_float32() -> None:
@@ -421,6 +421,16 @@ def test_edges_are_kept_until_the_list_changes() -> None:
     assert fused._edges_of(first) is known
     first.edge_index[:] = first.edge_index[:, torch.arange(first.edge_index.shape[1]).flip(0)]
     assert fused._edges_of(first) is not known
+
+
+def test_inference_mode() -> None:
+    potential = make_potential()
+    fused = FusedTensorNet(potential, table_of(potential, 64))
+    expected = fused(crystal().graph())
+    with torch.inference_mode():
+        found = fused(crystal().graph())
+    for a, b in zip(found, expected, strict=True):
+        assert_equal(a, b, 1e-15)
 
 
 def test_room_behind_the_edges_is_not_read() -> None:

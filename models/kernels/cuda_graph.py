@@ -1,4 +1,4 @@
-"""A step as a recorded CUDA graph: one launch instead of about a hundred."""
+"""A step as a recorded CUDA graph: one launch instead of ninety."""
 
 from __future__ import annotations
 

@@ -52,6 +52,7 @@ class FusedTensorNet(nn.Module):
     ) -> None:
         super().__init__()
         self.operators: Operators = TorchOperators() if operators is None else operators
+        self.engine = self.operators.engine
         self.atomic_scale = copy.deepcopy(potential.atomic_scale)
         self.repulsion = copy.deepcopy(potential.repulsion)
         self.cutoff = potential.cutoff
@@ -61,7 +62,7 @@ class FusedTensorNet(nn.Module):
         self.dtype = potential.dtype
         self._graphs = graphs
         if table is None:
-            table, _ = build_table(potential)
+            table, self.table_info = build_table(potential)
         self._double = extract_weights(potential, table)
         self._place(self.dtype, device)
 
@@ -144,9 +145,14 @@ class FusedTensorNet(nn.Module):
     def _edges_of(self, graph: Graph) -> Edges:
         """Sorted anew only for another list: comparing them would read from the device."""
         index, shift = graph.edge_index, graph.edge_shift
-        versions = (index._version, shift._version)
+        versions = (_version(index), _version(shift))
         known = self._known
         if known is None or known[0] is not index or known[1] is not shift or known[2] != versions:
             known = (index, shift, versions, edges_of(graph))
             self._known = known
         return known[3]
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; those of inference mode do not know."""
+    return -1 if tensor.is_inference() else tensor._version

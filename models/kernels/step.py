@@ -55,6 +55,9 @@ class StepResult(NamedTuple):
 class Operators(Protocol):
     """What a backend implements; see the functions of the same names in `equations`."""
 
+    engine: str
+    """What a person is told of it."""
+
     def geometry(  # noqa: D102
         self,
         positions: Tensor,
@@ -149,6 +152,7 @@ class Operators(Protocol):
 class TorchOperators:
     """The functions of `equations`: any device, any size; edge tensors are stored."""
 
+    engine = "plain functions of the fused pass"
     geometry = staticmethod(equations.geometry)
     embed = staticmethod(equations.embed)
     embed_backward = staticmethod(equations.embed_backward)

@@ -28,6 +28,8 @@ class TritonOperators:
     Nothing is read back from the device. Every tensor must be contiguous and on one device.
     """
 
+    engine = "fused CUDA kernels"
+
     def geometry(
         self,
         positions: Tensor,
