@@ -119,6 +119,23 @@ def test_edges_of_a_shuffled_graph_are_the_same() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("cells", [3, 3 * 10**5])
+def test_edges_between_atoms_many_cells_apart(cells: int) -> None:
+    graph = random_graph(20)
+    steps = torch.randint(-cells, cells, (20, 3), generator=torch.Generator().manual_seed(0))
+    i, j = graph.edge_index
+    shift = graph.edge_shift + steps[i] - steps[j]
+    moved, edges = edges_of(graph._replace(edge_shift=shift)), edges_of(graph)
+    receiver, sender = equations.receivers(moved), moved.senders.long()
+    assert torch.equal(moved.offsets, edges.offsets)
+    assert torch.equal(sender, edges.senders.long())
+    reverse = moved.reverse.long()
+    assert torch.equal(receiver[reverse], sender)
+    assert torch.equal(sender[reverse], receiver)
+    assert torch.equal(moved.shift[reverse], -moved.shift)
+    assert torch.equal(moved.shift - steps[receiver] + steps[sender], edges.shift)
+
+
 def test_an_edge_without_its_reverse_is_refused() -> None:
     graph = random_graph(20)
     broken = graph._replace(edge_index=graph.edge_index[:, 1:], edge_shift=graph.edge_shift[1:])

@@ -44,7 +44,7 @@ class Geometry(NamedTuple):
 def edges_of(graph: Graph) -> Edges:
     """The edges of a graph, in whatever order it holds them.
 
-    Reads one truth value from the device.
+    Reads from the device: a list is made once for many steps.
 
     Raises
     ------
@@ -53,9 +53,10 @@ def edges_of(graph: Graph) -> Edges:
     """
     atoms = graph.numbers.shape[0]
     i, j = graph.edge_index[0], graph.edge_index[1]
-    shift = graph.edge_shift.to(torch.int64)
-    forward = _key(i, j, shift, atoms)
-    backward = _key(j, i, -shift, atoms)
+    images, there, back = _rank(graph.edge_shift.to(torch.int64), atoms)
+    # One integer for each edge, that sorts as (i, j, shift) do.
+    forward = (i * atoms + j) * images + there
+    backward = (j * atoms + i) * images + back
     order = torch.argsort(forward)
     place = torch.argsort(backward[order])
     if not torch.equal(forward[order], backward[order][place]):
@@ -75,12 +76,18 @@ def edges_of(graph: Graph) -> Edges:
     )
 
 
-def _key(i: Tensor, j: Tensor, shift: Tensor, atoms: int) -> Tensor:
-    """One integer for each edge that sorts as (i, j, shift) do; (E,) int64."""
+def _rank(shift: Tensor, atoms: int) -> tuple[int, Tensor, Tensor]:
+    """Numbers (E,) that sort as the shifts and their opposites do, below the first result."""
     if shift.shape[0] == 0:
-        return i
-    reach = shift.abs().amax(0)
-    key = i * atoms + j
-    for axis in range(3):
-        key = key * (2 * reach[axis] + 1) + shift[:, axis] + reach[axis]
-    return key
+        return 1, shift[:, 0], shift[:, 0]
+    reach = [int(r) for r in shift.abs().amax(0).tolist()]
+    x, y, z = (2 * r + 1 for r in reach)
+    if atoms**2 * x * y * z < 2**62:
+        weights = torch.tensor([y * z, z, 1], device=shift.device)
+        there = (shift * weights).sum(1)
+        middle = (x * y * z) // 2
+        return x * y * z, middle + there, middle - there
+    # Atoms so many cells apart that such a key would overflow: count the shifts that occur.
+    distinct, rank = torch.unique(torch.cat([shift, -shift]), dim=0, return_inverse=True)
+    there, back = rank.chunk(2)
+    return distinct.shape[0], there, back
