@@ -47,6 +47,13 @@ Charge = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="float32 or float64.")]
 Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1.")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="fused (compiled kernels), reference (the network itself), or auto: fused where it "
+        "exists, in float32."
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(metavar="N", help="Processor threads; by default 1 up to 60 atoms, else all."),
@@ -142,6 +149,7 @@ def relax(
     charge: Charge = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
+    backend: Backend = "auto",
     threads: Threads = None,
     units: Units = None,
     as_json: Json = False,
@@ -150,7 +158,7 @@ def relax(
     settings = RelaxSettings(
         fmax=fmax, optimizer=optimizer, steps=steps, cell=cell, pressure=pressure
     )
-    how = _model_settings(model, charge, dtype, device, threads, units)
+    how = _model_settings(model, charge, dtype, device, backend, threads, units)
     from .relax import RelaxResult, relax_files
 
     def done(result: RelaxResult) -> None:
@@ -297,6 +305,7 @@ def md(
     charge: Charge = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
+    backend: Backend = "auto",
     threads: Threads = None,
     units: Units = None,
     as_json: Json = False,
@@ -329,7 +338,7 @@ def md(
         values["force_field"] = _split(force_field)
         values["seed"] = int.from_bytes(os.urandom(4), "big") if seed is None else seed
         settings = MDSettings(**values)
-        how = _model_settings(model, charge, dtype, device, threads, units)
+        how = _model_settings(model, charge, dtype, device, backend, threads, units)
         from .launch import launch_md
 
         folder = Path(f"{Path(structure.partition('@')[0]).name.partition('.')[0]}_md")
@@ -452,6 +461,7 @@ def _model_settings(
     charge: int | None,
     dtype: str,
     device: str,
+    backend: str,
     threads: int | None,
     units: str | None,
 ) -> ModelSettings:
@@ -460,6 +470,7 @@ def _model_settings(
         charge=charge,
         dtype=dtype,
         device=device,
+        backend=backend,
         threads=threads,
         units=_parse_units(units),
     )

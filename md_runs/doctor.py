@@ -29,7 +29,8 @@ class Check:
 
 def examine() -> dict[str, Any]:
     """Versions, devices and checks, as plain data."""
-    checks = [check_model(), *(check_backend(name) for name in BACKENDS)]
+    checks = [check_model(), *(check_backend(name) for name in BACKENDS), check_cuda()]
+    checks += [check_cache(), check_auto()]
     checks += [check_ase_engine(), *check_openmm()]
     return {
         "versions": versions(optional=True),
@@ -57,20 +58,68 @@ def check_model() -> Check:
     """Load the checkpoint that ships and evaluate ethanol."""
     name = f"model {SHIPPED}"
     try:
-        energy, force = _evaluate("auto")
+        energy, force, _ = _evaluate("auto", "auto")
     except Exception as error:
         return Check(name, False, _reason(error))
     return Check(name, True, f"ethanol: {energy:.4f} eV, largest force {force:.3f} eV/A")
 
 
 def check_backend(backend: str) -> Check:
-    """Evaluate ethanol with one implementation of the operators."""
+    """Evaluate ethanol with one implementation of the operators, in float32 on the CPU."""
     name = f"backend {backend}"
     try:
-        _evaluate(backend)
+        _, force, engine = _evaluate(backend, "cpu")
     except Exception as error:
         return Check(name, False, _reason(error))
-    return Check(name, True, "evaluates the model that ships")
+    return Check(name, True, f"{engine}: largest force {force:.3f} eV/A")
+
+
+def check_cuda() -> Check:
+    """The fused kernels of a CUDA device."""
+    import torch
+
+    name = "backend fused on cuda"
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        reason = f"built for CUDA {built}" if built else "built without CUDA"
+        return Check(name, False, f"torch {torch.__version__} ({reason}) finds no CUDA device")
+    try:
+        _, force, engine = _evaluate("fused", "cuda")
+    except Exception as error:
+        return Check(name, False, _reason(error))
+    return Check(name, True, f"{engine}: largest force {force:.3f} eV/A")
+
+
+def check_cache() -> Check:
+    """Whether compiled kernels outlive the process."""
+    name = "kernel cache"
+    try:
+        from ..models.kernels.cpu.compiled import cache_folder, folder
+    except ImportError as error:
+        return Check(name, False, f"no Numba ({_reason(error)}): pip install numba")
+    wanted, found = cache_folder(), folder()
+    if wanted not in found.parents:
+        return Check(
+            name,
+            False,
+            f"{wanted} cannot be written: kernels are compiled in every process, half a minute; "
+            "set TENSORMD_CACHE to a folder that can",
+        )
+    return Check(name, True, str(found))
+
+
+def check_auto() -> Check:
+    """What ``--backend auto`` takes for the model that ships, and why not the fused kernels."""
+    try:
+        from ..calculators import PotentialCalculator
+
+        info = PotentialCalculator(SHIPPED).info()
+    except Exception as error:
+        return Check("backend auto", False, _reason(error))
+    taken, why = f"takes {info['engine']} on {info['device']}", info["why_not_fused"]
+    if why:
+        return Check("backend auto", True, f"{taken}: {why}")
+    return Check("backend auto", True, f"{taken} (float64: the network itself)")
 
 
 def check_ase_engine() -> Check:
@@ -139,16 +188,18 @@ def _try_openmm(name: str, engine: str) -> Check:
     return Check(name, False, errors[-1] if errors else f"ended with code {done.returncode}")
 
 
-def _evaluate(backend: str) -> tuple[float, float]:
+def _evaluate(backend: str, device: str) -> tuple[float, float, str]:
+    """Energy, largest force, and what ran."""
     import numpy as np
     from ase.build import molecule
 
     from ..calculators import PotentialCalculator
 
     atoms = molecule("CH3CH2OH")
-    atoms.calc = PotentialCalculator(SHIPPED, backend=backend)
+    atoms.calc = PotentialCalculator(SHIPPED, backend=backend, device=device)
     forces = atoms.get_forces()
-    return float(atoms.get_potential_energy()), float(np.linalg.norm(forces, axis=1).max())
+    largest = float(np.linalg.norm(forces, axis=1).max())
+    return float(atoms.get_potential_energy()), largest, str(atoms.calc.info()["engine"])
 
 
 def _reason(error: BaseException) -> str:

@@ -220,6 +220,7 @@ def learned_system(atoms: Atoms, calculator: Any, engine: str) -> Prepared:
         periodic=bool(atoms.pbc.all()),
         device=str(calculator.device),
         dtype=str(calculator.dtype).removeprefix("torch."),
+        backend=calculator.backend,
     )
     system.addForce(force)
     return Prepared(system, np.arange(len(atoms)), 0)
@@ -282,6 +283,7 @@ def mixed_system(
         engine=engine,
         device=str(calculator.device),
         dtype=str(calculator.dtype).removeprefix("torch."),
+        backend=calculator.backend,
     )
     molecules = _molecules(topology, system)
     return Prepared(system, molecules, system.getNumConstraints())

@@ -22,6 +22,8 @@ __all__ = ["fuse", "fused_problem"]
 
 def fused_problem(potential: nn.Module) -> str | None:
     """Why there are no fused kernels for a potential on its device, or None if there are."""
+    if isinstance(potential, TabulatedPotential):
+        return "the potential has tables already: fuse the one that it was made from"
     if not _has_kernels(potential):
         architecture = getattr(potential, "architecture", type(potential).__name__)
         return f"there are no fused kernels for {architecture}"
@@ -35,7 +37,7 @@ def fused_problem(potential: nn.Module) -> str | None:
 def _has_kernels(potential: nn.Module) -> bool:
     """For these very classes: another that inherits from them may compute something else."""
     return (
-        type(potential) in (Potential, TabulatedPotential)
+        type(potential) is Potential
         and type(potential.representation) is TensorNet
         and type(potential.readout) is EnergyReadout
     )

@@ -63,8 +63,9 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
         def load_overload(self, sig: Any, target_context: Any) -> Any:
             found = super().load_overload(sig, target_context)
             if found is None:
-                log.info(
-                    "compiling the kernels for this processor, once: about half a minute "
+                # A warning, which Python shows if nobody has set up logging: it takes long.
+                log.warning(
+                    "tensormd compiles its kernels for this processor, once: about half a minute "
                     "(kept in %s)",
                     self.cache_path,
                 )
