@@ -40,6 +40,7 @@ from tensormd.models import Potential, batch_graphs
 from tensormd.models.cartesian import BASIS
 from tensormd.models.graph import Graph, displacements
 from tensormd.models.hessian import hessian
+from tensormd.models.kernels import fuse
 from tensormd.models.radial import CosineCutoff
 from tensormd.models.repulsion import ZBLRepulsion
 
@@ -78,21 +79,35 @@ SYSTEMS = {
 EXACT = 1e-10  # what symmetry demands, left to rounding alone
 
 
+ENGINES = ("eager", "script", "fused")
+
+
 @functools.cache
-def model(name: str, scripted: bool = False) -> nn.Module:
-    if scripted:
+def model(name: str, engine: str = "eager") -> nn.Module:
+    if engine == "script":
         return torch.jit.script(model(name))  # type: ignore[no-any-return]
+    if engine == "fused":
+        return fuse(make_potential(**MODELS[name]))
     return make_potential(**MODELS[name])
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(
+    params=[(name, engine) for engine in ("eager", "fused") for name in MODELS],
+    ids=lambda param: "-".join(param),
+)
 def potential(request: pytest.FixtureRequest) -> nn.Module:
-    return model(request.param)
+    return model(*request.param)
 
 
 @pytest.fixture(params=SYSTEMS)
 def system(request: pytest.FixtureRequest) -> System:
     return SYSTEMS[request.param]
+
+
+@pytest.fixture(params=MODELS)
+def network(request: pytest.FixtureRequest) -> Potential:
+    """The eager ones alone, which can be trained and cast."""
+    return model(request.param)  # type: ignore[return-value]
 
 
 def error(value: Any, expected: Any) -> float:
@@ -110,10 +125,10 @@ def assert_same(found: Any, expected: Any, bound: float = EXACT) -> None:
 # Derivatives
 
 
-@pytest.mark.parametrize("scripted", [False, True], ids=["eager", "script"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", MODELS)
-def test_forces_are_the_gradient(name: str, system: System, scripted: bool) -> None:
-    potential = model(name, scripted)
+def test_forces_are_the_gradient(name: str, system: System, engine: str) -> None:
+    potential = model(name, engine)
     assert gap_to_cutoff(system, float(potential.cutoff)) > 0.004  # two steps, on both sides
     forces = predict(potential, system).forces
     if len(system.numbers) == 1:
@@ -123,10 +138,10 @@ def test_forces_are_the_gradient(name: str, system: System, scripted: bool) -> N
     assert relative_error(numerical_forces(potential, system), forces) < 1e-7
 
 
-@pytest.mark.parametrize("scripted", [False, True], ids=["eager", "script"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", MODELS)
-def test_virial_is_the_strain_derivative(name: str, system: System, scripted: bool) -> None:
-    potential = model(name, scripted)
+def test_virial_is_the_strain_derivative(name: str, system: System, engine: str) -> None:
+    potential = model(name, engine)
     virial = predict(potential, system).virial[0]
     assert virial.abs().max() > 0.03
     assert torch.equal(virial, virial.T)
@@ -458,11 +473,11 @@ def test_each_system_of_a_batch_has_its_own_charge() -> None:
 # Dtypes
 
 
-def test_float32_is_close_to_float64(potential: Potential, system: System) -> None:
+def test_float32_is_close_to_float64(network: Potential, system: System) -> None:
     """Rounding of 6e-8, through some hundred operations on terms larger than their sum."""
-    single = copy.deepcopy(potential).float()
+    single = copy.deepcopy(network).float()
     assert single.dtype == torch.float32
-    found, expected = predict(single, system), predict(potential, system)
+    found, expected = predict(single, system), predict(network, system)
     assert all(tensor.dtype == torch.float64 for tensor in found)
     size = max(1.0, float(expected.forces.abs().max()))
     assert (found.forces - expected.forces).abs().max() < 5e-5 * size
@@ -559,12 +574,12 @@ def test_forces_can_be_trained_on() -> None:
     assert max(float(g.abs().max()) for g in gradients.values()) > 1.0
 
 
-def test_training_and_evaluation_agree(potential: nn.Module) -> None:
-    graph = SYSTEMS["crystal"].graph(float(potential.cutoff))
-    trained = copy.deepcopy(potential).train()(graph)
+def test_training_and_evaluation_agree(network: nn.Module) -> None:
+    graph = SYSTEMS["crystal"].graph(float(network.cutoff))
+    trained = copy.deepcopy(network).train()(graph)
     assert trained.energy.requires_grad
     assert trained.forces.requires_grad
-    assert_same(trained, potential(graph), 1e-14)
+    assert_same(trained, network(graph), 1e-14)
 
 
 def test_frozen_weights_give_the_same_forces(potential: nn.Module) -> None:

@@ -30,10 +30,11 @@ from .algebra import FEATURES, dots, load_tensor, plus_scaled, scaled, store_ten
 from .compiled import inlined
 from .simd import LANES, fma, like, load, splat, total
 
-TABLE_ROW = 3 * LANES
-"""Numbers of one knot and chunk of channels: the factors of I, A and S."""
-WEIGHTS = 8
-"""Of a slot: the spline's four, then those of its derivative."""
+TABLE_ROW = 6 * LANES
+"""Numbers of one knot and chunk of channels: the spline coefficients c of the factors of I, A
+and S, then the differences to the next row, (c_{k+1} - c_k) / h."""
+WEIGHTS = 7
+"""Of a slot: four of the spline, then three of its derivative."""
 FRAME = 12
 """Of a slot: the unit vector u, 1 / r, and the A and S components of D(-u)."""
 ROOT_2 = math.sqrt(2)
@@ -104,10 +105,9 @@ def place(
             slots.weights[w + 1] = ((3 * t - 6) * t * t + 4) / 6
             slots.weights[w + 2] = ((3 * s - 6) * s * s + 4) / 6
             slots.weights[w + 3] = t * t * t / 6
-            slots.weights[w + 4] = -s * s / 2 * per_length
-            slots.weights[w + 5] = (3 * t - 4) * t / 2 * per_length
-            slots.weights[w + 6] = -(3 * s - 4) * s / 2 * per_length
-            slots.weights[w + 7] = t * t / 2 * per_length
+            slots.weights[w + 4] = s * s / 2
+            slots.weights[w + 5] = (1 + 2 * t * s) / 2
+            slots.weights[w + 6] = t * t / 2
             x, y, z, f = x / r, y / r, z / r, slot * FRAME
             slots.frame[f], slots.frame[f + 1], slots.frame[f + 2] = x, y, z
             slots.frame[f + 3] = 1 / r
@@ -132,13 +132,34 @@ def spline(table: Any, at: int, w0: Any, w1: Any, w2: Any, w3: Any) -> Any:
 
 @inlined
 def factors(table: Any, at: int, weights: Any, w: int) -> Any:
-    """The factors of I, A and S, with four weights of a slot: the values', or the slopes'."""
+    """The factors of I, A and S."""
     w0, w1 = splat(weights[w]), splat(weights[w + 1])
     w2, w3 = splat(weights[w + 2]), splat(weights[w + 3])
     return (
         spline(table, at, w0, w1, w2, w3),
         spline(table, at + LANES, w0, w1, w2, w3),
         spline(table, at + 2 * LANES, w0, w1, w2, w3),
+    )
+
+
+@inlined
+def spline_slope(table: Any, at: int, w0: Any, w1: Any, w2: Any) -> Any:
+    """Derivative of one factor: three rows of differences, which float32 holds to its last digit.
+
+    From the coefficients themselves it would lose digits as 1 / h.
+    """
+    last = w2 * load(table, at + 2 * TABLE_ROW)
+    return fma(w0, load(table, at), fma(w1, load(table, at + TABLE_ROW), last))
+
+
+@inlined
+def factor_slopes(table: Any, at: int, weights: Any, w: int) -> Any:
+    """Derivatives of the factors of I, A and S."""
+    w0, w1, w2 = splat(weights[w + 4]), splat(weights[w + 5]), splat(weights[w + 6])
+    return (
+        spline_slope(table, at + 3 * LANES, w0, w1, w2),
+        spline_slope(table, at + 4 * LANES, w0, w1, w2),
+        spline_slope(table, at + 5 * LANES, w0, w1, w2),
     )
 
 
@@ -226,7 +247,7 @@ def gather_back(
         for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
             at, w = start + slots.row[slot] * TABLE_ROW, slot * WEIGHTS
             f_i, f_a, f_s = factors(table, at, slots.weights, w)
-            s_i, s_a, s_s = factors(table, at, slots.weights, w + 4)
+            s_i, s_a, s_s = factor_slopes(table, at, slots.weights, w)
             g = load_tensor(g_message, begin + slots.sender[slot] * FEATURES)
             sums = plus_scaled(sums, f_i, f_a, f_s, g)
             d_i, d_a, d_s = dots(g, here)
@@ -265,7 +286,7 @@ def embed_back(
                 pair = load(receiver, mine + c) + load(sender, theirs + c)
                 at = (chunk * rows + slots.row[slot]) * TABLE_ROW
                 _, f_a, f_s = factors(table, at, slots.weights, slot * WEIGHTS)
-                s_i, s_a, s_s = factors(table, at, slots.weights, slot * WEIGHTS + 4)
+                s_i, s_a, s_s = factor_slopes(table, at, slots.weights, slot * WEIGHTS)
                 x = load_tensor(g, (chunk * atoms + i) * FEATURES)
                 d_i, d_a, d_s = dots(x, d)
                 along = fma(pair, fma(s_i, d_i, fma(s_a, d_a, s_s * d_s)), along)

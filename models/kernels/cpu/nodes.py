@@ -53,7 +53,7 @@ class Network(NamedTuple):
     sender: NDArray[Any]
     """Flat (elements, channels)."""
     tables: NDArray[Any]
-    """Flat (1 + layers, chunks, rows, 3, 16): the embedding's, then each layer's."""
+    """Flat (1 + layers, chunks, rows, 6, 16): the embedding's, then each layer's."""
     embedding_at_zero: NDArray[Any]
     """(channels,)."""
     at_zero: NDArray[Any]

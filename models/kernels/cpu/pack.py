@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..packing import with_slopes
 from ..weights import TensorNetWeights
 from .algebra import FEATURES
 from .compiled import inlined
@@ -27,9 +28,16 @@ def pack_network(weights: TensorNetWeights, dtype: np.dtype[Any]) -> Network:
         return padded(array.numpy(), array.ndim - 1, parts).astype(dtype).ravel()
 
     def table(coefficients: Tensor) -> NDArray[Any]:
-        """(rows, 3F) -> flat (chunks, rows, 3, 16)."""
-        rows = padded(coefficients.numpy(), 1, 3).reshape(-1, 3, chunks, LANES)
+        """(rows, 3F) -> flat (chunks, rows, 6, 16), see `edges.TABLE_ROW`."""
+        spacing = (weights.cutoff - weights.lower) / weights.intervals
+        both = with_slopes(coefficients, spacing).numpy()
+        rows = padded(both, 1, 6).reshape(-1, 6, chunks, LANES)
         return rows.transpose(2, 0, 1, 3).astype(dtype).ravel()
+
+    def by_chunk(numbers: Tensor) -> NDArray[Any]:
+        """(3F,) -> flat (chunks, 3, 16)."""
+        parts = padded(numbers.numpy(), 0, 3).reshape(3, chunks, LANES)
+        return parts.transpose(1, 0, 2).astype(dtype).ravel()
 
     mixes = [weights.mix]
     for layer in weights.layers:
@@ -48,7 +56,7 @@ def pack_network(weights: TensorNetWeights, dtype: np.dtype[Any]) -> Network:
         tables=np.concatenate([table(t) for t in (weights.table, *_tables(weights))]),
         embedding_at_zero=flat(weights.at_zero),
         at_zero=np.concatenate(
-            [np.zeros(0, dtype), *(table(layer.at_zero[None]) for layer in weights.layers)]
+            [np.zeros(0, dtype), *(by_chunk(layer.at_zero) for layer in weights.layers)]
         ),
         norm_weight=flat(weights.norm_weight),
         norm_bias=flat(weights.norm_bias),

@@ -221,7 +221,7 @@ def like(typing: Any, vector: Any, number: Any) -> Any:
 
 LN2_HIGH = 0.693359375
 """ln 2 with so few digits that whole multiples of it are exact; `LN2_LOW` is the rest."""
-LN2_LOW = math.log(2) - LN2_HIGH
+LN2_LOW = -2.121944400546905827679e-4  # with more digits than math.log(2) - LN2_HIGH has
 
 
 @intrinsic

@@ -1,0 +1,354 @@
+"""The fused CPU kernels, piece by piece and whole, against plain torch."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import System, crystal, ethanol, make_potential, predict, predict_batch, slab, tiny
+from numba import njit
+from numpy.typing import NDArray
+
+from tensormd.models import Potential
+from tensormd.models.activations import activation
+from tensormd.models.cartesian import TensorAlgebra
+from tensormd.models.graph import NeighborList
+from tensormd.models.kernels import fuse
+from tensormd.models.kernels.cpu import algebra, dense, perceptron, simd
+from tensormd.models.kernels.weights import dense_layers
+from tensormd.models.tabulated import FORCE_BOUND, tabulated_potential
+
+DTYPES = (np.float32, np.float64)
+ROUNDING = {np.float32: 2e-6, np.float64: 4e-15}
+Array = NDArray[Any]
+LANES = simd.LANES
+
+
+def numbers(rng: np.random.Generator, size: int, dtype: Any) -> Array:
+    return rng.normal(size=size).astype(dtype)
+
+
+# Vectors
+
+
+@njit
+def lanewise(x: Array, y: Array, out: Array) -> Any:
+    a, b = simd.load(x, 0), simd.load(y, 0)
+    simd.store(out, 0, simd.fma(a, b, a) - b / (a * a + simd.like(a, 2.0)))
+    simd.store(out, 16, simd.maximum(a, b) + simd.minimum(a, -b) * simd.absolute(a))
+    simd.store(out, 32, simd.splat(y[3]) * a)
+    return simd.total(a), simd.lane(b, 5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vectors_do_what_arrays_do(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, y, out = numbers(rng, 16, dtype), numbers(rng, 16, dtype), np.zeros(48, dtype)
+    total, lane = lanewise(x, y, out)
+    a, b = x.astype(float), y.astype(float)
+    expected = [
+        a * b + a - b / (a * a + 2),
+        np.maximum(a, b) + np.minimum(a, -b) * np.abs(a),
+        b[3] * a,
+    ]
+    np.testing.assert_allclose(out, np.concatenate(expected), atol=4 * ROUNDING[dtype])
+    assert total == pytest.approx(a.sum(), abs=16 * ROUNDING[dtype])
+    assert lane == y[5]
+
+
+@njit
+def exponentials(x: Array, out: Array) -> None:
+    for k in range(0, x.size, LANES):
+        simd.store(out, k, simd.exp(simd.load(x, k)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exponential(dtype: Any) -> None:
+    ends = (-87, 88) if dtype is np.float32 else (-708, 709)
+    x = np.linspace(*ends, 4096).astype(dtype)
+    out = np.empty_like(x)
+    exponentials(x, out)
+    exact = np.exp(x.astype(np.longdouble))
+    assert (abs(out - exact) / exact).max() < 2.5 * np.finfo(dtype).eps
+    outside = np.tile(np.array([-1e4, 1e4], dtype), 8)
+    exponentials(outside, out)
+    assert np.isfinite(out[:16]).all()
+
+
+# Matrix products and perceptrons
+
+
+def chunked(rows: Array) -> Array:
+    """(n, K) as the kernels store it."""
+    n, channels = rows.shape
+    return rows.reshape(n, channels // LANES, LANES).transpose(1, 0, 2).ravel().copy()
+
+
+def unchunked(flat: Array, n: int) -> Array:
+    return flat.reshape(-1, n, LANES).transpose(1, 0, 2).reshape(n, -1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(1, 16, 16), (5, 48, 80), (6, 16, 128), (29, 128, 256)], ids=str
+)
+def test_matrix_product(dtype: Any, shape: tuple[int, int, int]) -> None:
+    n, inputs, outputs = shape
+    rng = np.random.default_rng(1)
+    x, w = rng.normal(size=(n, inputs)).astype(dtype), rng.normal(size=shape[1:]).astype(dtype)
+    bias, y = numbers(rng, outputs, dtype), np.full(n * outputs, np.nan, dtype)
+    dense.multiply(
+        chunked(x), 0, n * LANES, LANES * np.arange(n), n, dense.pack_matrix(w), 0, bias, 0,
+        inputs // LANES, outputs // LANES, y, 0, n * LANES,
+    )  # fmt: skip
+    expected = x.astype(float) @ w.astype(float) + bias
+    np.testing.assert_allclose(unchunked(y, n), expected, atol=inputs * ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["silu", "ssp", "tanh", "sigmoid", "mish"])
+def test_perceptron_and_its_gradient(dtype: Any, name: str) -> None:
+    """Three parts of 10 channels in, which are padded to 16 each, and one number out."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Linear(30, 20), activation(name), torch.nn.Linear(20, 1), activation(name)
+    ).double()
+    n, block = 5, 7
+    x = (5 * torch.randn(n, 30, dtype=torch.float64)).requires_grad_(True)
+    value = network(x)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+
+    packed = perceptron.pack_perceptron(dense_layers(network), 3, 1, np.dtype(dtype))
+    size = int(packed.chunks.sum()) * block * LANES
+    values, slopes = np.zeros(size, dtype), np.zeros(size, dtype)
+    wide = perceptron.padded(x.detach().numpy(), 1, 3).astype(dtype)
+    values.reshape(-1, block, LANES)[: wide.shape[1] // LANES, :n] = chunked(wide).reshape(
+        -1, n, LANES
+    )
+    rows = LANES * np.arange(block)
+    out = perceptron.forward(packed, values, 0, slopes, 0, rows, n, block)
+    found = values[out : out + n * LANES : LANES]
+    bound = 2e2 * ROUNDING[dtype]
+    np.testing.assert_allclose(found, value.detach().numpy()[:, 0], atol=bound)
+
+    values[out : out + block * LANES] = 1
+    zeros = np.zeros(256, dtype)
+    perceptron.backward(packed, values, 0, slopes, 0, rows, n, block, zeros)
+    back = unchunked(values[: wide.shape[1] * block], block)[:n]
+    expected = perceptron.padded(gradient.numpy(), 1, 3)
+    np.testing.assert_allclose(back, expected, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layer_norm_of_padded_channels_and_its_gradient(dtype: Any) -> None:
+    torch.manual_seed(0)
+    norm = torch.nn.LayerNorm(20).double()
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+    x = (3 + torch.randn(1, 20, dtype=torch.float64)).requires_grad_(True)
+    g = torch.randn(1, 20, dtype=torch.float64)
+    y = norm(x)
+    (gradient,) = torch.autograd.grad(y, x, g)
+
+    def wide(t: torch.Tensor) -> Array:
+        return perceptron.padded(t.detach().numpy().reshape(-1), 0).astype(dtype)
+
+    found, weight, bias = np.zeros(32, dtype), wide(norm.weight), wide(norm.bias)
+    mean, scale = perceptron.normalise(wide(x), 0, LANES, 2, 20, weight, bias, found, 0)
+    np.testing.assert_allclose(found, wide(y), atol=20 * ROUNDING[dtype])
+    back = wide(g)
+    perceptron.normalise_back(wide(x), 0, LANES, 2, 20, weight, mean, scale, back, 0)
+    np.testing.assert_allclose(back[:20], wide(gradient)[:20], atol=20 * ROUNDING[dtype])
+
+
+@njit
+def tensor_products(x: Array, y: Array, out: Array) -> None:
+    a, b = algebra.load_tensor(x, 0), algebra.load_tensor(y, 0)
+    size = algebra.FEATURES
+    algebra.store_tensor(out, 0, algebra.anticommutator(a, b))
+    algebra.store_tensor(out, size, algebra.product(a, algebra.transposed(b)))
+    simd.store(out, 2 * size, algebra.dot(a, b))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensor_algebra(dtype: Any) -> None:
+    rng = np.random.default_rng(2)
+    size = algebra.FEATURES
+    x, y, out = numbers(rng, size, dtype), numbers(rng, size, dtype), np.zeros(3 * size, dtype)
+    tensor_products(x, y, out)
+    torch_algebra = TensorAlgebra()
+    a, b = (torch.tensor(t.reshape(9, 1, 16), dtype=torch.float64) for t in (x, y))
+    b_transposed = torch_algebra.decompose(torch_algebra.compose(b).transpose(0, 1))
+    expected = [torch_algebra.anticommutator(a, b), torch_algebra.product(a, b_transposed)]
+    bound = 20 * ROUNDING[dtype]
+    for k, tensor in enumerate(expected):
+        found = out[k * size : (k + 1) * size].reshape(9, 1, 16)
+        np.testing.assert_allclose(found, tensor.numpy(), atol=bound)
+    np.testing.assert_allclose(
+        out[2 * size : 2 * size + 16], (a * b).sum((0, 1)).numpy(), atol=bound
+    )
+
+
+# The whole pass. What it means physically is tested in test_potential_physics.py.
+
+SYSTEMS = {
+    "molecule": ethanol(),
+    "ion": ethanol(charge=-1.0),
+    "crystal": crystal(),
+    "slab": slab(),
+    "2-atom-cell": tiny(2),
+    "apart": System(np.array([8, 1]), np.array([[0.0, 0, 0], [0, 0, 5.0]])),
+    "atom": System(np.array([6]), np.zeros((1, 3))),
+}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "no-layers": {"layers": 0},
+    "three-layers": {"layers": 3, "channels": 24},
+    "odd-channels": {"channels": 10},
+    "wide": {"channels": 80},
+    "mish": {"activation": "mish"},
+    "ssp": {"activation": "ssp"},
+    "SO(3)-gated": {"group": "SO(3)", "head": "gated", "channels": 32},
+    "linear": {"head": "linear"},
+    "lower-cutoff": {"cutoff_lower": 0.9},
+    "zbl-bohr": {"zbl": 5.0, "length_unit": "bohr", "energy_unit": "hartree", "cutoff": 8.5},
+    "bare": {"self_interaction": False, "radial": "bessel"},
+}
+
+
+@pytest.mark.parametrize("kind", SYSTEMS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equals_plain_torch_with_the_same_tables(name: str, kind: str) -> None:
+    """In float64, to rounding; and a wrong table would be seen."""
+    potential = make_potential(**NETWORKS[name])
+    found = predict(fuse(potential), SYSTEMS[kind], skin=0.7)
+    expected = predict(tabulated_potential(potential), SYSTEMS[kind])
+    for field, a, b in zip(expected._fields, found, expected, strict=True):
+        size = max(float(b.abs().max()), 1e-3)
+        assert float((a - b).abs().max()) < 1e-11 * size, field
+
+
+@pytest.mark.parametrize("kind", SYSTEMS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_float32_is_near_the_network(name: str, kind: str) -> None:
+    potential = make_potential(**NETWORKS[name])
+    fused = fuse(copy.deepcopy(potential).float())
+    found, expected = predict(fused, SYSTEMS[kind]), predict(potential, SYSTEMS[kind])
+    size = max(1.0, float(expected.forces.abs().max()))
+    assert (found.forces - expected.forces).abs().max() < FORCE_BOUND + 1e-5 * size
+    energies = float(expected.energies.abs().max())
+    assert (found.energies - expected.energies).abs().max() < 1e-5 + 2e-6 * energies
+    assert (found.virial - expected.virial).abs().max() < 2e-4 * size
+    assert found.forces.dtype == torch.float64
+
+
+def test_several_systems_in_one_graph() -> None:
+    systems = [SYSTEMS[kind] for kind in ("ion", "crystal", "atom", "molecule")]
+    fused = fuse(make_potential())
+    together = predict_batch(fused, systems)
+    for k, system in enumerate(systems):
+        alone = predict(fused, system)
+        assert torch.equal(together.energy[k], alone.energy[0])
+        assert torch.equal(together.virial[k], alone.virial[0])
+
+
+def water(atoms: int) -> System:
+    """Enough molecules for several blocks of atoms."""
+    rng = np.random.default_rng(3)
+    side = round((atoms / 0.1) ** (1 / 3), 3)
+    points = rng.uniform(0, side, (atoms, 3))
+    return System(rng.choice([1, 6, 8], atoms), points, np.eye(3) * side, True)
+
+
+def test_repeats_to_the_bit_whatever_the_number_of_threads() -> None:
+    potential, system = make_potential(channels=48).float(), water(150)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 2, 1):
+            torch.set_num_threads(count)
+            results.append(predict(fuse(potential), system))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        for a, b in zip(result, results[0], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_memory_is_kept_while_the_neighbours_are_the_same() -> None:
+    fused, system = fuse(make_potential()), SYSTEMS["crystal"]
+    neighbors = NeighborList(4.5, skin=1.0)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        moved = system.moved(system.positions + 0.05 * rng.normal(size=(5, 3)))
+        found = fused(neighbors.graph(*moved))
+        for a, b in zip(found, predict(fuse(make_potential()), moved), strict=True):
+            assert torch.equal(a, b)
+    assert neighbors.builds == 1
+    # Another cell, and another structure: nothing of the last one is left.
+    for other in (system.strained(0.02 * np.eye(3)), SYSTEMS["molecule"]):
+        found = fused(neighbors.graph(*other))
+        for a, b in zip(found, predict(fuse(make_potential()), other), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_edges_that_cannot_be_used_are_refused() -> None:
+    fused: Any = fuse(make_potential())
+    graph = SYSTEMS["molecule"].graph()
+    backwards = graph._replace(edge_index=graph.edge_index.flip(1).contiguous())
+    with pytest.raises(ValueError, match="not sorted by receiver"):
+        fused(backwards)
+    half = graph._replace(
+        edge_index=graph.edge_index[:, 1:].contiguous(), edge_shift=graph.edge_shift[1:]
+    )
+    with pytest.raises(ValueError, match="no reverse"):
+        fused(half)
+
+
+def test_another_architecture_is_refused() -> None:
+    with pytest.raises(ValueError, match="no fused kernels for Linear"):
+        fuse(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+BOUNDS_CHECK = """
+import numpy as np, torch
+from test_kernels_cpu import NETWORKS, SYSTEMS, water
+from helpers import make_potential, predict
+from tensormd.models.kernels import fuse
+torch.set_num_threads(2)
+for name in ("three-layers", "SO(3)-gated", "no-layers"):
+    fused = fuse(make_potential(**NETWORKS[name]).float())
+    for system in (SYSTEMS["molecule"], SYSTEMS["atom"], water(70), SYSTEMS["apart"]):
+        predict(fused, system)
+print("within bounds")
+"""
+
+
+def test_nothing_outside_an_array_is_touched() -> None:
+    """The same kernels, compiled so that every vector loaded or stored is checked."""
+    done = subprocess.run(
+        [sys.executable, "-c", BOUNDS_CHECK],
+        env={**os.environ, "NUMBA_BOUNDSCHECK": "1"},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.stdout.strip().endswith("within bounds"), done.stderr
+
+
+def test_a_potential_is_left_as_it_is() -> None:
+    potential: Potential = make_potential().float()
+    before = {name: value.clone() for name, value in potential.state_dict().items()}
+    fuse(potential)
+    assert all(torch.equal(before[name], v) for name, v in potential.state_dict().items())
+    assert next(potential.parameters()).requires_grad
