@@ -1,0 +1,242 @@
+"""Sixteen channels of d components each: tuples of d vectors, for any d, with loops unrolled.
+
+A function is told d by the length of a tuple of vectors, or by ``shape``, an array of L + 1
+dimensions that holds nothing, d = (L + 1)^2: what is part of a type is known when compiled, and
+of a tuple of arrays and numbers all threads get a copy, of nested tuples none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .simd import LANES, Vector, broadcast, call_lanewise, vector_pointer
+
+
+def _constant(index: Any, value: int) -> Any:
+    return ir.Constant(index.type, value)
+
+
+def _load(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    pointer = vector_pointer(context, builder, kind, array, index)
+    return builder.load(pointer, align=kind.dtype.bitwidth // 8)
+
+
+@intrinsic
+def load_all(typing: Any, shape: Any, array: Any, start: Any) -> Any:
+    """The d vectors that begin at array[start]."""
+    result = types.UniTuple(Vector(array.dtype), shape.ndim**2)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = [
+            _load(
+                context,
+                builder,
+                array,
+                args[1],
+                builder.add(args[2], _constant(args[2], LANES * k)),
+            )
+            for k in range(shape.ndim**2)
+        ]
+        return context.make_tuple(builder, result, values)
+
+    return result(shape, array, types.intp), generate
+
+
+@intrinsic
+def store_all(typing: Any, array: Any, start: Any, x: Any) -> Any:
+    """Write d vectors from array[start] on."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        for k, value in enumerate(cgutils.unpack_tuple(builder, args[2])):
+            index = builder.add(args[1], _constant(args[1], LANES * k))
+            pointer = vector_pointer(context, builder, array, args[0], index)
+            builder.store(value, pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, x), generate
+
+
+@intrinsic
+def plus(typing: Any, x: Any, y: Any) -> Any:
+    """X + y."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pairs = zip(*(cgutils.unpack_tuple(builder, each) for each in args), strict=True)
+        return context.make_tuple(builder, x, [builder.fadd(a, b) for a, b in pairs])
+
+    return x(x, x), generate
+
+
+@intrinsic
+def times(typing: Any, factor: Any, x: Any) -> Any:
+    """Every component times one vector."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = cgutils.unpack_tuple(builder, args[1])
+        return context.make_tuple(builder, x, [builder.fmul(args[0], each) for each in values])
+
+    return x(factor, x), generate
+
+
+@intrinsic
+def dot(typing: Any, x: Any, y: Any) -> Any:
+    """Sum over components of x y."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (a, *xs), (b, *ys) = (cgutils.unpack_tuple(builder, each) for each in args)
+        value = builder.fmul(a, b)
+        for one, other in zip(xs, ys, strict=True):
+            value = call_lanewise(builder, "fma", one, other, value)
+        return value
+
+    return x.dtype(x, x), generate
+
+
+@intrinsic
+def with_first(typing: Any, x: Any, first: Any) -> Any:
+    """X with another component 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = cgutils.unpack_tuple(builder, args[0])
+        return context.make_tuple(builder, x, [args[1], *values[1:]])
+
+    return x(x, first), generate
+
+
+def _coupling(back: bool) -> Callable[..., Any]:
+    def couple(typing: Any, matrix: Any, start: Any, x: Any, sums: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind, (array, first, _, _) = signature.args, args
+            xs, values = (cgutils.unpack_tuple(builder, each) for each in args[2:])
+            data = builder.bitcast(
+                vector_pointer(context, builder, kind[0], array, first),
+                xs[0].type.element.as_pointer(),
+            )
+            d = len(xs)
+            for row in range(d):
+                for column in range(d):
+                    place = column * d + row if back else row * d + column
+                    number = builder.load(builder.gep(data, [_constant(first, place)]))
+                    values[row] = call_lanewise(
+                        builder, "fma", broadcast(builder, number), xs[column], values[row]
+                    )
+            return context.make_tuple(builder, x, values)
+
+        return x(matrix, types.intp, x, x), generate
+
+    couple.__doc__ = "sums + M{} x of the (d, d) matrix at matrix[start].".format("^T" * back)
+    return intrinsic(couple)
+
+
+couple = _coupling(back=False)
+couple_back = _coupling(back=True)
+
+
+@intrinsic
+def outer_sums(
+    typing: Any, shape: Any, a: Any, a_start: Any, b: Any, b_start: Any, c: Any, c_start: Any,
+    e: Any, e_start: Any, chunks: Any, out: Any, out_start: Any,
+) -> Any:  # fmt: skip
+    """Vectors (d, d) of sums over chunks, a_k b_i + c_k e_i; `lane_sums` ends them.
+
+    Features lie as [chunk][component][16].
+    """
+    tile, d, whole = shape.ndim, shape.ndim**2, types.intp
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = signature.args
+        index = args[2]
+        zero = ir.Constant(ir.VectorType(_element(a.dtype), LANES), [0.0] * LANES)
+
+        with cgutils.for_range(builder, _constant(index, tile)) as outer:
+            k_first = builder.mul(outer.index, _constant(index, tile * LANES))
+            with cgutils.for_range(builder, _constant(index, tile)) as inner:
+                i_first = builder.mul(inner.index, _constant(index, tile * LANES))
+                sums = [
+                    [cgutils.alloca_once_value(builder, zero) for _ in range(tile)]
+                    for _ in range(tile)
+                ]
+                for row in sums:
+                    for each in row:
+                        builder.store(zero, each)
+                with cgutils.for_range(builder, args[9]) as chunk:
+                    here = builder.mul(chunk.index, _constant(index, d * LANES))
+
+                    def vectors(which: int, offset: Any, here: Any = here) -> list[Any]:
+                        start = builder.add(builder.add(args[which + 1], here), offset)
+                        return [
+                            _load(
+                                context,
+                                builder,
+                                kind[which],
+                                args[which],
+                                builder.add(start, _constant(index, LANES * n)),
+                            )
+                            for n in range(tile)
+                        ]
+
+                    for left, right in ((1, 3), (5, 7)):
+                        rows, columns = vectors(left, k_first), vectors(right, i_first)
+                        for k in range(tile):
+                            for i in range(tile):
+                                value = call_lanewise(
+                                    builder, "fma", rows[k], columns[i], builder.load(sums[k][i])
+                                )
+                                builder.store(value, sums[k][i])
+                first = builder.add(
+                    args[11], builder.add(builder.mul(k_first, _constant(index, d)), i_first)
+                )
+                for k in range(tile):
+                    for i in range(tile):
+                        place = builder.add(first, _constant(index, (k * d + i) * LANES))
+                        pointer = vector_pointer(context, builder, kind[10], args[10], place)
+                        builder.store(
+                            builder.load(sums[k][i]), pointer, align=a.dtype.bitwidth // 8
+                        )
+        return context.get_dummy_value()
+
+    return (
+        types.void(shape, a, whole, b, whole, c, whole, e, whole, whole, out, whole),
+        generate,
+    )
+
+
+def _element(dtype: Any) -> Any:
+    return ir.FloatType() if dtype == types.float32 else ir.DoubleType()
+
+
+@intrinsic
+def lane_sums(typing: Any, array: Any, start: Any) -> Any:
+    """Sums of the lanes of the sixteen vectors that begin at array[start], as one vector."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        index = ir.VectorType(ir.IntType(32), LANES)
+        even = ir.Constant(index, list(range(0, 2 * LANES, 2)))
+        odd = ir.Constant(index, list(range(1, 2 * LANES, 2)))
+        values = [
+            _load(
+                context,
+                builder,
+                array,
+                args[0],
+                builder.add(args[1], _constant(args[1], LANES * k)),
+            )
+            for k in range(LANES)
+        ]
+        while len(values) > 1:
+            values = [
+                builder.fadd(
+                    builder.shuffle_vector(values[k], values[k + 1], even),
+                    builder.shuffle_vector(values[k], values[k + 1], odd),
+                )
+                for k in range(0, len(values), 2)
+            ]
+        return values[0]
+
+    return Vector(array.dtype)(array, types.intp), generate

@@ -1,0 +1,404 @@
+r"""Embedding and attention of a TDN over the neighbours of a few atoms, forward and backward.
+
+The equations are those of `tdn_equations`, by the names there. Messages, values and gates of the
+edges of a group of receivers live in the memory of a thread, and the way back computes them anew:
+nothing of size edges x components x channels is kept from layer to layer. What goes back to the
+senders is written once for a chunk of receivers, and summed by sender after it.
+
+Layout: features of atoms and of edges are [atom or edge][chunk of 16 channels][component][16].
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .compiled import inlined
+from .components import (
+    couple,
+    couple_back,
+    dot,
+    lane_sums,
+    load_all,
+    outer_sums,
+    plus,
+    store_all,
+    times,
+    with_first,
+)
+from .dense import multiply
+from .edges import Pairs
+from .simd import LANES, exp, fma, like, load, splat, store, total
+from .tdn_geometry import WEIGHTS, Slots, add_to_harmonics
+from .tdn_network import PAIR, VALUE, Network, Work
+
+
+@inlined
+def spline(net: Network, slots: Slots, slot: int, start: int) -> Any:
+    """Radial weights of sixteen channels; ``start`` is where the table of the chunk begins."""
+    width, w = net.chunks * LANES, slot * WEIGHTS
+    at = start + slots.row[slot] * width
+    lower = splat(slots.weights[w]) * load(net.tables, at)
+    lower = fma(splat(slots.weights[w + 1]), load(net.tables, at + width), lower)
+    upper = splat(slots.weights[w + 3]) * load(net.tables, at + 3 * width)
+    upper = fma(splat(slots.weights[w + 2]), load(net.tables, at + 2 * width), upper)
+    return lower + upper
+
+
+@inlined
+def spline_slope(net: Network, slots: Slots, slot: int, start: int) -> Any:
+    """Their derivatives."""
+    width, w = net.chunks * LANES, slot * WEIGHTS
+    at = start + slots.row[slot] * width
+    sums = splat(slots.weights[w + 4]) * load(net.differences, at)
+    sums = fma(splat(slots.weights[w + 5]), load(net.differences, at + width), sums)
+    return fma(splat(slots.weights[w + 6]), load(net.differences, at + 2 * width), sums)
+
+
+@inlined
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + e^-x)."""
+    one = like(x, 1.0)
+    return one / (one + exp(-x))
+
+
+@inlined
+def embed(first: int, last: int, net: Network, pairs: Pairs, slots: Slots, work: Work) -> None:
+    """Sums over neighbours of atoms ``first`` to ``last``, and of their envelopes."""
+    d, size = net.components, net.matrix
+    for i in range(first, last):
+        degree = 0.0
+        for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
+            degree += slots.envelope[2 * slot]
+        work.degree[i] = degree
+        for chunk in range(net.chunks):
+            here = (i * net.chunks + chunk) * d * LANES
+            zero = load(net.zeros, 0)
+            for k in range(d):
+                store(work.embedded, here + k * LANES, zero)
+            for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
+                w = splat(slots.envelope[2 * slot]) * spline(net, slots, slot, chunk * LANES)
+                for k in range(d):
+                    at, m = here + k * LANES, splat(slots.coupling[slot * size + k * d])
+                    store(work.embedded, at, fma(m, w, load(work.embedded, at)))
+
+
+@inlined
+def embed_back(
+    first: int, last: int, net: Network, pairs: Pairs, slots: Slots, work: Work, scratch: Any
+) -> None:
+    """The way back of `embed`: adds to the gradients of the slots.
+
+    Gradients of the sums are in ``work.g_z``, those of the envelopes' in ``work.g_degree``.
+    """
+    d, size = net.components, net.matrix
+    sums, matrix = work.sums, work.totals
+    for i in range(first, last):
+        for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
+            for at in range(0, size * LANES, LANES):
+                store(scratch, sums + at, load(net.zeros, 0))
+            phi, fall = slots.envelope[2 * slot], slots.envelope[2 * slot + 1]
+            value, rise = load(net.zeros, 0), load(net.zeros, 0)
+            for chunk in range(net.chunks):
+                here = (i * net.chunks + chunk) * d * LANES
+                w = spline(net, slots, slot, chunk * LANES)
+                along = load(net.zeros, 0)
+                for k in range(d):
+                    g, m = load(work.g_z, here + k * LANES), slots.coupling[slot * size + k * d]
+                    along = fma(splat(m), g, along)
+                    at = sums + k * d * LANES
+                    store(scratch, at, fma(w * splat(phi), g, load(scratch, at)))
+                value = fma(w, along, value)
+                rise = fma(spline_slope(net, slots, slot, chunk * LANES), along, rise)
+            slots.slope[slot] += phi * total(rise) + fall * (total(value) + work.g_degree[i])
+            for at in range(0, size, LANES):
+                store(scratch, matrix + at, lane_sums(scratch, sums + at * LANES))
+            add_to_harmonics(slots, slot, net, scratch, matrix)
+
+
+@inlined
+def attend(
+    first: int, last: int, layer: int, net: Network, pairs: Pairs, slots: Slots, work: Work,
+    scratch: Any,
+) -> None:  # fmt: skip
+    r"""Messages, values, gates and attention of the edges of a group, in the thread's memory.
+
+    Messages lie at ``work.message``, W_v m at ``work.value``; at ``work.gate``, in rows as long
+    as features, first the gates :math:`\sigma(W_g m_0 + b)`, then :math:`a \lambda'(W_\alpha m_0
+    + b)`; radial weights at ``work.radial``; the attention at ``work.alpha``, then the same
+    without the envelope.
+    """
+    d, chunks, matrix = net.components, net.chunks, net.matrix
+    width, features = chunks * LANES, chunks * d * LANES
+    sent, received = work.sent[layer], work.received[layer]
+    table = (layer + 1) * net.rows * width
+    n = 0
+    for i in range(first, last):
+        for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
+            j = slots.sender[slot]
+            for chunk in range(chunks):
+                here = chunk * d * LANES
+                w = spline(net, slots, slot, table + chunk * LANES)
+                store(scratch, work.radial + n * width + chunk * LANES, w)
+                x = plus(
+                    load_all(net.shape, sent, j * features + here),
+                    load_all(net.shape, received, i * features + here),
+                )
+                x = times(w, x)
+                m = couple(slots.coupling, slot * matrix, x, times(load(net.zeros, 0), x))
+                store_all(scratch, work.message + n * features + here, m)
+            n += 1
+    if n == 0:
+        return
+    square = width * width
+    start, bias = layer * net.matrices_of_layer * square, layer * net.matrices_of_layer * width
+    multiply(
+        scratch, work.message, d * LANES, work.rows, n * d, net.matrices, start + VALUE * square,
+        net.zeros, 0, chunks, chunks, scratch, work.value, d * LANES,
+    )  # fmt: skip
+    multiply(
+        scratch, work.message, d * LANES, work.rows_first, n, net.matrices, start + PAIR * square,
+        net.biases, bias + PAIR * width, chunks, 2 * chunks, scratch, work.gate, LANES,
+    )  # fmt: skip
+    heads, per_head = net.heads, net.chunks // net.heads
+    even, odd = (1 + net.slope) / 2, (1 - net.slope) / 2
+    n = 0
+    for i in range(first, last):
+        count = slots.counts[i]
+        for e in range(n, n + count):
+            row = work.gate + e * features
+            for head in range(heads):
+                sums = load(net.zeros, 0)
+                for chunk in range(head * per_head, (head + 1) * per_head):
+                    c = chunk * LANES
+                    store(scratch, row + c, sigmoid(load(scratch, row + c)))
+                    a = load(scratch, row + width + c)
+                    s, one, two = sigmoid(a), like(a, 1.0), like(a, 2.0)
+                    inner = fma(two, s, -one)
+                    weight = load(net.score_dots, layer * width + c)
+                    leaky = a * fma(like(a, odd), inner, like(a, even))
+                    sums = fma(weight, leaky, sums)
+                    curve = fma(two * a * s, one - s, inner)
+                    leaky = fma(like(a, odd), curve, like(a, even))
+                    store(scratch, row + width + c, weight * leaky)
+                scratch[work.alpha + e * heads + head] = total(sums)
+        for head in range(heads):
+            highest = 0.0 if net.smooth else -math.inf
+            for e in range(n, n + count):
+                highest = max(highest, scratch[work.alpha + e * heads + head])
+            whole = math.exp(-highest) if net.smooth else 0.0
+            for e in range(n, n + count):
+                at, slot = work.alpha + e * heads + head, pairs.offsets[i] + e - n
+                free = math.exp(scratch[at] - highest)
+                scratch[work.free + e * heads + head] = free
+                whole += slots.envelope[2 * slot] * free
+            for e in range(n, n + count):
+                at, slot = e * heads + head, pairs.offsets[i] + e - n
+                free = scratch[work.free + at] / whole
+                scratch[work.free + at] = free
+                scratch[work.alpha + at] = slots.envelope[2 * slot] * free
+        n += count
+
+
+@inlined
+def gather(
+    first: int, last: int, layer: int, net: Network, pairs: Pairs, slots: Slots, work: Work,
+    scratch: Any,
+) -> None:  # fmt: skip
+    """Sums of the values over the edges of a group, weighted by attention: z."""
+    d, chunks, matrix = net.components, net.chunks, net.matrix
+    width, features, z = chunks * LANES, chunks * d * LANES, work.z[layer]
+    biases = (layer * net.matrices_of_layer + VALUE) * width
+    per_head = net.chunks // net.heads
+    n = 0
+    for i in range(first, last):
+        for chunk in range(chunks):
+            here, c = chunk * d * LANES, chunk * LANES
+            bias = load(net.biases, biases + c)
+            sums = load_all(net.shape, net.zeros, 0)
+            for e in range(n, n + slots.counts[i]):
+                alpha = splat(scratch[work.alpha + e * net.heads + chunk // per_head])
+                u = load_all(net.shape, scratch, work.value + e * features + here)
+                u_0 = u[0] + bias
+                v = times(load(scratch, work.gate + e * features + c), u)
+                v = with_first(v, u_0 * sigmoid(u_0))
+                v = times(alpha * load(scratch, work.radial + e * width + c), v)
+                slot = pairs.offsets[i] + e - n
+                sums = couple(slots.coupling, slot * matrix, v, sums)
+            store_all(z, i * features + here, sums)
+        n += slots.counts[i]
+
+
+@inlined
+def attend_back(
+    first: int, last: int, layer: int, base: int, net: Network, pairs: Pairs, slots: Slots,
+    work: Work, scratch: Any,
+) -> None:  # fmt: skip
+    """The way back of `attend` and `gather`, whose memory is as they left it.
+
+    The gradient of z is in ``work.g_z``. What goes to senders is written to ``work.returned``,
+    where the first is that of slot ``base``; what stays, to ``work.g_received``.
+    """
+    n = back_to_messages(first, last, layer, net, pairs, slots, work, scratch)
+    d, chunks = net.components, net.chunks
+    width = chunks * LANES
+    square = width * width
+    start = layer * net.matrices_of_layer * square
+    if n > 0:
+        multiply(
+            scratch, work.value, d * LANES, work.rows, n * d, net.transposed,
+            start + VALUE * square, net.zeros, 0, chunks, chunks, scratch, work.gradients,
+            d * LANES,
+        )  # fmt: skip
+        multiply(
+            scratch, work.gate, LANES, work.rows_first, n, net.transposed, start + PAIR * square,
+            net.zeros, 0, 2 * chunks, chunks, scratch, work.gate + 2 * width, LANES,
+        )  # fmt: skip
+    back_to_features(first, last, layer, base, net, pairs, slots, work, scratch)
+
+
+@inlined
+def back_to_messages(
+    first: int, last: int, layer: int, net: Network, pairs: Pairs, slots: Slots, work: Work,
+    scratch: Any,
+) -> int:  # fmt: skip
+    """From the gradient of z to those of W_v m, of the gates' and the scores' arguments.
+
+    These take the place of what they are gradients of; alpha w v takes that of the messages, and
+    ``work.g_radial`` is begun. Returns the number of edges.
+    """
+    d, chunks, matrix = net.components, net.chunks, net.matrix
+    width, features, z = chunks * LANES, chunks * d * LANES, work.z[layer]
+    biases = (layer * net.matrices_of_layer + VALUE) * width
+    heads, per_head = net.heads, net.chunks // net.heads
+    n = 0
+    for i in range(first, last):
+        own, share = work.shares, work.g_z
+        for head in range(heads):
+            sums = load(net.zeros, 0)
+            for chunk in range(head * per_head, (head + 1) * per_head):
+                at = i * features + chunk * d * LANES
+                sums = sums + dot(load_all(net.shape, share, at), load_all(net.shape, z, at))
+            scratch[own + head] = total(sums)
+        for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
+            row = work.gate + n * features
+            change = 0.0
+            for head in range(heads):
+                alpha = splat(scratch[work.alpha + n * heads + head])
+                sums = load(net.zeros, 0)
+                for chunk in range(head * per_head, (head + 1) * per_head):
+                    here, c = chunk * d * LANES, chunk * LANES
+                    at = n * features + here
+                    g = load_all(net.shape, share, i * features + here)
+                    y = couple_back(slots.coupling, slot * matrix, g, times(load(net.zeros, 0), g))
+                    w = load(scratch, work.radial + n * width + c)
+                    u = load_all(net.shape, scratch, work.value + at)
+                    u_0 = u[0] + load(net.biases, biases + c)
+                    gate, s = load(scratch, row + c), sigmoid(u_0)
+                    one = like(s, 1.0)
+                    v = with_first(times(gate, u), u_0 * s)
+                    product = dot(v, y)
+                    sums = fma(w, product, sums)
+                    store(scratch, work.g_radial + n * width + c, alpha * product)
+                    store_all(scratch, work.message + at, times(alpha * w, v))
+                    y = times(alpha * w, y)
+                    rest = dot(y, with_first(u, load(net.zeros, 0)))
+                    store(scratch, row + c, gate * (one - gate) * rest)
+                    y = with_first(times(gate, y), y[0] * s * fma(u_0, one - s, one))
+                    store_all(scratch, work.value + at, y)
+                excess = total(sums) - scratch[own + head]
+                change += scratch[work.free + n * heads + head] * excess
+                g_t = splat(scratch[work.alpha + n * heads + head] * excess)
+                for chunk in range(head * per_head, (head + 1) * per_head):
+                    at = row + width + chunk * LANES
+                    store(scratch, at, g_t * load(scratch, at))
+            slots.slope[slot] += change * slots.envelope[2 * slot + 1]
+            n += 1
+    return n
+
+
+@inlined
+def back_to_features(
+    first: int, last: int, layer: int, base: int, net: Network, pairs: Pairs, slots: Slots,
+    work: Work, scratch: Any,
+) -> None:  # fmt: skip
+    """From the gradients of the messages to those of features and of the slots."""
+    d, chunks, matrix = net.components, net.chunks, net.matrix
+    width, features = chunks * LANES, chunks * d * LANES
+    sent, received, share = work.sent[layer], work.received[layer], work.g_z
+    table = (layer + 1) * net.rows * width
+    n = 0
+    for i in range(first, last):
+        for chunk in range(chunks):
+            here = i * features + chunk * d * LANES
+            store_all(work.g_received, here, load_all(net.shape, net.zeros, 0))
+        for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
+            j = slots.sender[slot]
+            rise = load(net.zeros, 0)
+            for chunk in range(chunks):
+                here, c = chunk * d * LANES, chunk * LANES
+                at, mine = n * features + here, i * features + here
+                g = load_all(net.shape, scratch, work.gradients + at)
+                scalar = load(scratch, work.gate + n * features + 2 * width + c)
+                g = with_first(g, g[0] + scalar)
+                store(scratch, work.gradients + at, g[0])
+                y = couple_back(slots.coupling, slot * matrix, g, times(load(net.zeros, 0), g))
+                x = plus(
+                    load_all(net.shape, sent, j * features + here),
+                    load_all(net.shape, received, mine),
+                )
+                w = load(scratch, work.radial + n * width + c)
+                g_w = load(scratch, work.g_radial + n * width + c) + dot(x, y)
+                rise = fma(g_w, spline_slope(net, slots, slot, table + c), rise)
+                y = times(w, y)
+                store_all(work.returned, (slot - base) * features + here, y)
+                store_all(
+                    work.g_received, mine, plus(load_all(net.shape, work.g_received, mine), y)
+                )
+                store_all(scratch, work.value + at, times(w, x))
+            slots.slope[slot] += total(rise)
+            outer_sums(
+                net.shape, share, i * features, scratch, work.message + n * features, scratch,
+                work.gradients + n * features, scratch, work.value + n * features, chunks,
+                scratch, work.sums,
+            )  # fmt: skip
+            for at in range(0, matrix, LANES):
+                store(scratch, work.totals + at, lane_sums(scratch, work.sums + at * LANES))
+            add_to_harmonics(slots, slot, net, scratch, work.totals)
+            n += 1
+
+
+@inlined
+def collect_sent(
+    first: int, last: int, receivers: int, end: int, base: int, net: Network, pairs: Pairs,
+    slots: Slots, work: Work,
+) -> None:  # fmt: skip
+    """What comes back to senders ``first`` to ``last`` from receivers ``receivers`` to ``end``.
+
+    Always in the order of the receivers; ``base`` is the slot whose share is the first of
+    ``work.returned``.
+    """
+    d, chunks = net.components, net.chunks
+    features = chunks * d * LANES
+    for j in range(first, last):
+        begin, stop = pairs.offsets[j], pairs.offsets[j] + slots.counts[j]
+        last_of_chunk = stop
+        # Those that hear j are those that j hears, and in order.
+        while begin < last_of_chunk:
+            half = (begin + last_of_chunk) // 2
+            if slots.sender[half] < receivers:
+                begin = half + 1
+            else:
+                last_of_chunk = half
+        for chunk in range(chunks):
+            at = j * features + chunk * d * LANES
+            sums = load_all(net.shape, net.zeros, 0)
+            if receivers > 0:
+                sums = load_all(net.shape, work.g_sent, at)
+            slot = begin
+            while slot < stop and slots.sender[slot] < end:
+                back = slots.slot[pairs.reverse[slots.edge[slot]]] - base
+                here = back * features + chunk * d * LANES
+                sums = plus(sums, load_all(net.shape, work.returned, here))
+                slot += 1
+            store_all(work.g_sent, at, sums)

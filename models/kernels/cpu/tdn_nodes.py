@@ -1,0 +1,310 @@
+"""What a TDN does with each atom, forward and backward, a block of atoms at a time.
+
+The equations are those of `tdn_equations`. Features have the layout of `tdn_edges`; those of a
+block, in the memory of a thread, the same.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .compiled import inlined
+from .dense import multiply
+from .perceptron import Perceptron, backward, forward, normalise, normalise_back
+from .simd import LANES, fma, lane, like, load, splat, store, total
+from .tdn_edges import sigmoid
+from .tdn_network import GATE, GATED, GATED_MIX, MIX, RECEIVER, SENDER, Network, Work
+
+
+@inlined
+def linear(
+    net: Network, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int, work: Work
+) -> None:
+    """One matrix on the channels of every component, and a bias on component 0."""
+    d, chunks = net.components, net.chunks
+    width = chunks * LANES
+    multiply(
+        x, x_start, d * LANES, work.rows_first, n, net.matrices, which * width * width,
+        net.biases, which * width, chunks, chunks, y, y_start, d * LANES,
+    )  # fmt: skip
+    multiply(
+        x, x_start, d * LANES, work.rows_rest, (d - 1) * n, net.matrices, which * width * width,
+        net.zeros, 0, chunks, chunks, y, y_start, d * LANES,
+    )  # fmt: skip
+
+
+@inlined
+def linear_back(
+    net: Network, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int, work: Work
+) -> None:
+    """Its way back."""
+    d, chunks = net.components, net.chunks
+    width = chunks * LANES
+    multiply(
+        x, x_start, d * LANES, work.rows, d * n, net.transposed, which * width * width,
+        net.zeros, 0, chunks, chunks, y, y_start, d * LANES,
+    )  # fmt: skip
+
+
+@inlined
+def first_rows(
+    net: Network, matrices: Any, which: int, bias: Any, b_start: int, x: Any, x_start: int, y: Any,
+    y_start: int, n: int, work: Work,
+) -> None:  # fmt: skip
+    """One matrix on the channels of component 0."""
+    d, chunks = net.components, net.chunks
+    width = chunks * LANES
+    multiply(
+        x, x_start, d * LANES, work.rows_first, n, matrices, which * width * width, bias, b_start,
+        chunks, chunks, y, y_start, d * LANES,
+    )  # fmt: skip
+
+
+@inlined
+def add(x: Any, x_start: int, y: Any, y_start: int, count: int) -> None:
+    """X += y."""
+    for at in range(0, count, LANES):
+        store(x, x_start + at, load(x, x_start + at) + load(y, y_start + at))
+
+
+@inlined
+def norm(net: Network, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int) -> None:
+    """Layer norm of each degree of n atoms; ``which`` is 2 layer, and 1 more for the second."""
+    d, chunks, degrees = net.components, net.chunks, net.degrees
+    width, features = chunks * LANES, chunks * d * LANES
+    for a in range(n):
+        at, to = x_start + a * features, y_start + a * features
+        weight = which * degrees * width
+        normalise(
+            x, at, d * LANES, chunks, net.channels, net.norm_weights[weight:],
+            net.norm_biases[which * width :], y, to,
+        )  # fmt: skip
+        for degree in range(1, degrees):
+            scale = degree_scale(net, which, degree, x, at)
+            for chunk in range(chunks):
+                c = chunk * LANES
+                factor = load(net.norm_weights, weight + degree * width + c)
+                factor = factor * like(factor, scale)
+                for k in range(degree * degree, (degree + 1) * (degree + 1)):
+                    here = (chunk * d + k) * LANES
+                    store(y, to + here, factor * load(x, at + here))
+
+
+@inlined
+def degree_scale(net: Network, which: int, degree: int, x: Any, at: int) -> float:
+    """1 / sqrt of the mean square of one degree l > 0."""
+    d, sums = net.components, load(net.zeros, 0)
+    for chunk in range(net.chunks):
+        for k in range(degree * degree, (degree + 1) * (degree + 1)):
+            value = load(x, at + (chunk * d + k) * LANES)
+            sums = fma(value, value, sums)
+    mean = total(sums) / (net.channels * (2 * degree + 1))
+    return 1 / math.sqrt(mean + net.epsilons[which // 2, which % 2, degree])
+
+
+@inlined
+def norm_back(
+    net: Network, which: int, x: Any, x_start: int, scratch: Any, n: int, work: Work
+) -> None:
+    """Gradient of what was normalised from that of the result, both at ``work.first``.
+
+    The normalised features are computed anew, at ``work.second``, where they are not needed.
+    """
+    d, chunks, degrees = net.components, net.chunks, net.degrees
+    width, features = chunks * LANES, chunks * d * LANES
+    for a in range(n):
+        at, to = x_start + a * features, work.first + a * features
+        weight = which * degrees * width
+        mean, scale = normalise(
+            x, at, d * LANES, chunks, net.channels, net.norm_weights[weight:],
+            net.norm_biases[which * width :], scratch, work.second,
+        )  # fmt: skip
+        normalise_back(
+            x, at, d * LANES, chunks, net.channels, net.norm_weights[weight:], mean, scale,
+            scratch, to,
+        )  # fmt: skip
+        for degree in range(1, degrees):
+            scale = degree_scale(net, which, degree, x, at)
+            sums = load(net.zeros, 0)
+            for chunk in range(chunks):
+                factor = load(net.norm_weights, weight + degree * width + chunk * LANES)
+                for k in range(degree * degree, (degree + 1) * (degree + 1)):
+                    here = (chunk * d + k) * LANES
+                    h = factor * load(scratch, to + here)
+                    store(scratch, to + here, h)
+                    sums = fma(h, load(x, at + here), sums)
+            mean = total(sums) / (net.channels * (2 * degree + 1))
+            own, theirs = like(sums, scale), like(sums, -mean * scale * scale * scale)
+            for chunk in range(chunks):
+                for k in range(degree * degree, (degree + 1) * (degree + 1)):
+                    here = (chunk * d + k) * LANES
+                    g = own * load(scratch, to + here)
+                    store(scratch, to + here, fma(theirs, load(x, at + here), g))
+
+
+@inlined
+def embed_atoms(first: int, last: int, species: Any, net: Network, work: Work) -> None:
+    """From the sums of the embedding to what enters the first layer."""
+    d, chunks, n = net.components, net.chunks, last - first
+    width, features = chunks * LANES, chunks * d * LANES
+    which = net.layers * net.matrices_of_layer
+    multiply(
+        work.embedded, first * features, d * LANES, work.rows, d * n, net.matrices,
+        which * width * width, net.zeros, 0, chunks, chunks, work.x[0], first * features,
+        d * LANES,
+    )  # fmt: skip
+    for i in range(first, last):
+        degree = splat(work.degree[i])
+        for c in range(0, width, LANES):
+            at = i * features + c * d
+            scalar = load(net.species, species[i] * width + c) + load(work.x[0], at)
+            store(work.x[0], at, fma(degree, load(net.biases, which * width + c), scalar))
+
+
+@inlined
+def embed_atoms_back(first: int, last: int, net: Network, work: Work) -> None:
+    """Gradients of the sums, in ``work.g_z``, and of the degrees."""
+    d, chunks, n = net.components, net.chunks, last - first
+    width, features = chunks * LANES, chunks * d * LANES
+    which = net.layers * net.matrices_of_layer
+    linear_back(net, which, work.gradient, first * features, work.g_z, first * features, n, work)
+    for i in range(first, last):
+        sums = load(net.zeros, 0)
+        for c in range(0, width, LANES):
+            g = load(work.gradient, i * features + c * d)
+            sums = fma(g, load(net.biases, which * width + c), sums)
+        work.g_degree[i] = total(sums)
+
+
+@inlined
+def enter_layer(first: int, last: int, layer: int, net: Network, work: Work, scratch: Any) -> None:
+    """What is sent and received of the features that enter a layer."""
+    n, features = last - first, net.chunks * net.components * LANES
+    at, which = first * features, layer * net.matrices_of_layer
+    norm(net, 2 * layer, work.x[layer], at, scratch, work.first, n)
+    linear(net, which + SENDER, scratch, work.first, work.sent[layer], at, n, work)
+    linear(net, which + RECEIVER, scratch, work.first, work.received[layer], at, n, work)
+
+
+@inlined
+def enter_layer_back(
+    first: int, last: int, layer: int, net: Network, work: Work, scratch: Any
+) -> None:
+    """Add to the gradient what comes by what was sent and received."""
+    n, features = last - first, net.chunks * net.components * LANES
+    at, which = first * features, layer * net.matrices_of_layer
+    linear_back(net, which + SENDER, work.g_sent, at, scratch, work.first, n, work)
+    linear_back(net, which + RECEIVER, work.g_received, at, scratch, work.second, n, work)
+    add(scratch, work.first, scratch, work.second, n * features)
+    norm_back(net, 2 * layer, work.x[layer], at, scratch, n, work)
+    add(work.gradient, at, scratch, work.first, n * features)
+
+
+@inlined
+def values_and_gates(
+    first: int, last: int, layer: int, net: Network, work: Work, scratch: Any
+) -> None:
+    """Of the feed-forward network: at ``work.second``, and at ``work.third`` by component 0."""
+    d, chunks, n = net.components, net.chunks, last - first
+    width, features = chunks * LANES, chunks * d * LANES
+    which = layer * net.matrices_of_layer
+    norm(net, 2 * layer + 1, work.middle[layer], first * features, scratch, work.first, n)
+    linear(net, which + GATED, scratch, work.first, scratch, work.second, n, work)
+    first_rows(
+        net, net.matrices, which + GATE, net.biases, (which + GATE) * width, scratch, work.first,
+        scratch, work.third, n, work,
+    )  # fmt: skip
+
+
+@inlined
+def feed_forward(
+    first: int, last: int, layer: int, net: Network, work: Work, scratch: Any
+) -> None:
+    """From the sums over neighbours to what leaves the layer."""
+    d, chunks, n = net.components, net.chunks, last - first
+    features, which = chunks * d * LANES, layer * net.matrices_of_layer
+    at = first * features
+    linear(net, which + MIX, work.z[layer], at, work.middle[layer], at, n, work)
+    add(work.middle[layer], at, work.x[layer], at, n * features)
+    values_and_gates(first, last, layer, net, work, scratch)
+    for here in range(0, n * features, d * LANES):
+        v = load(scratch, work.second + here)
+        gate = sigmoid(load(scratch, work.third + here))
+        store(scratch, work.second + here, v * sigmoid(v))
+        for k in range(here + LANES, here + d * LANES, LANES):
+            store(scratch, work.second + k, gate * load(scratch, work.second + k))
+    linear(net, which + GATED_MIX, scratch, work.second, work.x[layer + 1], at, n, work)
+    add(work.x[layer + 1], at, work.middle[layer], at, n * features)
+
+
+@inlined
+def feed_forward_back(
+    first: int, last: int, layer: int, net: Network, work: Work, scratch: Any
+) -> None:
+    """Gradients of what comes after the attention and, in ``work.g_z``, of its sums."""
+    d, chunks, n = net.components, net.chunks, last - first
+    features, which = chunks * d * LANES, layer * net.matrices_of_layer
+    at = first * features
+    values_and_gates(first, last, layer, net, work, scratch)
+    linear_back(net, which + GATED_MIX, work.gradient, at, scratch, work.fourth, n, work)
+    for here in range(0, n * features, d * LANES):
+        v = load(scratch, work.second + here)
+        gate, s = sigmoid(load(scratch, work.third + here)), sigmoid(v)
+        one, sums = like(v, 1.0), load(net.zeros, 0)
+        for k in range(here + LANES, here + d * LANES, LANES):
+            g = load(scratch, work.fourth + k)
+            sums = fma(g, load(scratch, work.second + k), sums)
+            store(scratch, work.second + k, gate * g)
+        g = load(scratch, work.fourth + here)
+        store(scratch, work.second + here, g * s * fma(v, one - s, one))
+        store(scratch, work.third + here, gate * (one - gate) * sums)
+    linear_back(net, which + GATED, scratch, work.second, scratch, work.first, n, work)
+    first_rows(
+        net, net.transposed, which + GATE, net.zeros, 0, scratch, work.third, scratch,
+        work.fourth, n, work,
+    )  # fmt: skip
+    for here in range(0, n * features, d * LANES):
+        g = load(scratch, work.first + here) + load(scratch, work.fourth + here)
+        store(scratch, work.first + here, g)
+    norm_back(net, 2 * layer + 1, work.middle[layer], at, scratch, n, work)
+    add(work.gradient, at, scratch, work.first, n * features)
+    linear_back(net, which + MIX, work.gradient, at, work.g_z, at, n, work)
+
+
+@inlined
+def read_out(
+    first: int, last: int, net: Network, head: Perceptron, work: Work, scratch: Any
+) -> None:
+    """Outputs of the network, and the gradient of what left the last layer."""
+    d, chunks, n, block = net.components, net.chunks, last - first, work.rows_scalars.size
+    features, row, x, at = chunks * d * LANES, block * LANES, work.x[net.layers], work.scalars
+    for i in range(first, last):
+        for k in range(0, features, LANES):
+            store(work.gradient, i * features + k, load(net.zeros, 0))
+        # The norm writes as it reads, in steps of d vectors: to the gradient's own place.
+        normalise(
+            x, i * features, d * LANES, chunks, net.channels, net.readout_norm_weight,
+            net.readout_norm_bias, work.gradient, i * features,
+        )  # fmt: skip
+        for chunk in range(chunks):
+            value = load(work.gradient, i * features + chunk * d * LANES)
+            store(scratch, at + chunk * row + (i - first) * LANES, value)
+    out = forward(head, scratch, at, scratch, work.slopes, work.rows_scalars, n, block)
+    for a in range(n):
+        value = load(scratch, out + a * LANES)
+        work.outputs[first + a] = lane(value, 0)
+        store(scratch, out + a * LANES, like(value, 1.0))
+    backward(head, scratch, at, scratch, work.slopes, work.rows_scalars, n, block, net.zeros)
+    for i in range(first, last):
+        mean, scale = normalise(
+            x, i * features, d * LANES, chunks, net.channels, net.readout_norm_weight,
+            net.readout_norm_bias, work.gradient, i * features,
+        )  # fmt: skip
+        for chunk in range(chunks):
+            value = load(scratch, at + chunk * row + (i - first) * LANES)
+            store(work.gradient, i * features + chunk * d * LANES, value)
+        normalise_back(
+            x, i * features, d * LANES, chunks, net.channels, net.readout_norm_weight, mean,
+            scale, work.gradient, i * features,
+        )  # fmt: skip
