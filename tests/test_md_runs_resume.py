@@ -113,12 +113,12 @@ def command(files: Path, out: Path, steps: int, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["nve", "langevin"])
 def test_kill_9_then_resume(name: str, files: Path, tmp_path: Path) -> None:
-    out, steps = tmp_path / "killed", 400
-    options = ["--save-every", "0.05", "--ensemble", ENSEMBLES[name]["ensemble"]]
+    out, steps = tmp_path / "killed", 4000
+    options = ["--save-every", "0.01", "--ensemble", ENSEMBLES[name]["ensemble"]]
     process = subprocess.Popen(
         command(files, out, steps, *options), stderr=subprocess.PIPE, text=True
     )
-    wait_for_lines(process, out / "log.csv", 20)
+    wait_for_lines(process, out / "log.csv", 60)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
