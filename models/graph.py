@@ -255,6 +255,10 @@ def _same(
     return cell is not None and np.array_equal(np.asarray(cell), fixed.cell)
 
 
+_BLOCK = 1 << 15
+"""Edges whose numbers stay in the cache of a core."""
+
+
 def _sorted_edges(
     i: NDArray[Any], j: NDArray[Any], shift: NDArray[np.int32], atoms: int
 ) -> tuple[NDArray[np.int64], FloatArray]:
@@ -264,24 +268,29 @@ def _sorted_edges(
     finding a permutation and applying it.
     """
     bits = max(atoms - 1, 0).bit_length()
-    lowest = shift.min(0, initial=0).astype(np.int64)
-    spans = [int(s).bit_length() for s in shift.max(0, initial=0) - lowest]
-    if 2 * bits + sum(spans) > 63:  # atoms that strayed through very many cells
+    lowest = int(shift.min(initial=0))
+    span = (int(shift.max(initial=0)) - lowest).bit_length()
+    if 2 * bits + 3 * span > 63:  # atoms that strayed through very many cells
         order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], j, i))
         return np.stack([i, j]).astype(np.int64)[:, order], shift[order].astype(np.float64)
-    key = i.astype(np.int64)
-    for part, span in zip((j, *(shift.T - lowest[:, None])), (bits, *spans), strict=True):
-        key <<= span
-        key |= part.astype(np.int64, copy=False)
+    key = np.empty(len(i), dtype=np.int64)
+    edge_index = np.empty((2, len(i)), dtype=np.int64)
+    edge_shift = np.empty((len(i), 3))
+    blocks = [slice(first, first + _BLOCK) for first in range(0, len(i), _BLOCK)]
+    for block in blocks:
+        packed = key[block]
+        packed[:] = i[block]
+        packed <<= bits
+        packed |= j[block].astype(np.int64)
+        for k in (0, 1, 2):
+            packed <<= span
+            packed |= shift[block, k].astype(np.int64) - lowest
     key.sort()
-    edge_index = np.empty((2, len(key)), dtype=np.int64)
-    edge_shift = np.zeros((len(key), 3))
-    for k in (2, 1, 0):
-        if spans[k]:
-            np.add(key & ((1 << spans[k]) - 1), lowest[k], out=edge_shift[:, k])
-            key >>= spans[k]
-        elif lowest[k]:
-            edge_shift[:, k] = lowest[k]
-    np.bitwise_and(key, (1 << bits) - 1, out=edge_index[1])
-    np.right_shift(key, bits, out=edge_index[0])
+    for block in blocks:
+        packed = key[block]
+        for k in (2, 1, 0):
+            edge_shift[block, k] = (packed & ((1 << span) - 1)) + lowest
+            packed >>= span
+        np.bitwise_and(packed, (1 << bits) - 1, out=edge_index[1, block])
+        np.right_shift(packed, bits, out=edge_index[0, block])
     return edge_index, edge_shift

@@ -34,12 +34,14 @@ def fused_problem(potential: nn.Module) -> str | None:
     return None
 
 
+NETWORKS: dict[type[nn.Module], type[nn.Module]] = {TensorNet: EnergyReadout}
+"""Networks that have kernels, with their readouts."""
+
+
 def _has_kernels(potential: nn.Module) -> bool:
     """For these very classes: another that inherits from them may compute something else."""
-    return (
-        type(potential) is Potential
-        and type(potential.representation) is TensorNet
-        and type(potential.readout) is EnergyReadout
+    return type(potential) is Potential and NETWORKS.get(type(potential.representation)) is type(
+        potential.readout
     )
 
 
@@ -66,7 +68,8 @@ def fuse(potential: Potential) -> nn.Module:
         return FusedTensorNet(potential, operators=TritonOperators())
     from .cpu.potential import FusedCPUPotential
 
-    return FusedCPUPotential(potential)
+    classes = {TensorNet: FusedCPUPotential}
+    return classes[type(potential.representation)](potential)
 
 
 def _on_gpu(potential: Potential) -> bool:
