@@ -47,13 +47,13 @@ CUTOFF = 4.5
 SYSTEMS = contract.SYSTEMS
 MODELS: dict[str, dict[str, Any]] = {
     "L1": {},
-    "L2": {"lmax": 2},
-    "L3-1-layer": {"lmax": 3, "layers": 1, "scale": 2.0},
+    "L2": {"lmax": 2, "scale": 1.4},
+    "L3-1-layer": {"lmax": 3, "layers": 1, "scale": 1.5},
     "0-layers": {"layers": 0},
-    "L2-SO(3)": {"lmax": 2, "group": "SO(3)"},
+    "L2-SO(3)": {"lmax": 2, "scale": 1.3, "group": "SO(3)"},
     "L1-cp-factored": {"product": "cp", "evaluation": "factored"},
-    "L2-cp": {"lmax": 2, "product": "cp"},
-    "L2-by-path": {"lmax": 2, "evaluation": "factored"},
+    "L2-cp": {"lmax": 2, "scale": 1.4, "product": "cp"},
+    "L2-by-path": {"lmax": 2, "scale": 1.4, "evaluation": "factored"},
     "zbl-references": {"zbl": 3.0, "references": REFERENCES},
     "bohr-hartree": {
         "length_unit": "bohr",
@@ -85,8 +85,10 @@ def make_tdn(
             for name, parameter in module.named_parameters():
                 if parameter.ndim > 1:
                     parameter *= gain
-                elif not name.startswith("radial"):  # narrow Gaussians would be steep
+                elif not name.startswith("radial"):
                     parameter += 0.2 * torch.randn_like(parameter)
+        # Wide: with narrow ones a random network is far steeper than a trained one.
+        representation.radial.std.uniform_(0.4, 1)
     return (
         Potential(
             representation,
@@ -113,6 +115,11 @@ def model(name: str, scripted: bool = False) -> nn.Module:
 @pytest.fixture(params=MODELS)
 def potential(request: pytest.FixtureRequest) -> nn.Module:
     return model(request.param)
+
+
+@pytest.fixture
+def network(potential: nn.Module) -> nn.Module:
+    return potential
 
 
 @pytest.fixture(params=SYSTEMS)
