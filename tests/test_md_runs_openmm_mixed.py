@@ -92,7 +92,7 @@ def test_mixed_with_rigid_water(files: Path, tmp_path: Path) -> None:
         out = tmp_path / ensemble
         options = {"ml_atoms": "0-2", "force_field": ("amber14/tip3p.xml",), "platform": "CPU"}
         options |= {"constraints": "hbonds", "ensemble": ensemble}
-        start(files, out, 50, "three.box.pdb", **options, minimize=True, interval=25)
+        start(files, out, 50, "three.box.pdb", **options, interval=25)
         frames = frames_of(out)
         for first in (3, 6):
             lengths = [frame.get_distance(first, first + 1) for frame in frames]
