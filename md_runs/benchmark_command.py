@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import say, show_json
+from .options import parse_units, split
 
 
 def benchmark(
@@ -67,9 +68,7 @@ def benchmark(
     ] = None,
 ) -> None:
     """Time, memory and errors against torchmd-net, same weights, same run: a minute or two."""
-    parts = split(units) if units is not None else None
-    if parts is not None and len(parts) != 2:
-        raise ValueError(f"--units is {units!r}: expected LENGTH,ENERGY such as angstrom,ev")
+    unit_names = parse_units(units)
     to_file = json_file is not None and str(json_file) != "-"
     for path in (json_file if to_file else None, plot):
         if path is not None and not path.parent.is_dir():
@@ -84,8 +83,8 @@ def benchmark(
 
     settings = BenchmarkSettings(
         model=model,
-        units=None if parts is None else (parts[0], parts[1]),
-        systems=split(systems),
+        units=unit_names,
+        systems=split([systems]),
         sizes=numbers,
         data=data,
         device=device,
@@ -110,11 +109,6 @@ def benchmark(
         print(text(results))
 
 
-def split(text: str) -> tuple[str, ...]:
-    """What commas separate."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def atom_counts(text: str) -> tuple[int, ...]:
     """``3000,30000`` as numbers.
 
@@ -123,7 +117,7 @@ def atom_counts(text: str) -> tuple[int, ...]:
     ValueError
         If a part is no whole number.
     """
-    parts = split(text)
+    parts = split([text])
     for part in parts:
         if not part.isdigit():
             raise ValueError(

@@ -16,6 +16,17 @@ import typer
 from .benchmark_command import benchmark
 from .console import md_progress, relax_reporter, say, show_json
 from .errors import Interrupted, RunStopped
+from .options import (
+    Backend,
+    Charge,
+    Device,
+    Dtype,
+    Threads,
+    Units,
+    model_settings,
+    parse_units,
+    split,
+)
 from .settings import MDSettings, ModelSettings, RelaxSettings
 
 app = typer.Typer(
@@ -39,31 +50,6 @@ Model = Annotated[
         "-m",
         help="Checkpoint: a file, a folder or a registry name; several make a committee. "
         "Without it, the ethanol model that ships (for ethanol only).",
-    ),
-]
-Charge = Annotated[
-    int | None,
-    typer.Option(metavar="E", help="Total charge, e; by default what the structure file says."),
-]
-Dtype = Annotated[str, typer.Option(help="float32 or float64.")]
-Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1.")]
-Backend = Annotated[
-    str,
-    typer.Option(
-        help="fused (compiled kernels), reference (the network itself), or auto: fused where it "
-        "exists, in float32."
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Processor threads; by default 1 up to 60 atoms, else all."),
-]
-Units = Annotated[
-    str | None,
-    typer.Option(
-        help="LENGTH,ENERGY units of a checkpoint that does not say, "
-        "for example angstrom,kcal/mol (lengths: angstrom, nm, bohr; energies: ev, mev, "
-        "hartree, kj/mol, kcal/mol)."
     ),
 ]
 OPENMM = "Options of --engine openmm"
@@ -158,7 +144,7 @@ def relax(
     settings = RelaxSettings(
         fmax=fmax, optimizer=optimizer, steps=steps, cell=cell, pressure=pressure
     )
-    how = _model_settings(model, charge, dtype, device, backend, threads, units)
+    how = model_settings(model, charge, dtype, device, backend, threads, units)
     from .relax import RelaxResult, relax_files
 
     def done(result: RelaxResult) -> None:
@@ -322,9 +308,9 @@ def md(
             if name not in ("resume", "save_every", "as_json") and _was_given(context, name)
         }
         if "units" in given:
-            given["units"] = _parse_units(units)
+            given["units"] = parse_units(units)
         if "force_field" in given:
-            given["force_field"] = _split(force_field)
+            given["force_field"] = split(force_field)
         from .launch import relaunch_md
         from .run_folder import RunFolder
 
@@ -335,10 +321,10 @@ def md(
         if structure is None:
             raise ValueError("no structure: give a file, or --resume RUN_DIR to go on with a run")
         values = {name: context.params[name] for name in MDSettings.__dataclass_fields__}
-        values["force_field"] = _split(force_field)
+        values["force_field"] = split(force_field)
         values["seed"] = int.from_bytes(os.urandom(4), "big") if seed is None else seed
         settings = MDSettings(**values)
-        how = _model_settings(model, charge, dtype, device, backend, threads, units)
+        how = model_settings(model, charge, dtype, device, backend, threads, units)
         from .launch import launch_md
 
         folder = Path(f"{Path(structure.partition('@')[0]).name.partition('.')[0]}_md")
@@ -381,7 +367,7 @@ def info(
     """What a checkpoint holds: architecture, elements, cutoff (A), units, errors, licence."""
     from .potentials import describe_checkpoint
 
-    found = describe_checkpoint(checkpoint, _parse_units(units))
+    found = describe_checkpoint(checkpoint, parse_units(units))
     if as_json:
         show_json(found)
     else:
@@ -404,7 +390,7 @@ def convert(
     """Turn a checkpoint of another program into the native format."""
     from .potentials import convert_checkpoint
 
-    written = convert_checkpoint(checkpoint, output, _parse_units(units), elements)
+    written = convert_checkpoint(checkpoint, output, parse_units(units), elements)
     say(f"wrote {written}")
 
 
@@ -454,39 +440,6 @@ def _format_warning(message: Warning | str, *_: object, **__: object) -> str:
 def _was_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
-
-
-def _model_settings(
-    model: list[str] | None,
-    charge: int | None,
-    dtype: str,
-    device: str,
-    backend: str,
-    threads: int | None,
-    units: str | None,
-) -> ModelSettings:
-    return ModelSettings(
-        model=tuple(model or ()),
-        charge=charge,
-        dtype=dtype,
-        device=device,
-        backend=backend,
-        threads=threads,
-        units=_parse_units(units),
-    )
-
-
-def _parse_units(text: str | None) -> tuple[str, str] | None:
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 2:
-        raise ValueError(f"--units is {text!r}: expected LENGTH,ENERGY such as angstrom,ev")
-    return parts[0], parts[1]
-
-
-def _split(names: list[str] | None) -> tuple[str, ...]:
-    return tuple(part.strip() for name in names or () for part in name.split(",") if part.strip())
 
 
 def _print_tree(content: dict[str, Any], indent: int = 0) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,29 +112,94 @@ class Batch:
     forces: Tensor
 
 
-def read_rmd17(path: PathLike, cutoff: float) -> Frames:
-    """An npz file of revised MD17 (kcal/mol, Angstrom).
+@dataclass(frozen=True)
+class Trajectory:
+    """Frames of one molecule, in eV and Angstrom."""
+
+    numbers: NDArray[np.int64]
+    """(N,), atomic numbers."""
+    positions: NDArray[np.float64]
+    """(F, N, 3)."""
+    energies: NDArray[np.float64]
+    """(F,)."""
+    forces: NDArray[np.float64]
+    """(F, N, 3)."""
+
+
+def load_rmd17(path: PathLike) -> Trajectory:
+    """The arrays in an npz file of revised MD17 (kcal/mol, Angstrom).
 
     Parameters
     ----------
     path
         With the keys nuclear_charges, coords, energies and forces.
+
+    Raises
+    ------
+    ValueError
+        If it is no such file, or its arrays do not belong together.
+    """
+    keys = ("nuclear_charges", "coords", "energies", "forces")
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            missing = [key for key in keys if key not in data.files]
+            if missing:
+                raise ValueError(
+                    f"{path} has no {missing[0]}: expected an npz file of revised MD17"
+                )
+            numbers = data["nuclear_charges"].astype(np.int64)
+            positions, energies, forces = (data[key].astype(np.float64) for key in keys[1:])
+    except (zipfile.BadZipFile, EOFError, AttributeError):  # cut short, or a bare .npy
+        raise ValueError(f"{path} is no npz file, or is damaged") from None
+    shape = (*energies.shape, *numbers.shape, 3)
+    if energies.ndim != 1 or numbers.ndim != 1 or not positions.shape == forces.shape == shape:
+        raise ValueError(
+            f"{path}: nuclear_charges {numbers.shape}, coords {positions.shape}, energies "
+            f"{energies.shape} and forces {forces.shape}: expected (N,), (F, N, 3), (F,) and "
+            "(F, N, 3)"
+        )
+    return Trajectory(
+        numbers, positions, energies * kcal_per_mol_in_ev, forces * kcal_per_mol_in_ev
+    )
+
+
+def read_rmd17(path: PathLike, cutoff: float) -> Frames:
+    """An npz file of revised MD17 (kcal/mol, Angstrom); see `load_rmd17`.
+
+    Parameters
+    ----------
+    path
+        Of the file.
     cutoff
         Of the graphs, Angstrom.
     """
-    with np.load(path, allow_pickle=False) as data:
-        missing = {"nuclear_charges", "coords", "energies", "forces"} - set(data.files)
-        if missing:
-            raise ValueError(
-                f"{path} has no {sorted(missing)[0]}: expected an npz file of revised MD17"
-            )
-        numbers: NDArray[np.int64] = data["nuclear_charges"].astype(np.int64)
-        coordinates = data["coords"]
-        energies = data["energies"] * kcal_per_mol_in_ev
-        forces = data["forces"] * kcal_per_mol_in_ev
+    found = load_rmd17(path)
     neighbors = NeighborList(cutoff)
-    graphs = [neighbors.graph(numbers, positions) for positions in coordinates]
-    return Frames(graphs, energies, list(forces))
+    graphs = [neighbors.graph(found.numbers, positions) for positions in found.positions]
+    return Frames(graphs, found.energies, list(found.forces))
+
+
+def labels_of(atoms: Any, frame: str) -> tuple[float, NDArray[np.float64]]:
+    """Energy (eV) and forces (N, 3) (eV/A) that a file gave an ``ase.Atoms``.
+
+    Parameters
+    ----------
+    atoms
+        As ASE read it.
+    frame
+        What an error calls it.
+
+    Raises
+    ------
+    ValueError
+        If it has no energy or no forces.
+    """
+    from ase.calculators.calculator import PropertyNotImplementedError
+
+    try:
+        return atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False)
+    except (RuntimeError, PropertyNotImplementedError):
+        raise ValueError(f"{frame} has no energy or no forces") from None
 
 
 def read_extxyz(path: PathLike, cutoff: float) -> Frames:
@@ -145,17 +212,14 @@ def read_extxyz(path: PathLike, cutoff: float) -> Frames:
     ValueError
         If a frame has no energy or no forces: its number is named.
     """
-    from ase.calculators.calculator import PropertyNotImplementedError
     from ase.io import iread
 
     neighbors = NeighborList(cutoff)
     graphs, energies, forces = [], [], []
     for k, atoms in enumerate(iread(path, index=":")):
-        try:
-            energies.append(atoms.get_potential_energy())
-            forces.append(atoms.get_forces(apply_constraint=False))
-        except (RuntimeError, PropertyNotImplementedError):
-            raise ValueError(f"frame {k} of {path} has no energy or no forces") from None
+        energy, force = labels_of(atoms, f"frame {k} of {path}")
+        energies.append(energy)
+        forces.append(force)
         charge = float(atoms.info.get("charge", 0))
         graphs.append(
             neighbors.graph(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, charge)

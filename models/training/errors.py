@@ -1,13 +1,46 @@
-"""How far a potential is from its labels."""
+"""How far a potential is from its labels, and what a committee's deviation says of it."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from .data import Frames
+
+Array = NDArray[np.float64]
+
+
+class ErrorStatistics(NamedTuple):
+    """Of predicted less reference values, in their unit."""
+
+    mae: float
+    """Mean absolute error."""
+    rmse: float
+    """Root of the mean squared error."""
+    largest: float
+    """Largest absolute error."""
+    bias: float
+    """Mean error: of energies, how far the two zeros are apart."""
+    count: int
+    """Numbers compared."""
+
+
+class Calibration(NamedTuple):
+    """How well a predicted standard deviation tells errors, which would be normal."""
+
+    rank_correlation: float | None
+    """Spearman's, of deviation and absolute error; None where either is constant."""
+    within_one_sigma: float
+    """Share of errors within one deviation; 0.683 if calibrated."""
+    within_two_sigma: float
+    """Share of errors within two; 0.954 if calibrated."""
+    ratio: float | None
+    """Root mean square error over root mean square deviation: what to multiply deviations by;
+    None where every deviation is zero."""
 
 
 class Errors(NamedTuple):
@@ -19,6 +52,61 @@ class Errors(NamedTuple):
     """Of a component of a force, meV/A."""
 
 
+def error_statistics(errors: ArrayLike) -> ErrorStatistics:
+    """Statistics over all components of an array of errors.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    flat: Array = np.asarray(errors, dtype=np.float64).ravel()
+    if not len(flat):
+        raise ValueError("no error: expected at least one")
+    size = np.abs(flat)
+    return ErrorStatistics(
+        float(size.mean()),
+        float(np.sqrt(np.square(flat).mean())),
+        float(size.max()),
+        float(flat.mean()),
+        len(flat),
+    )
+
+
+def calibration(deviations: ArrayLike, errors: ArrayLike) -> Calibration:
+    """What standard deviations say of the errors that were made.
+
+    Parameters
+    ----------
+    deviations
+        Of a committee, any shape.
+    errors
+        Predicted less reference, the same shape and unit.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or there is no number.
+    """
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+
+    sigma: Array = np.asarray(deviations, dtype=np.float64)
+    size: Array = np.abs(np.asarray(errors, dtype=np.float64))
+    if sigma.shape != size.shape or not sigma.size:
+        raise ValueError(
+            f"deviations {sigma.shape} and errors {size.shape}: expected one of each, or more"
+        )
+    sigma, size = sigma.ravel(), size.ravel()
+    varied = np.ptp(sigma) > 0 and np.ptp(size) > 0
+    spread = float(np.sqrt(np.square(sigma).mean()))
+    return Calibration(
+        float(spearmanr(sigma, size).statistic) if varied else None,
+        float((size <= sigma).mean()),
+        float((size <= 2 * sigma).mean()),
+        float(np.sqrt(np.square(size).mean())) / spread if spread > 0 else None,
+    )
+
+
 def evaluate_errors(potential: nn.Module, frames: Frames, batch: int = 100) -> Errors:
     """Mean absolute errors over all frames; the potential is left as it was."""
     training = potential.training
@@ -28,8 +116,10 @@ def evaluate_errors(potential: nn.Module, frames: Frames, batch: int = 100) -> E
         for start in range(0, len(frames), batch):
             labels = frames.batch(range(start, min(start + batch, len(frames))))
             prediction = potential(labels.graph)
-            energy.append((prediction.energy - labels.energies).abs())
-            force.append((prediction.forces - labels.forces).abs().mean(1))
+            energy.append(prediction.energy - labels.energies)
+            force.append(prediction.forces - labels.forces)
     finally:
         potential.train(training)
-    return Errors(1e3 * float(torch.cat(energy).mean()), 1e3 * float(torch.cat(force).mean()))
+    return Errors(
+        *(1e3 * error_statistics(torch.cat(errors).detach()).mae for errors in (energy, force))
+    )
