@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,14 +130,15 @@ def extract_tdn_weights(potential: Potential, table: RadialTable) -> TDNWeights:
     assert isinstance(network, TDN)
     assert isinstance(readout, ScalarReadout)
     with torch.no_grad():
-        embedding = network.surroundings
+        embedding, config = network.surroundings, dict[str, Any](network.config)
+        blocks = [layer for layer in network.layers if isinstance(layer, Block)]
         parts = torch.split(table.coefficients.cpu(), network.channels, dim=1)
         return TDNWeights(
             channels=network.channels,
-            heads=network.config["heads"],
-            lmax=network.config["lmax"],
+            heads=config["heads"],
+            lmax=config["lmax"],
             smooth=network.smooth,
-            slope=network.layers[0].attention.score_act.slope if len(network.layers) else 0.0,  # type: ignore[union-attr]
+            slope=blocks[0].attention.score_act.slope if blocks else 0.0,
             cutoff=table.cutoff,
             intervals=table.intervals,
             product=_product(network),
@@ -144,10 +146,7 @@ def extract_tdn_weights(potential: Potential, table: RadialTable) -> TDNWeights:
             mix=embedding.mix.weight.detach(),
             bias=embedding.bias.detach() * embedding.scale,
             species=network.species.weight.detach(),
-            layers=[
-                _block(block, part)  # type: ignore[arg-type]
-                for block, part in zip(network.layers, parts[1:], strict=True)
-            ],
+            layers=[_block(block, part) for block, part in zip(blocks, parts[1:], strict=True)],
             readout_norm_weight=readout.norm.weight.detach(),
             readout_norm_bias=readout.norm.bias.detach(),
             head=dense_layers(readout.head),

@@ -25,6 +25,9 @@ log = logging.getLogger("tensormd")
 
 inlined = njit(error_model="numpy", nogil=True)
 """Decorator of the functions that kernels are made of."""
+internal = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""The same without an entry for Python, which takes long to compile where arguments are many: a
+call from Python would end the process."""
 
 
 @functools.cache

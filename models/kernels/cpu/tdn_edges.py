@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .compiled import inlined
+from .compiled import internal
 from .components import (
     couple,
     couple_back,
@@ -33,7 +33,7 @@ from .tdn_geometry import WEIGHTS, Slots, add_to_harmonics
 from .tdn_network import PAIR, VALUE, Network, Work
 
 
-@inlined
+@internal
 def spline(net: Network, slots: Slots, slot: int, start: int) -> Any:
     """Radial weights of sixteen channels; ``start`` is where the table of the chunk begins."""
     width, w = net.chunks * LANES, slot * WEIGHTS
@@ -45,7 +45,7 @@ def spline(net: Network, slots: Slots, slot: int, start: int) -> Any:
     return lower + upper
 
 
-@inlined
+@internal
 def spline_slope(net: Network, slots: Slots, slot: int, start: int) -> Any:
     """Their derivatives."""
     width, w = net.chunks * LANES, slot * WEIGHTS
@@ -55,14 +55,14 @@ def spline_slope(net: Network, slots: Slots, slot: int, start: int) -> Any:
     return fma(splat(slots.weights[w + 6]), load(net.differences, at + 2 * width), sums)
 
 
-@inlined
+@internal
 def sigmoid(x: Any) -> Any:
     """1 / (1 + e^-x)."""
     one = like(x, 1.0)
     return one / (one + exp(-x))
 
 
-@inlined
+@internal
 def embed(first: int, last: int, net: Network, pairs: Pairs, slots: Slots, work: Work) -> None:
     """Sums over neighbours of atoms ``first`` to ``last``, and of their envelopes."""
     d, size = net.components, net.matrix
@@ -83,7 +83,7 @@ def embed(first: int, last: int, net: Network, pairs: Pairs, slots: Slots, work:
                     store(work.embedded, at, fma(m, w, load(work.embedded, at)))
 
 
-@inlined
+@internal
 def embed_back(
     first: int, last: int, net: Network, pairs: Pairs, slots: Slots, work: Work, scratch: Any
 ) -> None:
@@ -116,7 +116,7 @@ def embed_back(
             add_to_harmonics(slots, slot, net, scratch, matrix)
 
 
-@inlined
+@internal
 def attend(
     first: int, last: int, layer: int, net: Network, pairs: Pairs, slots: Slots, work: Work,
     scratch: Any,
@@ -200,7 +200,7 @@ def attend(
         n += count
 
 
-@inlined
+@internal
 def gather(
     first: int, last: int, layer: int, net: Network, pairs: Pairs, slots: Slots, work: Work,
     scratch: Any,
@@ -229,7 +229,7 @@ def gather(
         n += slots.counts[i]
 
 
-@inlined
+@internal
 def attend_back(
     first: int, last: int, layer: int, base: int, net: Network, pairs: Pairs, slots: Slots,
     work: Work, scratch: Any,
@@ -257,7 +257,7 @@ def attend_back(
     back_to_features(first, last, layer, base, net, pairs, slots, work, scratch)
 
 
-@inlined
+@internal
 def back_to_messages(
     first: int, last: int, layer: int, net: Network, pairs: Pairs, slots: Slots, work: Work,
     scratch: Any,
@@ -317,7 +317,7 @@ def back_to_messages(
     return n
 
 
-@inlined
+@internal
 def back_to_features(
     first: int, last: int, layer: int, base: int, net: Network, pairs: Pairs, slots: Slots,
     work: Work, scratch: Any,
@@ -368,7 +368,7 @@ def back_to_features(
             n += 1
 
 
-@inlined
+@internal
 def collect_sent(
     first: int, last: int, receivers: int, end: int, base: int, net: Network, pairs: Pairs,
     slots: Slots, work: Work,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .compiled import inlined
+from .compiled import internal
 from .edges import FRAME, Pairs
 from .simd import LANES, fma, like, load, store, total
 from .tdn_network import Network
@@ -49,7 +49,7 @@ class Slots(NamedTuple):
     """(E, 3), dE/dr_ij."""
 
 
-@inlined
+@internal
 def harmonics(x: float, y: float, z: float, net: Network, out: Any) -> None:
     """Harmonics and their derivatives along x, y and z: the first four rows of ``out``.
 
@@ -92,7 +92,7 @@ HARMONICS_ROWS = 9
 """Of the memory of `harmonics`."""
 
 
-@inlined
+@internal
 def place(
     first: int, last: int, positions: Any, pairs: Pairs, slots: Slots, net: Network, own: Any
 ) -> None:
@@ -142,7 +142,7 @@ def place(
         slots.counts[i] = slot - pairs.offsets[i]
 
 
-@inlined
+@internal
 def add_to_harmonics(slots: Slots, slot: int, net: Network, matrix: Any, start: int) -> None:
     r"""Add to dE/dY: :math:`\bar Y_j = \sum_{ki} M_{ijk} \bar M_{ki}`, given at matrix[start]."""
     for k in range(net.components):
@@ -153,7 +153,7 @@ def add_to_harmonics(slots: Slots, slot: int, net: Network, matrix: Any, start: 
         slots.harmonics[slot, k] += total(sums)
 
 
-@inlined
+@internal
 def turn(slots: Slots, slot: int, net: Network, own: Any) -> None:
     r"""Write dE/dr_ij.
 

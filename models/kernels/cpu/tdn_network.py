@@ -74,7 +74,7 @@ class Work(NamedTuple):
     """Memory of a step, for all atoms and for each thread."""
 
     block: int
-    """Atoms that are done together, but for the last layer."""
+    """Atoms that are done together, at most."""
     embedded: NDArray[Any]
     """Sums of the embedding."""
     degree: NDArray[Any]
@@ -131,14 +131,20 @@ class Work(NamedTuple):
     slopes: int
 
 
-class Plan(NamedTuple):
-    """Who does what: receivers in groups, groups in chunks, each shared among threads."""
+EMBED, ATTEND, UPDATE, BACK, COLLECT, FINISH, FORCES = range(7)
+"""What a phase does, see `tdn_step.perform`."""
 
+
+class Plan(NamedTuple):
+    """Who does what and when: receivers in groups, groups in chunks, shared among threads."""
+
+    phases: NDArray[np.int64]
+    """(phases, 3): what is done, in which layer, to which chunk."""
+    atoms: NDArray[np.int64]
+    """(threads + 1,), first atom of each thread."""
     groups: NDArray[np.int64]
     """(groups + 1,), first atom of each, and N."""
-    shares: NDArray[np.int64]
-    """(threads + 1,), first group of each thread."""
     chunks: NDArray[np.int64]
-    """(chunks + 1,), first group of each."""
-    chunk_shares: NDArray[np.int64]
-    """(chunks, threads + 1), first group of each thread."""
+    """(chunks + 1,), first group of each, and the number of groups."""
+    shares: NDArray[np.int64]
+    """(chunks + 1, threads + 1), first group of each thread; the last row is of all groups."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .compiled import inlined
+from .compiled import internal
 from .dense import multiply
 from .perceptron import Perceptron, backward, forward, normalise, normalise_back
 from .simd import LANES, fma, lane, like, load, splat, store, total
@@ -17,7 +17,7 @@ from .tdn_edges import sigmoid
 from .tdn_network import GATE, GATED, GATED_MIX, MIX, RECEIVER, SENDER, Network, Work
 
 
-@inlined
+@internal
 def linear(
     net: Network, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int, work: Work
 ) -> None:
@@ -34,7 +34,7 @@ def linear(
     )  # fmt: skip
 
 
-@inlined
+@internal
 def linear_back(
     net: Network, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int, work: Work
 ) -> None:
@@ -47,7 +47,7 @@ def linear_back(
     )  # fmt: skip
 
 
-@inlined
+@internal
 def first_rows(
     net: Network, matrices: Any, which: int, bias: Any, b_start: int, x: Any, x_start: int, y: Any,
     y_start: int, n: int, work: Work,
@@ -61,14 +61,14 @@ def first_rows(
     )  # fmt: skip
 
 
-@inlined
+@internal
 def add(x: Any, x_start: int, y: Any, y_start: int, count: int) -> None:
     """X += y."""
     for at in range(0, count, LANES):
         store(x, x_start + at, load(x, x_start + at) + load(y, y_start + at))
 
 
-@inlined
+@internal
 def norm(net: Network, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int) -> None:
     """Layer norm of each degree of n atoms; ``which`` is 2 layer, and 1 more for the second."""
     d, chunks, degrees = net.components, net.chunks, net.degrees
@@ -91,7 +91,7 @@ def norm(net: Network, which: int, x: Any, x_start: int, y: Any, y_start: int, n
                     store(y, to + here, factor * load(x, at + here))
 
 
-@inlined
+@internal
 def degree_scale(net: Network, which: int, degree: int, x: Any, at: int) -> float:
     """1 / sqrt of the mean square of one degree l > 0."""
     d, sums = net.components, load(net.zeros, 0)
@@ -103,7 +103,7 @@ def degree_scale(net: Network, which: int, degree: int, x: Any, at: int) -> floa
     return 1 / math.sqrt(mean + net.epsilons[which // 2, which % 2, degree])
 
 
-@inlined
+@internal
 def norm_back(
     net: Network, which: int, x: Any, x_start: int, scratch: Any, n: int, work: Work
 ) -> None:
@@ -143,7 +143,7 @@ def norm_back(
                     store(scratch, to + here, fma(theirs, load(x, at + here), g))
 
 
-@inlined
+@internal
 def embed_atoms(first: int, last: int, species: Any, net: Network, work: Work) -> None:
     """From the sums of the embedding to what enters the first layer."""
     d, chunks, n = net.components, net.chunks, last - first
@@ -162,7 +162,7 @@ def embed_atoms(first: int, last: int, species: Any, net: Network, work: Work) -
             store(work.x[0], at, fma(degree, load(net.biases, which * width + c), scalar))
 
 
-@inlined
+@internal
 def embed_atoms_back(first: int, last: int, net: Network, work: Work) -> None:
     """Gradients of the sums, in ``work.g_z``, and of the degrees."""
     d, chunks, n = net.components, net.chunks, last - first
@@ -177,7 +177,7 @@ def embed_atoms_back(first: int, last: int, net: Network, work: Work) -> None:
         work.g_degree[i] = total(sums)
 
 
-@inlined
+@internal
 def enter_layer(first: int, last: int, layer: int, net: Network, work: Work, scratch: Any) -> None:
     """What is sent and received of the features that enter a layer."""
     n, features = last - first, net.chunks * net.components * LANES
@@ -187,7 +187,7 @@ def enter_layer(first: int, last: int, layer: int, net: Network, work: Work, scr
     linear(net, which + RECEIVER, scratch, work.first, work.received[layer], at, n, work)
 
 
-@inlined
+@internal
 def enter_layer_back(
     first: int, last: int, layer: int, net: Network, work: Work, scratch: Any
 ) -> None:
@@ -201,7 +201,7 @@ def enter_layer_back(
     add(work.gradient, at, scratch, work.first, n * features)
 
 
-@inlined
+@internal
 def values_and_gates(
     first: int, last: int, layer: int, net: Network, work: Work, scratch: Any
 ) -> None:
@@ -217,7 +217,7 @@ def values_and_gates(
     )  # fmt: skip
 
 
-@inlined
+@internal
 def feed_forward(
     first: int, last: int, layer: int, net: Network, work: Work, scratch: Any
 ) -> None:
@@ -238,7 +238,7 @@ def feed_forward(
     add(work.x[layer + 1], at, work.middle[layer], at, n * features)
 
 
-@inlined
+@internal
 def feed_forward_back(
     first: int, last: int, layer: int, net: Network, work: Work, scratch: Any
 ) -> None:
@@ -272,12 +272,12 @@ def feed_forward_back(
     linear_back(net, which + MIX, work.gradient, at, work.g_z, at, n, work)
 
 
-@inlined
+@internal
 def read_out(
     first: int, last: int, net: Network, head: Perceptron, work: Work, scratch: Any
 ) -> None:
     """Outputs of the network, and the gradient of what left the last layer."""
-    d, chunks, n, block = net.components, net.chunks, last - first, work.rows_scalars.size
+    d, chunks, n, block = net.components, net.chunks, last - first, work.block
     features, row, x, at = chunks * d * LANES, block * LANES, work.x[net.layers], work.scalars
     for i in range(first, last):
         for k in range(0, features, LANES):

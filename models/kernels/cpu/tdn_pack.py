@@ -17,12 +17,27 @@ from .edges import FRAME, Pairs
 from .perceptron import Perceptron, pack_perceptron, padded
 from .simd import LANES
 from .tdn_geometry import HARMONICS_ROWS, WEIGHTS, Slots
-from .tdn_network import MATRICES, PAIR, Network, Plan, Work
+from .tdn_network import (
+    ATTEND,
+    BACK,
+    COLLECT,
+    EMBED,
+    FINISH,
+    FORCES,
+    MATRICES,
+    PAIR,
+    UPDATE,
+    Network,
+    Plan,
+    Work,
+)
 
 GROUP_EDGES = 64
 """Their messages, values and gradients stay in the cache of a core."""
 BLOCK = 32
 """Atoms, at most."""
+ATOM_COST = 4
+"""What else is done with an atom costs about as much as so many edges."""
 CHUNK_BYTES = 2**22
 """For each thread, of what is kept between receivers and senders on the way back."""
 
@@ -151,8 +166,6 @@ def make_plan(pairs: Pairs, net: Network, threads: int) -> Plan:
         if i - begin == BLOCK or offsets[i + 1] - offsets[begin] > GROUP_EDGES:
             groups.append(i)
     groups.append(atoms)
-    # An atom costs about as much as a few edges.
-    cost = offsets[groups] + 4 * np.array(groups)
     features = net.chunks * net.components * LANES * net.tables.dtype.itemsize
     room = max(1, threads * CHUNK_BYTES // features)
     chunks = [0]
@@ -160,6 +173,7 @@ def make_plan(pairs: Pairs, net: Network, threads: int) -> Plan:
         if offsets[groups[g + 1]] - offsets[groups[chunks[-1]]] > room:
             chunks.append(g)
     chunks.append(len(groups) - 1)
+    cost = offsets[groups] + ATOM_COST * np.array(groups)
 
     def share(first: int, last: int) -> NDArray[np.int64]:
         """First group of each thread."""
@@ -169,20 +183,29 @@ def make_plan(pairs: Pairs, net: Network, threads: int) -> Plan:
         bounds[0], bounds[-1] = first, last
         return bounds
 
+    whole, layers = len(chunks) - 1, net.layers
+    phases = [(EMBED, 0, 0)]
+    for layer in range(layers - 1):
+        phases += [(ATTEND, layer, whole), (UPDATE, layer, 0)]
+    for layer in reversed(range(layers)):
+        for chunk in range(whole):
+            phases += [(BACK, layer, chunk), (COLLECT, layer, chunk)]
+    phases += [(FINISH, 0, 0), (FORCES, 0, 0)]
+    shares = [share(a, b) for a, b in (*pairwise(chunks), (0, len(groups) - 1))]
     return Plan(
+        phases=np.array(phases),
+        atoms=np.array(groups)[shares[-1]],
         groups=np.array(groups),
-        shares=share(0, len(groups) - 1),
         chunks=np.array(chunks),
-        chunk_shares=np.stack([share(a, b) for a, b in pairwise(chunks)]),
+        shares=np.stack(shares),
     )
 
 
 def make_tdn_work(net: Network, head: Perceptron, pairs: Pairs, plan: Plan) -> Work:
     """Memory for steps with these neighbours."""
     dtype, d, offsets = net.tables.dtype, net.components, pairs.offsets
-    atoms, threads, width = len(offsets) - 1, len(plan.shares) - 1, net.chunks * LANES
+    atoms, threads, width = len(offsets) - 1, len(plan.atoms) - 1, net.chunks * LANES
     features = width * d
-    block = max(1, min(BLOCK, -(-atoms // (threads * max(1, round(atoms / BLOCK / threads))))))
     edges = int(np.diff(offsets[plan.groups]).max(initial=1))
     returned = int(np.diff(offsets[plan.groups[plan.chunks]]).max(initial=1))
     sizes = {
@@ -212,7 +235,7 @@ def make_tdn_work(net: Network, head: Perceptron, pairs: Pairs, plan: Plan) -> W
     components = LANES * np.arange(d)
     layers = max(1, net.layers)
     return Work(
-        block=block,
+        block=BLOCK,
         embedded=np.empty(atoms * features, dtype),
         degree=np.empty(atoms, dtype),
         x=np.empty((net.layers + 1, atoms * features), dtype),
