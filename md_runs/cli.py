@@ -16,6 +16,8 @@ import typer
 from .benchmark_command import benchmark
 from .console import md_progress, relax_reporter, say, show_json
 from .errors import Interrupted, RunStopped
+from .evaluate_command import evaluate
+from .export_command import export
 from .options import (
     Backend,
     Charge,
@@ -410,6 +412,8 @@ def doctor(as_json: Json = False) -> None:
         print(f"  {'ok ' if check['works'] else 'no '} {check['name']:24}{check['detail']}")
 
 
+app.command()(evaluate)
+app.command()(export)
 app.command()(benchmark)
 
 

@@ -132,8 +132,8 @@ def convert_checkpoint(
     return output
 
 
-def parse_elements(text: str) -> list[int]:
-    """``H,C,O`` or ``1,6,8`` -> atomic numbers.
+def parse_elements(text: str, name: str = "--elements") -> list[int]:
+    """``H,C,O`` or ``1,6,8`` -> atomic numbers; errors call the option ``name``.
 
     Raises
     ------
@@ -147,10 +147,9 @@ def parse_elements(text: str) -> list[int]:
         number = int(part) if part.isdigit() else atomic_numbers.get(part.capitalize(), 0)
         if not 0 < number < len(chemical_symbols):
             raise ValueError(
-                f"--elements: {part!r} is no element: expected symbols or atomic numbers such "
-                "as H,C,O"
+                f"{name}: {part!r} is no element: expected symbols or atomic numbers such as H,C,O"
             )
         found.append(number)
     if not found:
-        raise ValueError("--elements is empty: expected symbols such as H,C,O")
+        raise ValueError(f"{name} is empty: expected symbols such as H,C,O")
     return found

@@ -17,7 +17,10 @@ from tensormd.calculators.openmm_engines import python_problem
 from tensormd.md_runs import demo as demo_module
 from tensormd.md_runs import doctor
 
-COMMANDS = ("demo", "relax", "md", "report", "info", "convert", "doctor")
+COMMANDS = (
+    *("demo", "relax", "md", "report", "evaluate", "info", "convert", "export", "benchmark"),
+    "doctor",
+)
 
 
 @pytest.fixture

@@ -142,15 +142,14 @@ def load_rmd17(path: PathLike) -> Trajectory:
     keys = ("nuclear_charges", "coords", "energies", "forces")
     try:
         with np.load(path, allow_pickle=False) as data:
-            missing = [key for key in keys if key not in data.files]
-            if missing:
-                raise ValueError(
-                    f"{path} has no {missing[0]}: expected an npz file of revised MD17"
-                )
-            numbers = data["nuclear_charges"].astype(np.int64)
-            positions, energies, forces = (data[key].astype(np.float64) for key in keys[1:])
-    except (zipfile.BadZipFile, EOFError, AttributeError):  # cut short, or a bare .npy
-        raise ValueError(f"{path} is no npz file, or is damaged") from None
+            found = {key: data[key] for key in keys if key in data.files}
+    except (zipfile.BadZipFile, EOFError, ValueError, AttributeError, TypeError):
+        raise ValueError(f"{path} is no npz file of numbers, or is damaged") from None
+    for key in keys:
+        if key not in found:
+            raise ValueError(f"{path} has no {key}: expected an npz file of revised MD17")
+    numbers = found[keys[0]].astype(np.int64)
+    positions, energies, forces = (found[key].astype(np.float64) for key in keys[1:])
     shape = (*energies.shape, *numbers.shape, 3)
     if energies.ndim != 1 or numbers.ndim != 1 or not positions.shape == forces.shape == shape:
         raise ValueError(

@@ -25,8 +25,8 @@ class ErrorStatistics(NamedTuple):
     """Largest absolute error."""
     bias: float
     """Mean error: of energies, how far the two zeros are apart."""
-    count: int
-    """Numbers compared."""
+    compared: int
+    """How many numbers."""
 
 
 class Calibration(NamedTuple):
