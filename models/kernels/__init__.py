@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from ..potential import Potential
-from ..readout import EnergyReadout
+from ..readout import EnergyReadout, ScalarReadout
 from ..tabulated import TabulatedPotential
+from ..tdn import TDN
 from ..tensornet import TensorNet
 
 __all__ = ["fuse", "fused_problem"]
@@ -28,13 +29,18 @@ def fused_problem(potential: nn.Module) -> str | None:
         architecture = getattr(potential, "architecture", type(potential).__name__)
         return f"there are no fused kernels for {architecture}"
     assert isinstance(potential, Potential)
+    if _on_gpu(potential) and not isinstance(potential.representation, TensorNet):
+        return f"the kernels of {potential.architecture} run on a CPU alone"
     package = "triton" if _on_gpu(potential) else "numba"
     if importlib.util.find_spec(package) is None:
         return f"{package} is not installed: pip install {package}"
     return None
 
 
-NETWORKS: dict[type[nn.Module], type[nn.Module]] = {TensorNet: EnergyReadout}
+NETWORKS: dict[type[nn.Module], type[nn.Module]] = {
+    TensorNet: EnergyReadout,
+    TDN: ScalarReadout,
+}
 """Networks that have kernels, with their readouts."""
 
 
@@ -67,8 +73,9 @@ def fuse(potential: Potential) -> nn.Module:
 
         return FusedTensorNet(potential, operators=TritonOperators())
     from .cpu.potential import FusedCPUPotential
+    from .cpu.tdn_potential import FusedTDN
 
-    classes = {TensorNet: FusedCPUPotential}
+    classes = {TensorNet: FusedCPUPotential, TDN: FusedTDN}
     return classes[type(potential.representation)](potential)
 
 
