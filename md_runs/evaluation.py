@@ -103,7 +103,7 @@ class Evaluation:
         """The same frames with both forces as arrays and both energies in ``info``."""
         from ase import Atoms
 
-        ends = np.cumsum(self.sizes)
+        ends, largest = np.cumsum(self.sizes), self.largest_force_errors
         structures = []
         for k in self.worst(count):
             frame = self.frames[k]
@@ -116,7 +116,7 @@ class Evaluation:
                     "frame": k,
                     "reference_energy": frame.energy,
                     "predicted_energy": float(self.energies[k]),
-                    "largest_force_error": float(self.largest_force_errors[k]),
+                    "largest_force_error": float(largest[k]),
                 },
             )
             if "charge" in frame.atoms.info:
@@ -137,6 +137,7 @@ class Evaluation:
             "frames": len(self.frames),
             "atoms": len(numbers),
             "energy_mev": _statistics(self.energy_errors),
+            "energy_less_bias_mev": _statistics(self.energy_errors - self.energy_errors.mean()),
             "energy_mev_per_atom": _statistics(self.energy_errors / self.sizes),
             "force_mev_per_angstrom": _statistics(errors),
             "force_by_element_mev_per_angstrom": {
@@ -294,7 +295,7 @@ def _read_ase(path: Path, limit: int | None) -> list[LabelledFrame]:
 
     wanted = path if limit is None or not path.is_file() else f"{path}@:{limit}"
     frames = []
-    for k, atoms in enumerate(read_structures(wanted)):
+    for k, atoms in enumerate(read_structures(wanted)[:limit]):
         energy, forces = labels_of(atoms, f"frame {k} of {path}")
         frames.append(LabelledFrame(atoms, float(energy), forces, _stress_of(atoms)))
     return frames

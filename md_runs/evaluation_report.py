@@ -140,6 +140,9 @@ def tables(summary: dict[str, Any]) -> list[RenderableType]:
         ("energy per atom", "meV", summary["energy_mev_per_atom"]),
         ("forces", "meV/A", summary["force_mev_per_angstrom"]),
     ]
+    energy = summary["energy_mev"]
+    if abs(energy["bias"]) > 0.5 * energy["rmse"]:  # perhaps another zero of energy
+        rows.insert(1, ("energy less bias", "meV", summary["energy_less_bias_mev"]))
     if summary["stress_mev_per_cubic_angstrom"] is not None:
         rows.append(("stress", "meV/A^3", summary["stress_mev_per_cubic_angstrom"]))
     _add_rows(errors, rows)

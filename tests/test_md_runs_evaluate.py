@@ -14,6 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.io import read, write
 from data import data_file
+from matplotlib.image import imread
 from scipy.stats import spearmanr
 from test_md_runs_support import ethanol, run, waters, write_tiny_potential
 
@@ -75,6 +76,7 @@ def test_numbers_are_numpys(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (found["frames"], found["atoms"]) == (FRAMES, 9 * FRAMES)
     assert found["force_mev_per_angstrom"]["largest"] > 1500
     check_statistics(found["energy_mev"], energy)
+    check_statistics(found["energy_less_bias_mev"], energy - energy.mean())
     check_statistics(found["energy_mev_per_atom"], energy / 9)
     check_statistics(found["force_mev_per_angstrom"], force)
     numbers = frames[0].numbers
@@ -174,6 +176,8 @@ def test_committee(here: Path) -> None:
     assert run("evaluate", "tiny.safetensors", "frames.extxyz", *options) == 0
     found = json.loads(Path("out/evaluation.json").read_text())
     assert found["model"]["members"] == 2
+    high, wide = imread("out/parity.png").shape[:2]
+    assert wide > 2.5 * high, "the third panel is the calibration"
     frames: Any = read("frames.extxyz", ":")
     alone = np.array(
         [
@@ -299,6 +303,7 @@ def test_limit_reads_no_further(here: Path) -> None:
     assert all(frame.stress is None for frame in found)
     with pytest.raises(ValueError, match="frame 3 "):
         read_labelled("nan.extxyz", limit=4)
+    assert len(read_labelled("nan.extxyz@4:", limit=2)) == 2
 
 
 def test_shipped_model_on_revised_md17(tmp_path: Path) -> None:
