@@ -20,8 +20,8 @@ from kernel_cases import random_graph
 
 from tensormd.models import NeighborList, batch_graphs
 from tensormd.models.graph import Graph
-from tensormd.models.kernels.cuda_graph import CudaGraphStep, Room, Run, room_for
-from tensormd.models.kernels.device import ResidentSystem
+from tensormd.models.kernels.cuda.recording import CudaGraphStep, Room, Run, room_for
+from tensormd.models.kernels.cuda.resident import ResidentSystem
 from tensormd.models.kernels.edges import edges_of
 from tensormd.models.kernels.fused import FusedTensorNet
 from tensormd.models.kernels.step import StepInputs
@@ -261,7 +261,7 @@ def backend(device: str) -> Any:
     """The operators of a device."""
     if device == "cpu":
         return None
-    from tensormd.models.kernels.triton_operators import TritonOperators
+    from tensormd.models.kernels.cuda.operators import TritonOperators
 
     return TritonOperators()
 

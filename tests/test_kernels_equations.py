@@ -27,16 +27,12 @@ from tensormd.models.cartesian import TensorLinear, irrep_norms_squared, norm_sq
 from tensormd.models.graph import Graph, displacements
 from tensormd.models.kernels import equations
 from tensormd.models.kernels.edges import Edges, Geometry, edges_of
-from tensormd.models.kernels.flat import flat_step
 from tensormd.models.kernels.fused import FusedTensorNet
 from tensormd.models.kernels.packing import (
     by_component,
-    flatten_weights,
     pack_weights,
-    parse_description,
-    restore_weights,
 )
-from tensormd.models.kernels.step import StepInputs, StepResult, TorchOperators, tensornet_step
+from tensormd.models.kernels.step import StepInputs, TorchOperators, tensornet_step
 from tensormd.models.kernels.weights import Dense, extract_weights
 from tensormd.models.potential import Potential
 from tensormd.models.radial_table import RadialTable, spline_coefficients
@@ -475,35 +471,3 @@ def test_room_behind_the_edges_is_not_read() -> None:
     ]
     for a, b in zip(*results, strict=True):
         assert_equal(a, b, 1e-14)
-
-
-def test_pass_as_a_registered_operator() -> None:
-    potential = make_potential(head="gated", length_unit="bohr", energy_unit="hartree", cutoff=8.0)
-    fused = FusedTensorNet(potential, table_of(potential, 256))
-    weights, description = flatten_weights(fused.weights)
-    graph = batch_graphs([ethanol().graph(), crystal(1.0).graph()])
-    moving = (graph.positions, graph.cell, graph.system, graph.numbers, graph.charge)
-    with torch.library._scoped_library("tensormd_test", "FRAGMENT"):
-        operator = torch.library.custom_op("tensormd_test::step", flat_step, mutates_args=())
-        result = operator(
-            *moving, *edges_of(graph), weights, description, fused.length_in_angstrom
-        )
-    expected = fused(graph)
-    found = fused.predict(graph, StepResult(*result))
-    for a, b in zip(found, expected, strict=True):
-        assert_equal(a, b, 1e-14)
-
-
-def test_weights_as_a_list_of_tensors() -> None:
-    potential = make_potential(head="gated")
-    weights = extract_weights(potential, table_of(potential, 64))
-    tensors, description = flatten_weights(pack_weights(weights, torch.float32, "cpu"))
-    assert all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
-    again, same = flatten_weights(restore_weights(tensors, parse_description(description)))
-    assert same == description
-    assert all(a is b for a, b in zip(tensors, again, strict=True))
-    assert (
-        len(restore_weights(tensors, parse_description(description)).gates)
-        == len(weights.gates)
-        == 5
-    )

@@ -21,10 +21,10 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from tensormd.models import batch_graphs
+from tensormd.models.kernels.cuda.operators import TritonOperators
 from tensormd.models.kernels.edges import Geometry
 from tensormd.models.kernels.fused import FusedTensorNet
 from tensormd.models.kernels.step import TorchOperators
-from tensormd.models.kernels.triton_operators import TritonOperators
 from tensormd.models.tabulated import build_table
 
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}

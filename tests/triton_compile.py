@@ -19,8 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from tensormd.models.kernels import triton_algebra, triton_edges
-from tensormd.models.kernels.triton_operators import EDGE_BLOCK, ELEMENT_BLOCK
+from tensormd.models.kernels.cuda import algebra, edges
+from tensormd.models.kernels.cuda.operators import EDGE_BLOCK, ELEMENT_BLOCK
 
 TYPES = {
     **dict.fromkeys(["positions", "cell", "shift", "force", "virial", "values", "sums"], "*fp64"),
@@ -42,7 +42,7 @@ def compile_kernel(module: ModuleType, kernel: Any, channels: int, flag: bool, t
         "PARITY": flag,
         "BACKWARD": flag,
         "WIDTH": 10,
-        "BLOCK": ELEMENT_BLOCK if module is triton_algebra else 128,
+        "BLOCK": ELEMENT_BLOCK if module is algebra else 128,
     }
     if kernel.__name__ in ("geometry_kernel", "forces_kernel"):
         constants["BLOCK"] = EDGE_BLOCK
@@ -56,7 +56,7 @@ def compile_kernel(module: ModuleType, kernel: Any, channels: int, flag: bool, t
             (k,): constants[name] for k, name in enumerate(kernel.arg_names) if name.isupper()
         },
     )
-    warps = 4 if module is triton_algebra else 1
+    warps = 4 if module is algebra else 1
     compiled = triton.compile(
         source, target=GPUTarget("cuda", target, 32), options={"num_warps": warps}
     )
@@ -78,7 +78,7 @@ def spilled_bytes(ptx: str) -> int:
 
 def main() -> None:
     target, channels = int(sys.argv[1]), int(sys.argv[2])
-    for module in (triton_edges, triton_algebra):
+    for module in (edges, algebra):
         for name, kernel in vars(module).items():
             if not name.endswith("_kernel"):
                 continue

@@ -1,6 +1,6 @@
 """Fused operators for inference: energies, forces and virial in one pass, without autograd.
 
-`fuse` picks the implementation of a potential's device: `cpu` (Numba) or the Triton kernels.
+`fuse` picks the implementation of a potential's device: `cpu` (Numba) or `cuda` (Triton).
 The plain-torch twin of every operator is in `equations`; `operator` makes all of it one operator
 of torch.
 """
@@ -68,8 +68,8 @@ def fuse(potential: Potential) -> nn.Module:
     if problem is not None:
         raise ValueError(problem)
     if _on_gpu(potential):
+        from .cuda.operators import TritonOperators
         from .fused import FusedTensorNet
-        from .triton_operators import TritonOperators
 
         return FusedTensorNet(potential, operators=TritonOperators())
     from .cpu.potential import FusedCPUPotential

@@ -73,7 +73,7 @@ class FusedTensorNet(nn.Module):
         self._known: tuple[Tensor, Tensor, tuple[int, int], Edges] | None = None
         self._run: Callable[[StepInputs], Prediction] = self._evaluate
         if self._graphs or (self._graphs is None and device.type == "cuda"):
-            from .cuda_graph import CudaGraphStep
+            from .cuda.recording import CudaGraphStep
 
             self._run = CudaGraphStep(self._evaluate)
 

@@ -1,18 +1,15 @@
-"""Weights of the fused pass: cast, and as a flat list of tensors for a registered operator."""
+"""Weights of the fused pass, cast and laid out for torch and CUDA."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .weights import Dense, InteractionWeights, TensorNetWeights
-
-_PARTS: dict[str, type] = {"Dense": Dense, "InteractionWeights": InteractionWeights}
+from .weights import TensorNetWeights
 
 
 def pack_weights(
@@ -55,50 +52,6 @@ def with_slopes(table: Tensor, spacing: float) -> Tensor:
     slopes = torch.zeros_like(table)
     slopes[:-1] = table.diff(dim=0) / spacing
     return torch.cat([table, slopes], dim=1)
-
-
-def flatten_weights(weights: TensorNetWeights) -> tuple[list[Tensor], str]:
-    """Tensors in a fixed order, and all else as JSON: the inverse of `restore_weights`."""
-    tensors: list[Tensor] = []
-
-    def take(tensor: Tensor) -> int:
-        tensors.append(tensor)
-        return len(tensors) - 1
-
-    return tensors, json.dumps(dataclasses.asdict(_map(weights, take)))
-
-
-def parse_description(description: str) -> dict[str, Any]:
-    """What `restore_weights` needs of a description; worth keeping from step to step."""
-    fields: dict[str, Any] = json.loads(description)
-    return fields
-
-
-def restore_weights(tensors: list[Tensor], fields: dict[str, Any]) -> TensorNetWeights:
-    """Weights from what `flatten_weights` gave; the tensors may have been cast since.
-
-    Parameters
-    ----------
-    tensors
-        Of `flatten_weights`.
-    fields
-        Of `parse_description`.
-    """
-
-    def build(kind: type, values: dict[str, Any]) -> Any:
-        built: dict[str, Any] = {}
-        for field in dataclasses.fields(kind):
-            value = values[field.name]
-            if field.type == "Tensor":
-                value = tensors[value]
-            elif isinstance(value, list):
-                part = _PARTS[str(field.type).removeprefix("list[").removesuffix("]")]
-                value = [build(part, item) for item in value]
-            built[field.name] = value
-        return kind(**built)
-
-    restored: TensorNetWeights = build(TensorNetWeights, fields)
-    return restored
 
 
 def _map(value: Any, function: Callable[[Tensor], Any]) -> Any:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..potential import Prediction
-from .step import StepInputs
+from ...potential import Prediction
+from ..step import StepInputs
 
 Run = Callable[[], Prediction]
 Replay = Callable[[], object]

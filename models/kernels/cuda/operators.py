@@ -1,4 +1,4 @@
-"""The fused operators on a GPU: launches the kernels of `triton_edges` and `triton_algebra`.
+"""The fused operators on a GPU: launches the kernels of `edges` and `algebra`.
 
 Import it only where Triton is installed (`pip install triton`; torch's CUDA builds bring it).
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import triton_algebra as algebra
-from . import triton_edges as kernels
-from .edges import Edges, Geometry
+from ..edges import Edges, Geometry
+from . import algebra
+from . import edges as kernels
 
 EDGE_BLOCK = 32
 """Edges that geometry and forces take at a time."""

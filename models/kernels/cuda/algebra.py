@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_edges import SQRT_HALF, SQRT_SIXTH, SQRT_THIRD, load9, store9
+from .edges import SQRT_HALF, SQRT_SIXTH, SQRT_THIRD, load9, store9
 
 
 @triton.jit

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..graph import Graph
-from ..pairs import neighbor_pairs
-from ..potential import Prediction
-from .fused import FusedTensorNet
+from ...graph import Graph
+from ...pairs import neighbor_pairs
+from ...potential import Prediction
+from ..fused import FusedTensorNet
 
 
 class ResidentSystem:
