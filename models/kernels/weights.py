@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from ..activations import ShiftedSoftplus
 from ..potential import Potential
 from ..radial_table import RadialTable
 from ..readout import EnergyReadout, GatedHead, LinearHead, MLPHead
-from ..tensornet import TensorNet
+from ..tensornet import Interaction, TensorNet
 
 ACTIVATION_NAMES: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
@@ -117,6 +118,7 @@ def extract_weights(potential: Potential, table: RadialTable) -> TensorNetWeight
     assert isinstance(network, TensorNet)
     assert isinstance(readout, EnergyReadout)
     embedding, channels = network.embedding, network.channels
+    layers = cast("list[Interaction]", list(network.layers))
     with torch.no_grad():
         parts = torch.split(table.coefficients, 3 * channels, dim=1)
         at_zero = torch.split(table(torch.zeros(1, dtype=torch.float64))[0], 3 * channels)
@@ -142,7 +144,7 @@ def extract_weights(potential: Potential, table: RadialTable) -> TensorNetWeight
                 InteractionWeights(
                     part, zero, layer.mix_in.weight.detach(), layer.mix_out.weight.detach()
                 )
-                for layer, part, zero in zip(network.layers, parts[1:], at_zero[1:], strict=True)
+                for layer, part, zero in zip(layers, parts[1:], at_zero[1:], strict=True)
             ],
             readout_norm_weight=readout.norm.weight.detach(),
             readout_norm_bias=readout.norm.bias.detach(),

@@ -57,7 +57,10 @@ def _tile(wide: bool) -> Any:
                 args
             )
             kind = signature.args
-            constant = lambda k: ir.Constant(x_start.type, k)  # noqa: E731
+
+            def constant(k: int) -> ir.Constant:
+                return ir.Constant(x_start.type, k)
+
             starts = [
                 builder.add(x_start, offset) for offset in cgutils.unpack_tuple(builder, offsets)
             ]
