@@ -72,11 +72,11 @@ def fuse(potential: Potential) -> nn.Module:
         from .fused import FusedTensorNet
 
         return FusedTensorNet(potential, operators=TritonOperators())
-    from .cpu.potential import FusedCPUPotential
-    from .cpu.tdn_potential import FusedTDN
+    from .cpu import tdn_potential, tensornet_potential
 
-    classes = {TensorNet: FusedCPUPotential, TDN: FusedTDN}
-    return classes[type(potential.representation)](potential)
+    if isinstance(potential.representation, TensorNet):
+        return tensornet_potential.FusedTensorNet(potential)
+    return tdn_potential.FusedTDN(potential)
 
 
 def _on_gpu(potential: Potential) -> bool:

@@ -1,4 +1,4 @@
-"""A TensorNet potential that runs as one compiled call."""
+"""What potentials that run as one compiled call have in common, whatever their network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,13 +19,9 @@ from torch import Tensor, nn
 from ...graph import Graph, displacements, within
 from ...potential import Potential, Prediction, assemble
 from ...tabulated import build_table
-from ..weights import extract_weights
 from .compiled import kernel
-from .edges import Pairs, Slots
-from .nodes import Network, Work
-from .pack import make_slots, make_work, pack_network, pack_pairs, pack_perceptrons
-from .perceptron import Perceptron
-from .step import step
+from .edges import Pairs
+from .pack import pack_pairs
 
 _ONE_AT_A_TIME = threading.Lock()
 _started_in: int | None = None
@@ -33,7 +29,7 @@ _started_in: int | None = None
 
 
 class FusedCPUPotential(nn.Module):
-    """Energies, forces and virial of a TensorNet potential, for inference on a CPU.
+    """Energies, forces and virial of a potential, for inference on a CPU.
 
     Radial networks are replaced by tables (see `tabulated`), the derivatives are derived by
     hand, and there is no autograd tape. Geometry and sums over atoms are float64. Results do
@@ -42,30 +38,27 @@ class FusedCPUPotential(nn.Module):
     Parameters
     ----------
     potential
-        With a `TensorNet`; its dtype is that of the arithmetic.
+        Its dtype is that of the arithmetic.
     """
 
     engine = "fused CPU kernels"
 
     def __init__(self, potential: Potential) -> None:
         super().__init__()
-        table, self.table_info = build_table(potential)
-        weights = extract_weights(potential, table)
-        dtype = np.dtype(str(potential.dtype).removeprefix("torch."))
-        self.network = pack_network(weights, dtype)
-        self.perceptrons = pack_perceptrons(weights, dtype)
-        self.lower, self.reach = weights.lower, weights.cutoff
+        self.table, self.table_info = build_table(potential)
+        self.dtype = np.dtype(str(potential.dtype).removeprefix("torch."))
         self.cutoff = potential.cutoff
         self.unit = potential.length_in_angstrom
-        scale = potential.atomic_scale
         self.energy_in_ev = potential.energy_in_ev
-        self.scale = float(scale.scale)
-        self.mean = float(scale.mean)
+        scale = potential.atomic_scale
+        self.scale, self.mean = float(scale.scale), float(scale.mean)
+        self.factor = self.scale * self.energy_in_ev / self.unit
+        """What takes the derivative of an output to eV/A."""
         self.references = scale.references.cpu().numpy()
         self.repulsion = copy.deepcopy(potential.repulsion)
         self._lock = threading.Lock()
-        self._memory: _Memory | None = None
-        self._composition: _Composition | None = None
+        self._memory: Any = None
+        self._composition: Composition | None = None
 
     def forward(self, graph: Graph) -> Prediction:
         """Energies, forces and virials of the systems of a graph."""
@@ -77,7 +70,7 @@ class FusedCPUPotential(nn.Module):
         systems = len(graph.charge)
         known = self._composition
         if known is None or not known.serves(graph):
-            known = self._composition = _Composition(graph, self.references, self.mean)
+            known = self._composition = Composition(graph, self.references, self.mean)
         atoms = len(known.shares)
         forces = np.zeros((atoms, 3))
         virial = np.zeros((atoms, 3, 3))
@@ -105,28 +98,19 @@ class FusedCPUPotential(nn.Module):
     def _evaluate(
         self,
         graph: Graph,
-        composition: _Composition,
+        composition: Composition,
         forces: NDArray[np.float64],
         virial: NDArray[np.float64],
     ) -> NDArray[np.float64]:
         """Fill forces and virial; the outputs of the network, which the next call overwrites."""
-        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-        memory = self._memory
-        if memory is None or not memory.serves(graph, threads):
-            memory = self._memory = _Memory(self.network, self.perceptrons, graph, threads, memory)
-        if memory.composition is not composition:
-            memory.work.charge[:] = composition.charge_factors
-            memory.composition = composition
+        raise NotImplementedError
+
+    def _call(self, step: Callable[..., None], threads: int, *arguments: Any) -> None:
+        """Run a compiled step."""
         run = kernel(step, threads=_may_start_threads())
-        factor = self.scale * self.energy_in_ev / self.unit
         with _exclusive():
             numba.set_num_threads(threads)
-            run(
-                graph.positions.detach().numpy(), graph.numbers.numpy(), memory.pairs,
-                memory.slots, self.network, *self.perceptrons, memory.work, memory.part, threads,
-                self.unit, self.lower, self.reach, factor, forces, virial,
-            )  # fmt: skip
-        return memory.work.outputs
+            run(*arguments)
 
     def _repulsion(self, graph: Graph) -> Prediction:
         assert self.repulsion is not None
@@ -145,11 +129,11 @@ class FusedCPUPotential(nn.Module):
         self._lock = threading.Lock()
 
 
-class _Composition:
+class Composition:
     """What depends on elements and charges alone, kept while graphs come with the same ones."""
 
     def __init__(self, graph: Graph, references: NDArray[np.float64], mean: float) -> None:
-        self._given = _Versions(graph.numbers, graph.system, graph.charge)
+        self._given = Versions(graph.numbers, graph.system, graph.charge)
         numbers, system, charge = (
             tensor.numpy() for tensor in (graph.numbers, graph.system, graph.charge)
         )
@@ -167,7 +151,7 @@ class _Composition:
         return self._given.are(graph.numbers, graph.system, graph.charge)
 
 
-class _Versions:
+class Versions:
     """Tensors as they were: the same ones later, if nothing was written to them."""
 
     def __init__(self, *tensors: Tensor) -> None:
@@ -175,6 +159,7 @@ class _Versions:
         self._versions = [_version(tensor) for tensor in tensors]
 
     def are(self, *tensors: Tensor) -> bool:
+        """Whether these are the same objects, as they were."""
         return all(
             new is old and _version(new) == version
             for new, old, version in zip(tensors, self._tensors, self._versions, strict=True)
@@ -186,45 +171,33 @@ def _version(tensor: Tensor) -> float:
     return math.nan if tensor.is_inference() else tensor._version
 
 
-class _Memory:
-    """Arrays that are kept while the neighbour list stays the same."""
+class Memory:
+    """What is kept while the neighbour list stays the same: its rows, to begin with."""
 
-    def __init__(
-        self,
-        net: Network,
-        perceptrons: Sequence[Perceptron],
-        graph: Graph,
-        threads: int,
-        old: _Memory | None,
-    ) -> None:
-        atoms, edges = len(graph.numbers), graph.edge_index.shape[1]
-        self._list = _Versions(graph.edge_index, graph.edge_shift)
-        self._cell = _Versions(graph.cell)
-        self._lattice, self.threads = graph.cell.clone(), threads
-        self.composition: _Composition | None = None
+    def __init__(self, graph: Graph, threads: int) -> None:
+        self._list = Versions(graph.edge_index, graph.edge_shift)
+        self._cell, self._lattice = Versions(graph.cell), graph.cell.clone()
+        self.threads = threads
         shifts = displacements(graph._replace(positions=torch.zeros_like(graph.positions)))
         self.pairs: Pairs = pack_pairs(
-            graph.edge_index.numpy(), graph.edge_shift.numpy(), shifts.numpy(), atoms
+            graph.edge_index.numpy(),
+            graph.edge_shift.numpy(),
+            shifts.detach().numpy(),
+            len(graph.numbers),
         )
-        dtype = net.tables.dtype
-        if old is not None and len(old.slots.counts) == atoms and len(old.slots.edge) >= edges:
-            self.slots: Slots = old.slots
-        else:
-            self.slots = make_slots(atoms, edges + edges // 20, net.chunks, dtype)
-        if old is not None and len(old.work.outputs) == atoms and old.threads == threads:
-            self.work: Work = old.work
-        else:
-            self.work = make_work(net, perceptrons, atoms, threads)
-        parts = threads // math.gcd(net.chunks, threads)
-        self.part = -(-atoms // parts)
 
     def serves(self, graph: Graph, threads: int) -> bool:
-        """Whether the neighbours are the very ones that these arrays were made for."""
+        """Whether the neighbours are the very ones that it was made for."""
         return (
             threads == self.threads
             and self._list.are(graph.edge_index, graph.edge_shift)
             and (self._cell.are(graph.cell) or torch.equal(graph.cell, self._lattice))
         )
+
+
+def threads_to_use() -> int:
+    """As many as torch would use, if Numba has them."""
+    return int(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
 
 def _may_start_threads() -> bool:
