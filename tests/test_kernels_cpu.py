@@ -332,18 +332,39 @@ print("within bounds")
 """
 
 
-def test_nothing_outside_an_array_is_touched() -> None:
-    """The same kernels, compiled so that every vector loaded or stored is checked."""
-    done = subprocess.run(
-        [sys.executable, "-c", BOUNDS_CHECK],
+TOO_FAR = """
+import numpy as np
+from test_kernels_cpu import exponentials
+x = np.zeros(48, np.float32)
+exponentials(x, x)
+print("within bounds", flush=True)
+exponentials(x[:40], x)
+print("nothing noticed")
+"""
+
+
+def checked_build(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
         env={**os.environ, "NUMBA_BOUNDSCHECK": "1"},
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
         check=False,
     )
+
+
+def test_nothing_outside_an_array_is_touched() -> None:
+    """The same kernels, compiled so that every vector loaded or stored is checked."""
+    done = checked_build(BOUNDS_CHECK)
     assert done.stdout.strip().endswith("within bounds"), done.stderr
+
+
+def test_a_vector_outside_is_noticed() -> None:
+    done = checked_build(TOO_FAR)
+    assert done.returncode != 0
+    assert done.stdout.strip().endswith("within bounds")
 
 
 def test_a_potential_is_left_as_it_is() -> None:

@@ -90,9 +90,8 @@ def cache_folder() -> Path:
 @functools.cache
 def sources_digest() -> str:
     """Digest of the sources in this folder, and of what compiles them."""
-    digest = hashlib.sha256(
-        f"{numba.__version__} {llvmlite.__version__} {numba.config.BOUNDSCHECK}".encode()
-    )
+    settings = (numba.config.BOUNDSCHECK, numba.config.CPU_FEATURES)
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {settings}".encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
         if file.name.endswith("potential.py"):
             continue  # not compiled

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
@@ -24,7 +25,13 @@ ROWS = 6
 
 
 def _widths() -> dict[int, int]:
-    wide = bool(binding.get_host_cpu_features().get("avx512f"))
+    # Numba may be told to compile for another processor than this one.
+    told = numba.config.CPU_FEATURES
+    features = told.split(",") if told else None
+    if features is None:
+        wide = bool(binding.get_host_cpu_features().get("avx512f"))
+    else:
+        wide = "+avx512f" in features
     return {32: 4, 64: 2} if wide else {32: 1, 64: 1}
 
 

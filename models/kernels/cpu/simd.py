@@ -13,6 +13,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -52,9 +53,19 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def vector_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    """Address of sixteen consecutive elements of an array."""
-    data = arrayobj.make_array(array_type)(context, builder, array).data
-    pointer = builder.gep(data, [index])
+    """Address of sixteen consecutive elements of an array.
+
+    In builds with ``NUMBA_BOUNDSCHECK=1`` the process ends if they are not all inside.
+    """
+    fields = arrayobj.make_array(array_type)(context, builder, array)
+    if numba.config.BOUNDSCHECK:
+        last = builder.add(index, ir.Constant(index.type, LANES))
+        before = builder.icmp_signed("<", index, ir.Constant(index.type, 0))
+        beyond = builder.icmp_signed(">", last, fields.nitems)
+        with builder.if_then(builder.or_(before, beyond), likely=False):
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.trap"), [])
+    pointer = builder.gep(fields.data, [index])
     return builder.bitcast(pointer, lanes_type(array_type.dtype).as_pointer())
 
 
