@@ -96,6 +96,12 @@ REGISTRY: dict[str, Entry] = {
             licence="MIT",
             files=(Path(__file__).parents[1] / "pretrained" / "tensornet-ethanol.safetensors",),
         ),
+        Entry(
+            name="ethanol-tdn",
+            description="TDN of ethanol (revised MD17, PBE); ships with the package",
+            licence="MIT",
+            files=(Path(__file__).parents[1] / "pretrained" / "tdn-ethanol.safetensors",),
+        ),
         _aceff("1.0", "TensorNet", _ACEFF_ELEMENTS),
         _aceff("1.1", "TensorNet", None),
         _aceff("2.0", "TensorNet2", _ACEFF_ELEMENTS),
