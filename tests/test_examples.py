@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
 from checkpoint_helpers import make_model, save
 from data import data_file
 from tdn_release_model import ReleasedTDN
@@ -36,6 +39,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.save(make_state(), tmp_path / "modelforge.pt")
     torch.save(ReleasedTDN(blocks=1).state(), tmp_path / "tdn_best_model.pth")
     molecule("CH3CH2OH").write(tmp_path / "molecule.xyz")
+    frames = [molecule("CH3CH2OH") for _ in range(3)]
+    for frame in frames:
+        frame.rattle(0.05, rng=np.random.default_rng(0))
+        zeros = np.zeros((len(frame), 3))
+        frame.calc = SinglePointCalculator(frame, energy=0.0, forces=zeros)
+    write(tmp_path / "test.extxyz", frames)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,16 @@ def command(files: Path, out: Path, steps: int, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("ensemble", ["nve", "nvt"])
 def test_kill_9_then_resume(ensemble: str, files: Path, tmp_path: Path) -> None:
-    out, steps = tmp_path / "killed", 300
+    out, steps = tmp_path / "killed", 6000
     options = ("--save-every", "0.05", "--ensemble", ensemble, "--trajectory", "dcd")
     process = subprocess.Popen(
         command(files, out, steps, *options), stderr=subprocess.PIPE, text=True
     )
     wait_for_lines(process, out / "log.csv", 20)
+    for _ in range(600):
+        if process.poll() is not None or RunFolder.open(out).read_restart().state["step"] > 0:
+            break
+        time.sleep(0.05)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
