@@ -125,7 +125,7 @@ class TrainedGaussianBasis(nn.Module):
         if size < 1:
             raise ValueError(f"{size} radial functions: expected at least 1")
         self.cutoff = float(cutoff)
-        # Spread evenly and narrow: the random wide ones of the released code learn half as fast.
+        # Spread evenly and narrow: the random wide ones of the released code learn more slowly.
         self.mean = nn.Parameter(torch.linspace(0, 1, size))
         self.std = nn.Parameter(torch.full((size,), 1 / size))
         self.weight = nn.Parameter(torch.ones(1))
