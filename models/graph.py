@@ -38,6 +38,15 @@ class Graph(NamedTuple):
     """(B,) float64, total charge of each system, e."""
 
 
+class Pairs(NamedTuple):
+    """Edges whose lengths are equal, being the two directions of one pair of atoms."""
+
+    one: Tensor
+    """(P,) int64, an edge of each pair."""
+    of_edge: Tensor
+    """(E,) int64, the pair of each edge."""
+
+
 def displacements(graph: Graph) -> Tensor:
     """Vectors r_ij = r_j - r_i + shift @ cell of every edge, (E, 3) float64, Angstrom."""
     i, j = graph.edge_index[0], graph.edge_index[1]
@@ -81,6 +90,30 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
         system=torch.cat([g.system + int(b) for g, b in zip(graphs, systems, strict=False)]),
         charge=torch.cat([g.charge for g in graphs]),
     )
+
+
+def pair_edges(graph: Graph) -> Pairs:
+    """The pairs of a graph that lists each in both directions.
+
+    Raises
+    ------
+    ValueError
+        If an edge has no counterpart.
+    """
+    i, j = graph.edge_index.cpu().numpy()
+    shift = graph.edge_shift.cpu().numpy().astype(np.int64)
+    there = np.column_stack([i, j, shift])
+    back = np.column_stack([j, i, -shift])
+    # One of the two directions stands for both: the first in lexicographic order.
+    order = np.lexsort(there.T[::-1])
+    counterpart = np.empty(len(i), dtype=np.int64)
+    counterpart[np.lexsort(back.T[::-1])] = order
+    if not np.array_equal(there[counterpart], back):
+        raise ValueError("an edge has no counterpart: expected every pair in both directions")
+    one = np.minimum(np.arange(len(i)), counterpart)
+    kept, of_edge = np.unique(one, return_inverse=True)
+    device = graph.edge_index.device
+    return Pairs(torch.from_numpy(kept).to(device), torch.from_numpy(of_edge).to(device))
 
 
 class _Fixed(NamedTuple):

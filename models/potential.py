@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .double import DoubleConstants
-from .graph import Graph, within
+from .graph import Graph, Pairs, within
 from .readout import EnergyReadout, ScalarReadout
 from .repulsion import ZBLRepulsion
 from .units import energy_in_ev, length_in_angstrom
@@ -200,10 +200,10 @@ class Potential(nn.Module):
         graph, vectors = within(graph, self.cutoff)
         return self.atom_energies(graph, vectors).sum()
 
-    def atom_energies(self, graph: Graph, vectors: Tensor) -> Tensor:
+    def atom_energies(self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None) -> Tensor:
         """Energy of each atom, (N,) eV float64, as a function of the edge vectors (E, 3)."""
         vectors = (vectors / self.length_in_angstrom).to(self.readout.norm.weight.dtype)
-        outputs = self.readout(self.representation(graph, vectors))
+        outputs = self.readout(self.representation(graph, vectors, pairs))
         energies = self.atomic_scale(outputs, graph)
         if self.repulsion is not None:
             energies = energies + self.repulsion(graph, vectors).double()

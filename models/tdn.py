@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .cp import factors_for
-from .graph import Graph
+from .graph import Graph, Pairs
 from .harmonics import SphericalHarmonics, check_degree, check_group
 from .radial import CosineCutoff
 from .radial_table import RadialTable
@@ -196,7 +196,7 @@ class TDN(nn.Module):
         self.layers = nn.ModuleList([block() for _ in range(layers)])
         self.table: RadialTable | None = None
 
-    def forward(self, graph: Graph, vectors: Tensor) -> Tensor:
+    def forward(self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None) -> Tensor:
         """Features of every atom.
 
         Parameters
@@ -205,6 +205,9 @@ class TDN(nn.Module):
             Its numbers and edge_index are read.
         vectors
             (E, 3) displacements r_j - r_i of the edges.
+        pairs
+            Of the edges, for radial networks that see each length once; None: as often as it
+            occurs.
 
         Returns
         -------
@@ -214,7 +217,7 @@ class TDN(nn.Module):
         coupling = self.coupling(self.harmonics(vectors / distances.unsqueeze(1)))
         envelope = self.envelope(distances) if self.smooth else torch.ones_like(distances)
         edges = Edges(graph.edge_index[0], graph.edge_index[1], envelope.unsqueeze(1))
-        weights = self.edge_factors(distances)
+        weights = self.edge_factors(distances, pairs)
         species = self.species(graph.numbers).unsqueeze(1)
         x = self.surroundings(edges, weights[0], coupling, graph.numbers.shape[0])
         x = torch.cat([x[:, :1] + species, x[:, 1:]], dim=1)
@@ -222,7 +225,7 @@ class TDN(nn.Module):
             x = layer(x, edges, weights[k + 1], coupling)
         return x
 
-    def edge_factors(self, distances: Tensor) -> list[Tensor]:
+    def edge_factors(self, distances: Tensor, pairs: Pairs | None = None) -> list[Tensor]:
         """What the radial networks make of distances (E,): weights (E, C) of tensor products.
 
         The first are the embedding's, the others those of each layer.
@@ -230,10 +233,14 @@ class TDN(nn.Module):
         if self.table is not None:
             return list(torch.split(self.table(distances), self.channels, dim=1))
         else:
+            if pairs is not None:
+                distances = distances.index_select(0, pairs.one)
             basis = self.radial(distances)
             weights = [self.surroundings.radial(basis)]
             for layer in self.layers:
                 weights.append(layer.weight(basis))  # type: ignore[operator]
+            if pairs is not None:
+                weights = [w.index_select(0, pairs.of_edge) for w in weights]
             return weights
 
     def use_table(self, table: RadialTable) -> None:

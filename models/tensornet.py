@@ -21,7 +21,7 @@ from .cartesian import (
     norm_squared,
     scale_irreps,
 )
-from .graph import Graph
+from .graph import Graph, Pairs
 from .radial import CosineCutoff, radial_basis
 from .radial_table import RadialTable
 
@@ -106,7 +106,7 @@ class TensorNet(nn.Module):
         )
         self.table: RadialTable | None = None
 
-    def forward(self, graph: Graph, vectors: Tensor) -> Tensor:
+    def forward(self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None) -> Tensor:
         """Tensor features of every atom.
 
         Parameters
@@ -115,6 +115,9 @@ class TensorNet(nn.Module):
             Its numbers, edge_index, system and charge are read.
         vectors
             (E, 3) displacements r_j - r_i of the edges.
+        pairs
+            Of the edges, for radial networks that see each length once; None: as often as it
+            occurs.
 
         Returns
         -------
@@ -123,7 +126,7 @@ class TensorNet(nn.Module):
         distances = torch.linalg.vector_norm(vectors, dim=1)
         # Tensors are built along r_i - r_j, torchmd-net's sign: it decides that of A.
         unit = -vectors / distances.unsqueeze(1)
-        factors = self.edge_factors(distances)
+        factors = self.edge_factors(distances, pairs)
         at_zero = self.edge_factors(torch.zeros(1, dtype=vectors.dtype, device=vectors.device))
         charge = graph.charge.to(vectors.dtype).index_select(0, graph.system)
 
@@ -132,7 +135,7 @@ class TensorNet(nn.Module):
             x = layer(graph, x, factors[k + 1], at_zero[k + 1], charge)
         return x
 
-    def edge_factors(self, distances: Tensor) -> list[Tensor]:
+    def edge_factors(self, distances: Tensor, pairs: Pairs | None = None) -> list[Tensor]:
         """All that the network asks of distances (E,): factors (E, 3F) of I, A and S.
 
         The first are the embedding's, the others those of each layer. They are zero at the
@@ -141,11 +144,15 @@ class TensorNet(nn.Module):
         if self.table is not None:
             return list(torch.split(self.table(distances), 3 * self.channels, dim=1))
         else:
+            if pairs is not None:
+                distances = distances.index_select(0, pairs.one)
             basis = self.radial(distances)
             envelope = self.envelope(distances).unsqueeze(1)
             factors = [self.embedding.radial(basis) * envelope]
             for layer in self.layers:
                 factors.append(layer.radial(basis) * envelope)  # type: ignore[operator]
+            if pairs is not None:
+                factors = [f.index_select(0, pairs.of_edge) for f in factors]
             return factors
 
     def use_table(self, table: RadialTable) -> None:

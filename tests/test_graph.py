@@ -13,8 +13,9 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 from helpers import CUTOFF, System, crystal, ethanol, make_potential, predict, rotation, slab, tiny
 
-from tensormd.models import Graph, NeighborList, batch_graphs
-from tensormd.models.graph import displacements, within
+from tensormd.models import TDN, Graph, NeighborList, Potential, ScalarReadout, batch_graphs
+from tensormd.models.graph import displacements, pair_edges, within
+from tensormd.models.potential import assemble
 
 TRICLINIC = np.array([[6.1, 0.0, 0.0], [2.0, 5.3, 0.0], [-1.4, 1.7, 7.2]])
 CELLS = {
@@ -340,3 +341,46 @@ def test_bad_structures(arguments: tuple[object, ...], message: str) -> None:
         neighbors.graph(*arguments)  # type: ignore[arg-type]
     neighbors.graph(*crystal())
     assert neighbors.builds == 1  # and it still works
+
+
+@pytest.mark.parametrize("system", [ethanol(), crystal()], ids=["molecule", "crystal"])
+def test_pairs_are_the_two_directions_of_an_edge(system: System) -> None:
+    graph = system.graph()
+    pairs = pair_edges(graph)
+    vectors = displacements(graph)
+    assert 2 * len(pairs.one) == len(pairs.of_edge) > 0
+    assert torch.bincount(pairs.of_edge).tolist() == [2] * len(pairs.one)
+    signs = (vectors * vectors[pairs.one[pairs.of_edge]]).sum(1) / (vectors * vectors).sum(1)
+    assert torch.allclose(signs.abs(), torch.ones_like(signs), atol=1e-12)
+    assert (signs > 0).sum() == (signs < 0).sum() == len(pairs.one)
+
+
+def test_an_edge_without_its_counterpart() -> None:
+    graph = ethanol().graph()
+    with pytest.raises(ValueError, match="no counterpart"):
+        pair_edges(
+            graph._replace(edge_index=graph.edge_index[:, 1:], edge_shift=graph.edge_shift[1:])
+        )
+
+
+def small_tdn() -> Potential:
+    torch.manual_seed(0)
+    network = TDN(channels=8, layers=1, lmax=1, radial_functions=8, max_number=9)
+    return Potential(network, ScalarReadout(8), elements=[1, 6, 7, 8], scale=3.0).double()
+
+
+@pytest.mark.parametrize("kind", ["tensornet", "tdn"])
+def test_radial_networks_may_see_each_pair_once(kind: str) -> None:
+    potential = make_potential() if kind == "tensornet" else small_tdn()
+    for system in (ethanol(), crystal()):
+        graph = system.graph(potential.cutoff)
+        vectors = displacements(graph).requires_grad_(True)
+        results = []
+        for pairs in (None, pair_edges(graph)):
+            energies = potential.atom_energies(graph, vectors, pairs)
+            (gradient,) = torch.autograd.grad([energies.sum()], [vectors])
+            forces = assemble(graph, energies, vectors.detach(), gradient)
+            results.append(forces)
+        for one, other in zip(*results, strict=True):
+            assert one.abs().max() > 1e-3
+            assert torch.allclose(one, other, atol=1e-10)
