@@ -140,7 +140,7 @@ def test_rmd17_is_converted(tmp_path: Path) -> None:
 def test_bad_labels(frames: Frames, tmp_path: Path) -> None:
     energies = frames.energies.clone()
     energies[7] = torch.nan
-    with pytest.raises(ValueError, match=r"frame 7 .* not finite"):
+    with pytest.raises(ValueError, match=r"frame 7 .* energy that is not finite"):
         Frames(frames.graphs, energies, frames.forces)
     with pytest.raises(ValueError, match="frame 1 has 3 atoms but forces"):
         Frames(frames.graphs[:2], energies[:2], [frames.forces[0], frames.forces[1][:2]])

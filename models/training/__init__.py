@@ -1,6 +1,6 @@
 """Training: labelled frames, the loss, and a loop that resumes."""
 
-from .data import Frames, read_extxyz, read_rmd17
+from .data import read_extxyz, read_rmd17
 from .errors import (
     Calibration,
     Errors,
@@ -9,13 +9,17 @@ from .errors import (
     error_statistics,
     evaluate_errors,
 )
+from .frames import QUANTITIES, Batch, Frames, Labels
 from .loop import Progress, TrainingSettings, train
 
 __all__ = [
+    "QUANTITIES",
+    "Batch",
     "Calibration",
     "ErrorStatistics",
     "Errors",
     "Frames",
+    "Labels",
     "Progress",
     "TrainingSettings",
     "calibration",

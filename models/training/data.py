@@ -1,115 +1,20 @@
-"""Labelled frames: graphs with the energies and forces that belong to them."""
+"""Readers of labelled frames."""
 
 from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from numpy.typing import NDArray
 
-from ..graph import Graph, NeighborList, batch_graphs
+from ..graph import NeighborList
 from ..units import kcal_per_mol_in_ev
+from .frames import Frames
 
 PathLike = str | os.PathLike[str]
-
-
-class Frames:
-    """Graphs and labels in eV and Angstrom, ready to be batched.
-
-    Parameters
-    ----------
-    graphs
-        One of each frame.
-    energies
-        One of each frame, eV.
-    forces
-        One array (N, 3) of each frame, eV/A.
-
-    Raises
-    ------
-    ValueError
-        If there is no frame, the numbers of frames or atoms differ, or a label is not finite.
-    """
-
-    def __init__(
-        self, graphs: Sequence[Graph], energies: ArrayLike, forces: Sequence[ArrayLike]
-    ) -> None:
-        self.graphs = list(graphs)
-        self.energies = torch.as_tensor(np.asarray(energies, dtype=np.float64))
-        self.forces = [torch.as_tensor(np.asarray(each, dtype=np.float64)) for each in forces]
-        if not self.graphs:
-            raise ValueError("no frame: expected at least one")
-        if not len(self.graphs) == len(self.energies) == len(self.forces):
-            raise ValueError(
-                f"{len(self.graphs)} frames with {len(self.energies)} energies and "
-                f"{len(self.forces)} arrays of forces: expected one of each for every frame"
-            )
-        for k, (graph, energy, each) in enumerate(
-            zip(self.graphs, self.energies, self.forces, strict=True)
-        ):
-            if each.shape != graph.positions.shape:
-                raise ValueError(
-                    f"frame {k} has {len(graph.numbers)} atoms but forces of shape "
-                    f"{tuple(each.shape)}"
-                )
-            if not (torch.isfinite(energy) and torch.isfinite(each).all()):
-                raise ValueError(f"frame {k} has an energy or a force that is not finite")
-
-    def __len__(self) -> int:
-        return len(self.graphs)
-
-    @property
-    def elements(self) -> list[int]:
-        """Atomic numbers that occur."""
-        return sorted({int(z) for graph in self.graphs for z in graph.numbers})
-
-    def select(self, index: Iterable[int]) -> Frames:
-        """Some of the frames."""
-        chosen = [int(k) for k in index]
-        return Frames(
-            [self.graphs[k] for k in chosen],
-            self.energies[chosen],
-            [self.forces[k] for k in chosen],
-        )
-
-    def split(self, sizes: Sequence[int], seed: int) -> list[Frames]:
-        """Disjoint random parts of the given sizes.
-
-        Raises
-        ------
-        ValueError
-            If there are too few frames.
-        """
-        if sum(sizes) > len(self):
-            raise ValueError(f"{len(self)} frames cannot be split into {list(sizes)}")
-        order = np.random.default_rng(seed).permutation(len(self))
-        ends = np.cumsum([0, *sizes])
-        return [self.select(order[a:b]) for a, b in pairwise(ends)]
-
-    def batch(self, index: Iterable[int]) -> Batch:
-        """Some of the frames in one graph."""
-        chosen = [int(k) for k in index]
-        return Batch(
-            batch_graphs([self.graphs[k] for k in chosen]),
-            self.energies[chosen],
-            torch.cat([self.forces[k] for k in chosen]),
-        )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Frames as one graph of B systems, with labels of shapes (B,) and (N, 3)."""
-
-    graph: Graph
-    energies: Tensor
-    forces: Tensor
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from .data import Frames
+from .frames import Frames
 
 Array = NDArray[np.float64]
 
@@ -116,8 +116,8 @@ def evaluate_errors(potential: nn.Module, frames: Frames, batch: int = 100) -> E
         for start in range(0, len(frames), batch):
             labels = frames.batch(range(start, min(start + batch, len(frames))))
             prediction = potential(labels.graph)
-            energy.append(prediction.energy - labels.energies)
-            force.append(prediction.forces - labels.forces)
+            energy.append(prediction.energy - labels.labels.energy)
+            force.append(prediction.forces - labels.labels.forces)
     finally:
         potential.train(training)
     return Errors(

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..files import replacing
 from ..potential import Potential, Prediction
-from .data import Batch, Frames
 from .errors import Errors, evaluate_errors
+from .frames import Batch, Frames
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,10 @@ class Progress:
 
 def loss_of(prediction: Prediction, labels: Batch, settings: TrainingSettings) -> Tensor:
     """Weighted mean absolute errors of energies and forces."""
-    energy = (prediction.energy - labels.energies).abs().mean()
-    force = (prediction.forces - labels.forces).norm(dim=1).mean()
+    assert labels.labels.energy is not None
+    assert labels.labels.forces is not None
+    energy = (prediction.energy - labels.labels.energy).abs().mean()
+    force = (prediction.forces - labels.labels.forces).norm(dim=1).mean()
     return settings.energy_weight * energy + settings.force_weight * force
 
 

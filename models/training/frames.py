@@ -1,0 +1,196 @@
+"""Labelled frames: graphs with the energies, forces and other quantities that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ..graph import Graph, Pairs, batch_graphs, pair_edges
+
+
+class Labels(NamedTuple):
+    """What is known of B systems of N atoms together, float64; None where it is not."""
+
+    energy: Tensor | None = None
+    """(B,), eV."""
+    forces: Tensor | None = None
+    """(N, 3), eV/A."""
+    stress: Tensor | None = None
+    """(B, 3, 3), eV/A^3, with ASE's sign."""
+    dipole: Tensor | None = None
+    """(B, 3), e A."""
+    dipole_norm: Tensor | None = None
+    """(B,), e A: where only its length was published."""
+    polarizability: Tensor | None = None
+    """(B, 3, 3), e^2 A^2/eV."""
+
+
+QUANTITIES = Labels._fields
+_SHAPES = {"stress": (3, 3), "dipole": (3,), "polarizability": (3, 3)}
+
+
+class Frames:
+    """Graphs and labels, ready to be batched.
+
+    Parameters
+    ----------
+    graphs
+        One of each frame.
+    energies
+        One of each frame, eV; None where there are none.
+    forces
+        One array (N, 3) of each frame, eV/A; or None.
+    others
+        Further fields of `Labels`, one entry of each frame; None is as good as left out.
+
+    Raises
+    ------
+    ValueError
+        If there is no frame, the numbers of frames or atoms differ, a label has another shape or
+        is not finite.
+    """
+
+    def __init__(
+        self,
+        graphs: Sequence[Graph],
+        energies: ArrayLike | None = None,
+        forces: Sequence[ArrayLike] | None = None,
+        **others: Sequence[ArrayLike] | ArrayLike | None,
+    ) -> None:
+        self.graphs = list(graphs)
+        if not self.graphs:
+            raise ValueError("no frame: expected at least one")
+        unknown = [name for name in others if name not in QUANTITIES]
+        if unknown:
+            raise ValueError(f"unknown label {unknown[0]!r}: expected {', '.join(QUANTITIES)}")
+        self._labels: dict[str, list[Tensor]] = {}
+        for name, values in {"energy": energies, "forces": forces, **others}.items():
+            if values is not None:
+                self._labels[name] = self._checked(name, list(values))  # type: ignore[arg-type]
+        self._pairs: list[Pairs | None] = [None] * len(self.graphs)
+
+    def _checked(self, name: str, values: list[ArrayLike]) -> list[Tensor]:
+        if len(values) != len(self.graphs):
+            raise ValueError(
+                f"{len(self.graphs)} frames with {len(values)} labels of {name}: expected one of "
+                "each for every frame"
+            )
+        checked = []
+        for k, (graph, value) in enumerate(zip(self.graphs, values, strict=True)):
+            tensor = torch.as_tensor(np.asarray(value, dtype=np.float64))
+            shape = graph.positions.shape if name == "forces" else _SHAPES.get(name, ())
+            if tensor.shape != shape:
+                raise ValueError(
+                    f"frame {k} has {len(graph.numbers)} atoms but {name} of shape "
+                    f"{tuple(tensor.shape)}: expected {tuple(shape)}"
+                )
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"frame {k} has a label of {name} that is not finite")
+            checked.append(tensor)
+        return checked
+
+    def __len__(self) -> int:
+        return len(self.graphs)
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """Names of the labels that the frames have."""
+        return tuple(name for name in QUANTITIES if name in self._labels)
+
+    def values(self, name: str) -> list[Tensor]:
+        """One label of every frame.
+
+        Raises
+        ------
+        ValueError
+            If the frames have none of that name.
+        """
+        if name not in self._labels:
+            has = ", ".join(self.quantities) or "nothing"
+            raise ValueError(f"the frames have no {name}: they are labelled with {has}")
+        return self._labels[name]
+
+    @property
+    def energies(self) -> Tensor:
+        """(F,), eV; see `values`."""
+        return torch.stack(self.values("energy"))
+
+    @property
+    def forces(self) -> list[Tensor]:
+        """(N, 3) of every frame, eV/A; see `values`."""
+        return self.values("forces")
+
+    @property
+    def elements(self) -> list[int]:
+        """Atomic numbers that occur."""
+        return sorted({int(z) for graph in self.graphs for z in graph.numbers})
+
+    def select(self, index: Iterable[int]) -> Frames:
+        """Some of the frames."""
+        chosen = [int(k) for k in index]
+        if not chosen:
+            raise ValueError("no frame is selected: expected at least one")
+        part = Frames.__new__(Frames)  # checked already
+        part.graphs = [self.graphs[k] for k in chosen]
+        part._labels = {n: [values[k] for k in chosen] for n, values in self._labels.items()}
+        part._pairs = [self._pairs[k] for k in chosen]
+        return part
+
+    def split(self, sizes: Sequence[int], seed: int) -> list[Frames]:
+        """Disjoint random parts of the given sizes.
+
+        Raises
+        ------
+        ValueError
+            If there are too few frames.
+        """
+        if sum(sizes) > len(self):
+            raise ValueError(f"{len(self)} frames cannot be split into {list(sizes)}")
+        order = np.random.default_rng(seed).permutation(len(self))
+        ends = np.cumsum([0, *sizes])
+        return [self.select(order[a:b]) for a, b in pairwise(ends)]
+
+    def batch(self, index: Iterable[int]) -> Batch:
+        """Some of the frames in one graph."""
+        chosen = [int(k) for k in index]
+        labels = {
+            name: (torch.cat if name == "forces" else torch.stack)([values[k] for k in chosen])
+            for name, values in self._labels.items()
+        }
+        return Batch(
+            batch_graphs([self.graphs[k] for k in chosen]),
+            Labels(**labels),
+            _batch_pairs([self._pairs_of(k) for k in chosen]),
+        )
+
+    def _pairs_of(self, k: int) -> Pairs:
+        pairs = self._pairs[k]
+        if pairs is None:
+            pairs = self._pairs[k] = pair_edges(self.graphs[k])
+        return pairs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Frames as one graph of B systems."""
+
+    graph: Graph
+    labels: Labels
+    pairs: Pairs
+    """Of the graph's edges."""
+
+
+def _batch_pairs(parts: Sequence[Pairs]) -> Pairs:
+    edges = np.cumsum([0] + [len(p.of_edge) for p in parts])
+    pairs = np.cumsum([0] + [len(p.one) for p in parts])
+    return Pairs(
+        torch.cat([p.one + int(n) for p, n in zip(parts, edges, strict=False)]),
+        torch.cat([p.of_edge + int(n) for p, n in zip(parts, pairs, strict=False)]),
+    )
