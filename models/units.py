@@ -31,6 +31,11 @@ ev_per_angstrom3_in_gpa = ELEMENTARY_CHARGE_C / ANGSTROM_M**3 / 1e9
 bar_in_ev_per_angstrom3 = 1e-4 / ev_per_angstrom3_in_gpa
 inverse_cm_in_ev = PLANCK_J_S * SPEED_OF_LIGHT_CM_PER_S / ELEMENTARY_CHARGE_C
 coulomb_ev_angstrom = COULOMB_J_M / ELEMENTARY_CHARGE_C / ANGSTROM_M
+# 1 D = 1e-18 statC cm, and 1 statC = 10 C / c with c in cm/s; times 1e-2 m/cm.
+debye_in_e_angstrom = 1e-19 / SPEED_OF_LIGHT_CM_PER_S / ELEMENTARY_CHARGE_C / ANGSTROM_M
+# A polarizability volume is alpha / (4 pi epsilon_0); bohr^3 is the atomic unit too.
+angstrom3_in_e2_angstrom2_per_ev = 1 / coulomb_ev_angstrom
+bohr3_in_e2_angstrom2_per_ev = bohr_in_angstrom**3 / coulomb_ev_angstrom
 
 LENGTH_UNITS_IN_ANGSTROM = {
     "angstrom": 1.0,
@@ -43,6 +48,16 @@ ENERGY_UNITS_IN_EV = {
     "hartree": hartree_in_ev,
     "kj/mol": kj_per_mol_in_ev,
     "kcal/mol": kcal_per_mol_in_ev,
+}
+DIPOLE_UNITS_IN_E_ANGSTROM = {
+    "e*angstrom": 1.0,
+    "debye": debye_in_e_angstrom,
+    "e*bohr": bohr_in_angstrom,
+}
+POLARIZABILITY_UNITS_IN_E2_ANGSTROM2_PER_EV = {
+    "e^2*angstrom^2/ev": 1.0,
+    "bohr^3": bohr3_in_e2_angstrom2_per_ev,
+    "angstrom^3": angstrom3_in_e2_angstrom2_per_ev,
 }
 
 
@@ -75,3 +90,25 @@ def energy_in_ev(unit: str) -> float:
         If the unit is not one of ``ENERGY_UNITS_IN_EV``.
     """
     return _factor(unit, ENERGY_UNITS_IN_EV, "energy")
+
+
+def dipole_in_e_angstrom(unit: str) -> float:
+    """How many e Angstrom one ``unit`` of dipole moment is.
+
+    Raises
+    ------
+    ValueError
+        If the unit is not one of ``DIPOLE_UNITS_IN_E_ANGSTROM``.
+    """
+    return _factor(unit, DIPOLE_UNITS_IN_E_ANGSTROM, "dipole")
+
+
+def polarizability_in_e2_angstrom2_per_ev(unit: str) -> float:
+    """How many e^2 Angstrom^2/eV one ``unit`` of polarizability is.
+
+    Raises
+    ------
+    ValueError
+        If the unit is not one of ``POLARIZABILITY_UNITS_IN_E2_ANGSTROM2_PER_EV``.
+    """
+    return _factor(unit, POLARIZABILITY_UNITS_IN_E2_ANGSTROM2_PER_EV, "polarizability")

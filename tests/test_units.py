@@ -38,6 +38,9 @@ FROM_ASE = [
     (units.ev_per_angstrom3_in_gpa, 1 / ASE["GPa"], 1e-14),
     (units.inverse_cm_in_ev, ASE["invcm"], 1e-14),
     (units.nm_in_angstrom, ASE["nm"], 1e-14),
+    (units.debye_in_e_angstrom, ASE["Debye"], 1e-11),
+    (units.bohr3_in_e2_angstrom2_per_ev, ASE["Bohr"] ** 2 / ASE["Hartree"], 1e-11),
+    (units.angstrom3_in_e2_angstrom2_per_ev, 1 / (ASE["Hartree"] * ASE["Bohr"]), 1e-11),
 ]
 
 
@@ -62,12 +65,34 @@ def test_energies_by_name(name: str) -> None:
     assert units.energy_in_ev(name.upper()) == units.ENERGY_UNITS_IN_EV[name]
 
 
+@pytest.mark.parametrize("name", units.DIPOLE_UNITS_IN_E_ANGSTROM)
+def test_dipoles_by_name(name: str) -> None:
+    assert units.dipole_in_e_angstrom(name.upper()) == units.DIPOLE_UNITS_IN_E_ANGSTROM[name]
+
+
+@pytest.mark.parametrize("name", units.POLARIZABILITY_UNITS_IN_E2_ANGSTROM2_PER_EV)
+def test_polarizabilities_by_name(name: str) -> None:
+    expected = units.POLARIZABILITY_UNITS_IN_E2_ANGSTROM2_PER_EV[name]
+    assert units.polarizability_in_e2_angstrom2_per_ev(name.upper()) == expected
+
+
+def test_dipole_and_polarizability_of_known_molecules() -> None:
+    """Water: 1.8546 D is 0.3861 e A; its mean polarizability, 9.64 bohr^3, is 1.43 A^3."""
+    assert 1.8546 * units.debye_in_e_angstrom == pytest.approx(0.38612, abs=1e-5)
+    volume = units.bohr3_in_e2_angstrom2_per_ev / units.angstrom3_in_e2_angstrom2_per_ev
+    assert 9.64 * volume == pytest.approx(1.4285, abs=1e-4)
+
+
 @pytest.mark.parametrize("name", ["parsec", "", None, 1.0])
 def test_unknown_units(name: Any) -> None:
     with pytest.raises(ValueError, match=r"unknown length unit .*: expected one of angstrom, nm"):
         units.length_in_angstrom(name)
     with pytest.raises(ValueError, match=r"unknown energy unit .*: expected one of ev, mev"):
         units.energy_in_ev(name)
+    with pytest.raises(ValueError, match=r"unknown dipole unit .*: expected one of e\*angstrom"):
+        units.dipole_in_e_angstrom(name)
+    with pytest.raises(ValueError, match="unknown polarizability unit"):
+        units.polarizability_in_e2_angstrom2_per_ev(name)
 
 
 # One network in several systems of units
