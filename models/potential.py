@@ -4,7 +4,7 @@ Conventions: forces = -dE/dR; virial = -dE/dstrain (symmetric strain), so that A
 ``-virial / volume``. See ``docs/conventions.md``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .double import DoubleConstants
 from .graph import Graph, Pairs, within
+from .properties import HEADS, Head
 from .readout import EnergyReadout, ScalarReadout
 from .repulsion import ZBLRepulsion
 from .units import energy_in_ev, length_in_angstrom
@@ -120,11 +121,13 @@ class Potential(nn.Module):
         The network's own units: names of `units`.
     metadata
         What is worth knowing of the weights: name, training data, errors, licence, source.
+    heads
+        Readouts of other properties from the same features, by the names of `properties.HEADS`.
 
     Raises
     ------
     ValueError
-        If an element has no place in the tables, or a unit is unknown.
+        If an element has no place in the tables, or a unit or a head is unknown.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class Potential(nn.Module):
         length_unit: str = "angstrom",
         energy_unit: str = "ev",
         metadata: dict[str, Any] | None = None,
+        heads: Mapping[str, Head] | None = None,
     ) -> None:
         super().__init__()
         self.elements = sorted({int(z) for z in elements})
@@ -168,8 +172,14 @@ class Potential(nn.Module):
             own_cutoff = max(own_cutoff, repulsion.cutoff)
         self.cutoff = own_cutoff * self.length_in_angstrom
         """Largest distance at which atoms interact, Angstrom."""
+        for name, head in (heads or {}).items():
+            if name not in HEADS or not isinstance(head, HEADS[name]):
+                known = ", ".join(f"{name!r}: {kind.__name__}" for name, kind in HEADS.items())
+                raise ValueError(f"heads has {name!r}: {type(head).__name__}: expected {known}")
+        self.heads = nn.ModuleDict(heads)
 
     __jit_unused_properties__ = ("architecture", "dtype")
+    __jit_ignored_attributes__ = ("heads",)  # what is compiled gives energies and forces
 
     @property
     def architecture(self) -> str:
@@ -202,12 +212,82 @@ class Potential(nn.Module):
 
     def atom_energies(self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None) -> Tensor:
         """Energy of each atom, (N,) eV float64, as a function of the edge vectors (E, 3)."""
-        vectors = (vectors / self.length_in_angstrom).to(self.readout.norm.weight.dtype)
-        outputs = self.readout(self.representation(graph, vectors, pairs))
-        energies = self.atomic_scale(outputs, graph)
+        vectors = self._in_own_unit(vectors)
+        return self._energies(self.representation(graph, vectors, pairs), graph, vectors)
+
+    def _in_own_unit(self, vectors: Tensor) -> Tensor:
+        return (vectors / self.length_in_angstrom).to(self.readout.norm.weight.dtype)
+
+    def _energies(self, features: Tensor, graph: Graph, vectors: Tensor) -> Tensor:
+        energies = self.atomic_scale(self.readout(features), graph)
         if self.repulsion is not None:
             energies = energies + self.repulsion(graph, vectors).double()
         return energies * self.energy_in_ev
+
+    @torch.jit.unused
+    def atom_energies_and_properties(
+        self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`atom_energies` and `properties` from one pass through the representation.
+
+        Nothing is checked, and nothing read back: torch can trace it.
+        """
+        vectors = self._in_own_unit(vectors)
+        features = self.representation(graph, vectors, pairs)
+        found = {name: head(features, graph) for name, head in self.heads.items()}
+        return self._energies(features, graph, vectors), found
+
+    @torch.jit.unused
+    def properties(
+        self,
+        graph: Graph,
+        vectors: Tensor | None = None,
+        pairs: Pairs | None = None,
+        names: Sequence[str] | None = None,
+    ) -> dict[str, Tensor]:
+        """What the heads say of the B systems of a graph, float64.
+
+        Parameters
+        ----------
+        graph
+            Differentiable in its positions, if ``vectors`` are left out.
+        vectors
+            (E, 3) displacements of its edges, Angstrom; None: from the positions.
+        pairs
+            Of the edges, if ``vectors`` are given.
+        names
+            Of the properties wanted; None: all that there are.
+
+        Returns
+        -------
+        dipole
+            (B, 3), e A.
+        polarizability
+            (B, 3, 3), e^2 A^2/eV.
+
+        Raises
+        ------
+        ValueError
+            If there is no such head, or the dipole is asked of a periodic system, which has none.
+        """
+        names = list(self.heads) if names is None else list(names)
+        missing = [name for name in names if name not in self.heads]
+        if missing or not names:
+            raise ValueError(
+                f"the model has no {missing[0] if missing else 'heads'}: it gives "
+                f"{', '.join(['energy', *self.heads])}"
+            )
+        if "dipole" in names and bool(graph.cell.any()):
+            raise ValueError(
+                "the dipole of a periodic system is not defined (only up to charges times "
+                "lattice vectors): ask for that of a molecule"
+            )
+        if vectors is None:
+            if pairs is not None:
+                raise ValueError("pairs belong to vectors: give both, or neither")
+            graph, vectors = within(graph, self.cutoff)
+        features = self.representation(graph, self._in_own_unit(vectors), pairs)
+        return {name: self.heads[name](features, graph) for name in names}
 
 
 def assemble(graph: Graph, energies: Tensor, vectors: Tensor, gradient: Tensor) -> Prediction:
