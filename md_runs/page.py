@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -43,6 +44,9 @@ table { border-collapse: collapse; width: 100%; margin-top: .6rem; font-size: .8
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0;
          border-top: 1px solid var(--line); overflow-wrap: anywhere; }
 th { font-weight: 500; color: var(--soft); white-space: nowrap; width: 16rem; }
+table.columns { margin-bottom: 1.5rem; font-variant-numeric: tabular-nums; }
+table.columns th { width: auto; white-space: normal; }
+h3 { font-size: 1rem; margin: 1.5rem 0 0; }
 footer { color: var(--soft); font-size: .82rem; margin-top: 2.5rem; }
 """
 
@@ -56,6 +60,15 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows of text under a heading."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
 class Section:
     """One run on a page."""
 
@@ -65,6 +78,7 @@ class Section:
     """Words, value, unit."""
     figures: list[Figure]
     config: dict[str, Any]
+    tables: Sequence[Table] = ()
 
 
 def html_page(title: str, sections: list[Section], lead: str = "") -> str:
@@ -99,6 +113,7 @@ def _section(section: Section, heading: str) -> str:
         for words, value, unit in section.numbers
     )
     pictures = "\n".join(_figure(figure) for figure in section.figures)
+    columns = "\n".join(_table(table) for table in section.tables)
     tables = "\n".join(
         _details(title, section.config[key])
         for key, title in (
@@ -116,6 +131,7 @@ def _section(section: Section, heading: str) -> str:
 {numbers}
 </dl>
 {pictures}
+{columns}
 {tables}"""
 
 
@@ -125,6 +141,17 @@ def _figure(figure: Figure) -> str:
     return (
         f'<figure><img src="data:image/png;base64,{data}" alt="{caption}">'
         f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in table.columns)
+    rows = "\n".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in table.rows
+    )
+    return (
+        f"<h3>{escape(table.title)}</h3>\n<table class='columns'><tr>{head}</tr>\n{rows}</table>"
     )
 
 
