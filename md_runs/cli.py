@@ -379,7 +379,10 @@ def info(
 @app.command()
 def convert(
     checkpoint: Annotated[str, typer.Argument(help="A file, a folder or a registry name.")],
-    output: Annotated[Path, typer.Argument(help="File to write, such as model.safetensors.")],
+    output: Annotated[
+        Path,
+        typer.Argument(help="File to write: model.safetensors, or torchmd-net's model.ckpt."),
+    ],
     units: Units = None,
     elements: Annotated[
         str | None,
@@ -389,7 +392,7 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Turn a checkpoint of another program into the native format."""
+    """Turn a checkpoint into the native format, or a TensorNet's into torchmd-net's (.ckpt)."""
     from .potentials import convert_checkpoint
 
     written = convert_checkpoint(checkpoint, output, parse_units(units), elements)

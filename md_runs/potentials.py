@@ -118,17 +118,22 @@ def describe_checkpoint(checkpoint: str, units: tuple[str, str] | None = None) -
 def convert_checkpoint(
     checkpoint: str, output: Path, units: tuple[str, str] | None, elements: str | None
 ) -> Path:
-    """Write a checkpoint in the native format.
+    """Write a checkpoint in the native format, or to ``*.ckpt`` in torchmd-net's.
 
     Raises
     ------
     ValueError, OSError
-        If it cannot be read, an element is none, or the file cannot be written.
+        If it cannot be read, an element is none, torchmd-net has no such model, or the file
+        cannot be written.
     """
-    from ..models.checkpoint import convert
+    from ..models.checkpoint import convert, load_potential, write_torchmdnet_checkpoint
 
     numbers = None if elements is None else parse_elements(elements)
-    convert(checkpoint, output, units=units, elements=numbers)
+    if output.suffix.lower() == ".ckpt":
+        potential = load_potential(checkpoint, units=units, elements=numbers)
+        write_torchmdnet_checkpoint(potential, output)
+    else:
+        convert(checkpoint, output, units=units, elements=numbers)
     return output
 
 

@@ -1,6 +1,6 @@
 """Physics and networks; eV and Angstrom; knows neither ASE nor OpenMM."""
 
-from .checkpoint import load_potential, save_potential
+from .checkpoint import load_potential, save_potential, write_torchmdnet_checkpoint
 from .committee import Committee
 from .export import export_torchscript
 from .graph import Graph, NeighborList, batch_graphs
@@ -23,4 +23,5 @@ __all__ = [
     "export_torchscript",
     "load_potential",
     "save_potential",
+    "write_torchmdnet_checkpoint",
 ]

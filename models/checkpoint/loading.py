@@ -19,7 +19,7 @@ from ..units import energy_in_ev, length_in_angstrom
 from . import matgl, modelforge, registry, tdn_release
 from .files import is_torch, is_torchscript, is_zip, load_torch, read_bytes, unzip
 from .native import is_safetensors, read_native, save_potential
-from .torchmdnet_format import is_torchmdnet, read_torchmdnet
+from .torchmdnet_format import is_torchmdnet, noted, read_torchmdnet
 
 AnyPotential = Potential | TorchMDNetPotential | Committee
 Checkpoint = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | nn.Module
@@ -245,16 +245,19 @@ def _load_bytes(data: bytes, name: str, request: _Request) -> AnyPotential:
 def _load_torch(data: bytes, name: str, request: _Request) -> AnyPotential:
     content = load_torch(data, name)
     if is_torchmdnet(content):
-        units = request.units or ASSUMED_UNITS
+        note = noted(content, name)
+        stated = request.units if note is None else _agreed(note.units, request.units, name)
         potential = read_torchmdnet(
             content,
             name,
-            units=units,
-            units_stated=request.units is not None,
-            elements=request.elements,
+            units=stated or ASSUMED_UNITS,
+            units_stated=stated is not None,
+            elements=request.elements or (note and note.elements),
         )
-        if request.units is None:
+        if stated is None:
             request.assumed.append(name)
+        if note is not None:
+            potential.metadata = note.metadata | {"source": potential.metadata["source"]}
         return potential
     if tdn_release.is_tdn_release(content):
         _agreed(tdn_release.UNITS, request.units, name)

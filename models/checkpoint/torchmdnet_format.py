@@ -10,7 +10,7 @@ import argparse
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,13 +69,45 @@ TRAINING = (
     "standardize",
 )
 
+NOTE = "tensormd"
+"""Key of what `write_torchmdnet_checkpoint` adds: elements, units and metadata."""
+
 BOHR_M = 5.29177210903e-11  # torchmd-net's own values: the weights were trained with these
 COULOMB_J_M = 2.30707755e-28
+
+
+class Note(NamedTuple):
+    """What a checkpoint that this package wrote says of itself."""
+
+    elements: list[int]
+    units: tuple[str, str]
+    """Of length and energy."""
+    metadata: dict[str, Any]
 
 
 def is_torchmdnet(content: Any) -> bool:
     """Whether the contents of a torch file are those of a torchmd-net checkpoint."""
     return isinstance(content, Mapping) and {"state_dict", "hyper_parameters"} <= content.keys()
+
+
+def noted(content: Mapping[str, Any], name: str) -> Note | None:
+    """What the file says beyond torchmd-net's own keys, if this package wrote it.
+
+    Raises
+    ------
+    ValueError
+        If the note is not as it was written.
+    """
+    note = content.get(NOTE)
+    if note is None:
+        return None
+    try:
+        length, energy = map(str, note["units"])
+        return Note([int(z) for z in note["elements"]], (length, energy), dict(note["metadata"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: its note of tensormd is damaged ({error!r}): write the file again"
+        ) from error
 
 
 def read_torchmdnet(
