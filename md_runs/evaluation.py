@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from .potentials import load_calculator
 from .settings import ModelSettings
-from .structures import read_structures
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -25,6 +24,8 @@ Tell = Callable[[int, int], None]
 ATOMS_AT_ONCE = 2000
 """Frames are evaluated together up to so many atoms, where no number of frames is given."""
 QUARTILES = (0.25, 0.5, 0.75)
+VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
+"""Rows and columns of the components that ASE lists."""
 
 
 class LabelledFrame(NamedTuple):
@@ -253,61 +254,27 @@ def read_labelled(path: str | Path, limit: int | None = None) -> list[LabelledFr
         If it cannot be read, has no frame, or a frame has no energy, no forces, or a label that
         is not finite; frames are counted from 0.
     """
-    path = Path(path)
-    if path.suffix.lower() == ".npz" and path.is_file():
-        frames = _read_npz(path, limit)
-    else:
-        frames = _read_ase(path, limit)
-    if not frames:
-        raise ValueError(f"{path} holds no frame: expected at least one")
-    for k, frame in enumerate(frames):
-        stress = np.zeros(6) if frame.stress is None else frame.stress
-        for name, label in (("energy", frame.energy), ("force", frame.forces), ("stress", stress)):
-            if not np.isfinite(label).all():
-                raise ValueError(
-                    f"frame {k} of {path} has a label that is not finite ({name}): leave the "
-                    "frame out"
-                )
-        if frame.forces.shape != (len(frame.atoms), 3):
-            raise ValueError(
-                f"frame {k} of {path} has {len(frame.atoms)} atoms but forces of shape "
-                f"{frame.forces.shape}"
-            )
-    return frames
-
-
-def _read_npz(path: Path, limit: int | None) -> list[LabelledFrame]:
     from ase import Atoms
 
-    from ..models.training.data import load_rmd17
+    from ..models.training.readers import check_labels, iterate_structures
 
-    found = load_rmd17(path)
-    return [
-        LabelledFrame(Atoms(found.numbers, positions), float(energy), forces, None)
-        for positions, energy, forces in zip(
-            found.positions[:limit], found.energies[:limit], found.forces[:limit], strict=True
-        )
-    ]
-
-
-def _read_ase(path: Path, limit: int | None) -> list[LabelledFrame]:
-    from ..models.training.data import labels_of
-
-    wanted = path if limit is None or not path.is_file() else f"{path}@:{limit}"
     frames = []
-    for k, atoms in enumerate(read_structures(wanted)[:limit]):
-        energy, forces = labels_of(atoms, f"frame {k} of {path}")
-        frames.append(LabelledFrame(atoms, float(energy), forces, _stress_of(atoms)))
+    for k, structure in iterate_structures(path, limit=limit):
+        name = f"frame {k} of {path}"
+        check_labels(structure, name)
+        labels = {key: np.asarray(value) for key, value in structure.labels.items()}
+        if "energy" not in labels or "forces" not in labels:
+            raise ValueError(f"{name} has no energy or no forces")
+        atoms = Atoms(
+            structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc
+        )
+        if structure.charge:
+            atoms.info["charge"] = structure.charge
+        stress = labels["stress"][VOIGT] if "stress" in labels else None
+        frames.append(LabelledFrame(atoms, float(labels["energy"]), labels["forces"], stress))
+    if not frames:
+        raise ValueError(f"{path} holds no frame: expected at least one")
     return frames
-
-
-def _stress_of(atoms: Atoms) -> Array | None:
-    from ase.calculators.calculator import PropertyNotImplementedError
-
-    try:
-        return np.asarray(atoms.get_stress(apply_constraint=False))
-    except PropertyNotImplementedError:
-        return None
 
 
 def check_frames(

@@ -237,9 +237,9 @@ def test_batches_cover_every_frame() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bare.extxyz"], "frame 1 of bare.extxyz has no energy or no forces"),
+        (["bare.extxyz"], "frame 1 of bare.extxyz has no energy, no forces"),
         (["xenon.extxyz"], "frame 0 of xenon.extxyz: the model does not know Xe"),
-        (["nan.extxyz"], "frame 3 of nan.extxyz has a label that is not finite (force)"),
+        (["nan.extxyz"], "frame 3 of nan.extxyz has a label that is not finite (forces)"),
         (["clash.extxyz"], "frame 1 of clash.extxyz: atoms 0 and 1 (H, H) are in one place"),
         (["missing.extxyz"], "missing.extxyz: no such file"),
         (["missing.npz"], "missing.npz: no such file"),

@@ -145,7 +145,7 @@ def test_bad_labels(frames: Frames, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frame 1 has 3 atoms but forces"):
         Frames(frames.graphs[:2], energies[:2], [frames.forces[0], frames.forces[1][:2]])
     write(tmp_path / "bare.extxyz", [*labelled(1), molecule("H2O")])
-    with pytest.raises(ValueError, match=r"frame 1 .* no energy or no forces"):
+    with pytest.raises(ValueError, match=r"frame 1 .* no energy, no forces"):
         read_extxyz(tmp_path / "bare.extxyz", CUTOFF)
     with pytest.raises(ValueError, match="cannot be split"):
         frames.split([20, 20], seed=0)

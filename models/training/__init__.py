@@ -1,6 +1,5 @@
 """Training: labelled frames, the loss, and a loop that resumes."""
 
-from .data import read_extxyz, read_rmd17
 from .errors import (
     Calibration,
     Errors,
@@ -11,11 +10,14 @@ from .errors import (
 )
 from .frames import QUANTITIES, Batch, Frames, Labels
 from .loop import Progress, TrainingSettings, train
+from .readers import FORMATS, DataUnits, format_of, read_extxyz, read_frames, read_rmd17
 
 __all__ = [
+    "FORMATS",
     "QUANTITIES",
     "Batch",
     "Calibration",
+    "DataUnits",
     "ErrorStatistics",
     "Errors",
     "Frames",
@@ -25,7 +27,9 @@ __all__ = [
     "calibration",
     "error_statistics",
     "evaluate_errors",
+    "format_of",
     "read_extxyz",
+    "read_frames",
     "read_rmd17",
     "train",
 ]
