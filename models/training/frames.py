@@ -30,6 +30,10 @@ class Labels(NamedTuple):
     """(B,), e A: where only its length was published."""
     polarizability: Tensor | None = None
     """(B, 3, 3), e^2 A^2/eV."""
+    polarizability_isotropic: Tensor | None = None
+    """(B,), e^2 A^2/eV, a third of the trace: where axes are unknown."""
+    polarizability_anisotropy: Tensor | None = None
+    """(B,), e^2 A^2/eV, sqrt(3/2) times the Frobenius norm of the traceless part."""
 
 
 QUANTITIES = Labels._fields
