@@ -51,7 +51,7 @@ class Case:
 
 def contracted(lmax: int, channels: int, device: str) -> Case:
     """The network's own modules."""
-    coupling = ExactCoupling(lmax, GROUP, contracted=True).to(device)
+    coupling = ExactCoupling(range(lmax + 1), GROUP, contracted=True).to(device)
     product = ContractedProduct()
     return Case(lambda x, y, w: product.message(x, w, coupling(y)), 1)
 

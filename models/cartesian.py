@@ -12,7 +12,9 @@ rows     irrep   basis tensors
 4 to 8   S       xy, yz, xz, xx - yy, 2zz - xx - yy, each of norm 1
 ======== ======= ==================================================
 
-Features have the shape (9, N, F): components first, so that an irrep is one contiguous slice.
+Features have the shape (n, N, F): components first, so that an irrep is one contiguous slice. A
+network may have some irreps only, one of ``SUBSETS``: then n is 9 for IAS, 6 for IS, 4 for IA and
+1 for I, the rows of the others are left out, and products are projected onto what there is.
 """
 
 import math
@@ -41,51 +43,75 @@ def _orthonormal_basis() -> Tensor:
 BASIS = _orthonormal_basis()
 """(9, 3, 3) float64, orthonormal: ``(BASIS[k] * BASIS[l]).sum()`` is 1 if k = l, else 0."""
 
+ROWS = {"I": slice(0, 1), "A": slice(1, 4), "S": slice(4, 9)}
+"""Of the basis, by irrep."""
+SUBSETS = ("IAS", "IS", "IA", "I")
+"""What a network may have: I, which all others are scaled by, is always among it."""
 
-def split_irreps(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """I, A and S of features: (9, N, F) -> (1, N, F), (3, N, F), (5, N, F)."""
-    i, a, s = torch.split(x, [1, 3, 5])
-    return i, a, s
+
+def check_irreps(irreps: str) -> str:
+    """The irreps themselves.
+
+    Raises
+    ------
+    ValueError
+        If they are not one of ``SUBSETS``.
+    """
+    if irreps not in SUBSETS:
+        raise ValueError(f"irreps is {irreps!r}: expected one of {', '.join(SUBSETS)}")
+    return irreps
+
+
+def split_irreps(x: Tensor) -> list[Tensor]:
+    """I, A and S of features, or those that they have: (n, N, F) -> (1 or 3 or 5, N, F) each."""
+    if x.shape[0] == 9:
+        return list(torch.split(x, [1, 3, 5]))
+    if x.shape[0] == 1:
+        return [x]
+    return list(torch.split(x, [1, x.shape[0] - 1]))
 
 
 def norm_squared(x: Tensor) -> Tensor:
-    """Squared Frobenius norm, (9, N, F) -> (N, F)."""
+    """Squared Frobenius norm, (n, N, F) -> (N, F)."""
     return (x * x).sum(0)
 
 
 def irrep_norms_squared(x: Tensor) -> Tensor:
-    """Squared norms of I, A and S side by side, (9, N, F) -> (N, 3F)."""
-    i, a, s = split_irreps(x * x)
-    return torch.cat([i.sum(0), a.sum(0), s.sum(0)], dim=-1)
+    """Squared norms of the irreps side by side, (n, N, F) -> (N, 3F), less for fewer irreps."""
+    return torch.cat([part.sum(0) for part in split_irreps(x * x)], dim=-1)
 
 
 def scale_irreps(x: Tensor, factors: Tensor) -> Tensor:
-    """Multiply I, A and S by a factor each: (9, N, F) and (3, N, F) -> (9, N, F)."""
-    i, a, s = split_irreps(x)
-    f_i, f_a, f_s = torch.split(factors, 1)
-    return torch.cat([i * f_i, a * f_a, s * f_s])
+    """Multiply each irrep by a factor: (n, N, F) and (irreps, N, F) -> (n, N, F)."""
+    by_irrep = torch.split(factors, 1)
+    return torch.cat([part * by_irrep[k] for k, part in enumerate(split_irreps(x))])
 
 
 class TensorAlgebra(DoubleConstants):
-    """Products of 3x3 tensors given by their components, and the tensors of directions."""
+    """Products of 3x3 tensors given by their components, and the tensors of directions.
+
+    Components of other irreps than ``irreps`` are dropped from every result.
+    """
 
     basis: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, irreps: str = "IAS") -> None:
         super().__init__()
-        self.register_buffer("basis", BASIS.reshape(9, 9).clone(), persistent=False)
+        self.irreps = check_irreps(irreps)
+        basis = torch.cat([BASIS[ROWS[irrep]] for irrep in irreps])
+        self.register_buffer("basis", basis.reshape(-1, 9), persistent=False)
 
     def compose(self, x: Tensor) -> Tensor:
-        """Components (9, N, F) -> matrices (3, 3, N, F)."""
+        """Components (n, N, F) -> matrices (3, 3, N, F)."""
         n, f = x.shape[1], x.shape[2]
         basis = self.basis.to(x.dtype)
-        return (basis.t() @ x.reshape(9, n * f)).view(3, 3, n, f)
+        return (basis.t() @ x.reshape(-1, n * f)).view(3, 3, n, f)
 
     def decompose(self, matrices: Tensor) -> Tensor:
-        """Matrices (3, 3, N, F) -> components (9, N, F)."""
+        """Matrices (3, 3, N, F) -> components (n, N, F)."""
         n, f = matrices.shape[2], matrices.shape[3]
         basis = self.basis.to(matrices.dtype)
-        return (basis @ matrices.reshape(9, n * f)).view(9, n, f)
+        return (basis @ matrices.reshape(9, n * f)).view(-1, n, f)
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """Matrix product of every atom and channel, (3, 3, N, F)."""
@@ -108,22 +134,26 @@ class TensorAlgebra(DoubleConstants):
         return self.decompose(self.matmul(a, a))
 
     def directions(self, unit: Tensor) -> Tensor:
-        """Components of 1 + [u]x + (u u^T - 1/3), (E, 3) -> (9, E): eqs. 3 to 5 of the paper."""
-        outer = unit.unsqueeze(2) * unit.unsqueeze(1)
-        symmetric = self.basis[4:].to(unit.dtype) @ outer.reshape(-1, 9).t()
-        scalar = torch.full_like(unit[:, 0], math.sqrt(3.0)).unsqueeze(0)
-        return torch.cat([scalar, math.sqrt(2.0) * unit.t(), symmetric])
+        """Components of 1 + [u]x + (u u^T - 1/3), (E, 3) -> (n, E): eqs. 3 to 5 of the paper."""
+        parts: list[Tensor] = []
+        if "S" in self.irreps:
+            outer = unit.unsqueeze(2) * unit.unsqueeze(1)
+            parts = [self.basis[-5:].to(unit.dtype) @ outer.reshape(-1, 9).t()]
+        if "A" in self.irreps:
+            parts.insert(0, math.sqrt(2.0) * unit.t())
+        parts.insert(0, torch.full_like(unit[:, :1].t(), math.sqrt(3.0)))
+        return torch.cat(parts)
 
 
 class TensorLinear(nn.Module):
     """One matrix on the channels for each irrep, without bias (eq. 9 of the paper).
 
-    ``weight`` is (3, F, F): the matrices of I, A and S.
+    ``weight`` is (irreps, F, F): the matrices of I, A and S, or of those there are.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, irreps: str = "IAS") -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(3, channels, channels))
+        self.weight = nn.Parameter(torch.empty(len(irreps), channels, channels))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -132,7 +162,6 @@ class TensorLinear(nn.Module):
             nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(9, N, F) -> (9, N, F)."""
-        i, a, s = split_irreps(x)
-        w_i, w_a, w_s = self.weight.mT.unbind(0)
-        return torch.cat([i @ w_i, a @ w_a, s @ w_s])
+        """(n, N, F) -> (n, N, F)."""
+        matrices = self.weight.mT.unbind(0)
+        return torch.cat([part @ matrices[k] for k, part in enumerate(split_irreps(x))])

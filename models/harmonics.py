@@ -7,10 +7,12 @@ axis. For l = 1 they are x, y, z; for l = 2
     \tfrac{\sqrt{15}}{2} (z^2 - x^2)
 
 in *component* normalisation: :math:`\sum_m Y_{lm}^2 = 2l + 1` for every direction. Degrees
-0 to L side by side make :math:`d = (L + 1)^2` components.
+0 to L side by side make :math:`d = (L + 1)^2` components; where only some of them are kept
+(``degrees``) they follow each other without gaps.
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -37,6 +39,23 @@ def check_degree(lmax: int, highest: int = MAX_DEGREE, lowest: int = 0) -> int:
     return lmax
 
 
+def check_degrees(degrees: Sequence[int]) -> tuple[int, ...]:
+    """The degrees themselves, in order.
+
+    Raises
+    ------
+    ValueError
+        If they are no degrees, one occurs twice, or 0 is not among them.
+    """
+    found = tuple(sorted(check_degree(degree) for degree in degrees))
+    if 0 not in found or len(set(found)) < len(found):
+        raise ValueError(
+            f"degrees are {list(degrees)}: expected 0, which the energy comes from, and others, "
+            "each once"
+        )
+    return found
+
+
 def check_group(group: str) -> str:
     """The group itself.
 
@@ -51,7 +70,7 @@ def check_group(group: str) -> str:
 
 
 class SphericalHarmonics(nn.Module):
-    r"""Harmonics of unit vectors, degrees 0 to L.
+    r"""Harmonics of unit vectors, degrees 0 to L or some of them.
 
     .. math::
         Y_{lm} = \sqrt{2l+1} \sqrt{\frac{(2 - \delta_{m0}) (l-|m|)!}{(l+|m|)!}}
@@ -66,11 +85,14 @@ class SphericalHarmonics(nn.Module):
     ----------
     lmax
         L, 0 to 6.
+    degrees
+        Of the result; None: all.
     """
 
-    def __init__(self, lmax: int) -> None:
+    def __init__(self, lmax: int, degrees: Sequence[int] | None = None) -> None:
         super().__init__()
         self.lmax = check_degree(lmax)
+        self.degrees = list(range(lmax + 1) if degrees is None else degrees)
         self.norms = [
             [
                 math.sqrt(2 * degree + 1)
@@ -101,7 +123,7 @@ class SphericalHarmonics(nn.Module):
             row.append((2 * degree - 1) * legendre[degree - 1][degree - 1])
             legendre.append(row)
         columns: list[Tensor] = []
-        for degree in range(self.lmax + 1):
+        for degree in self.degrees:
             for k in range(-degree, degree + 1):
                 m = abs(k)
                 phase = sines[m] if k < 0 else cosines[m]
@@ -180,20 +202,23 @@ def clebsch_gordan(l1: int, l2: int, l3: int) -> NDArray[np.float64]:
     return _coupling(l1, l2, l3).copy()
 
 
-def paths(lmax: int, group: str = "O(3)") -> list[tuple[int, int, int]]:
+def paths(
+    lmax: int, group: str = "O(3)", degrees: Sequence[int] | None = None
+) -> list[tuple[int, int, int]]:
     """All (l1, l2, l3) up to L that couple; for O(3) only those whose sum is even.
 
     A feature of degree l stands for parity (-1)^l: an odd sum would mix parities, and the
-    energy of a mirror image would be another.
+    energy of a mirror image would be another. ``degrees`` leaves those among these alone.
     """
     check_degree(lmax)
     check_group(group)
+    degrees = range(lmax + 1) if degrees is None else degrees
     return [
         (l1, l2, l3)
-        for l1 in range(lmax + 1)
-        for l2 in range(lmax + 1)
+        for l1 in degrees
+        for l2 in degrees
         for l3 in range(abs(l1 - l2), min(lmax, l1 + l2) + 1)
-        if group == "SO(3)" or (l1 + l2 + l3) % 2 == 0
+        if l3 in degrees and (group == "SO(3)" or (l1 + l2 + l3) % 2 == 0)
     ]
 
 
@@ -202,14 +227,26 @@ def degree_slice(degree: int) -> slice:
     return slice(degree**2, (degree + 1) ** 2)
 
 
-def coupling_tensor(lmax: int, group: str = "O(3)") -> NDArray[np.float64]:
+def degree_slices(degrees: Sequence[int]) -> dict[int, slice]:
+    """Where the components of each degree lie, if there are only these."""
+    found, start = {}, 0
+    for degree in degrees:
+        found[degree] = slice(start, start + 2 * degree + 1)
+        start += 2 * degree + 1
+    return found
+
+
+def coupling_tensor(
+    lmax: int, group: str = "O(3)", degrees: Sequence[int] | None = None
+) -> NDArray[np.float64]:
     """Sum over all paths of the Clebsch-Gordan tensors, (d, d, d): M[i, j, k].
 
     One weight for all paths (path-weight sharing, Lin et al. 2025, arXiv:2507.01131) makes the
     whole tensor product one bilinear map: out[k] = sum_ij M[i, j, k] x[i] y[j].
     """
-    size = (lmax + 1) ** 2
+    places = degree_slices(range(lmax + 1) if degrees is None else degrees)
+    size = sum(2 * degree + 1 for degree in places)
     tensor = np.zeros((size, size, size))
-    for l1, l2, l3 in paths(lmax, group):
-        tensor[degree_slice(l1), degree_slice(l2), degree_slice(l3)] = _coupling(l1, l2, l3)
+    for l1, l2, l3 in paths(lmax, group, degrees):
+        tensor[places[l1], places[l2], places[l3]] = _coupling(l1, l2, l3)
     return tensor

@@ -4,9 +4,9 @@ Lin et al., "Tensor Decomposition Networks for Fast Machine Learning Interatomic
 Computations", NeurIPS 2025 (arXiv:2507.01131), with what dynamics needs: the cutoff is smooth,
 every neighbour counts, and forces are the gradient of the energy.
 
-Notation: x features (N, d, C) of N atoms, d = (L + 1)^2 components of degrees 0 to L and C
-channels; i receives from j along the edge vector r_j - r_i of length r, whose harmonics are Y.
-Lengths are in the units of the network's cutoff.
+Notation: x features (N, d, C) of N atoms, d components, which are (L + 1)^2 for degrees 0 to L,
+and C channels; i receives from j along the edge vector r_j - r_i of length r, whose harmonics are
+Y. Lengths are in the units of the network's cutoff.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .cp import factors_for
 from .graph import Graph, Pairs
-from .harmonics import SphericalHarmonics, check_degree, check_group
+from .harmonics import SphericalHarmonics, check_degree, check_degrees, check_group, degree_slice
 from .radial import CosineCutoff
 from .radial_table import RadialTable
 from .tdn_layers import (
@@ -55,7 +55,7 @@ class Edges(NamedTuple):
 
 
 class TDN(nn.Module):
-    """Atoms and displacement vectors in, features of degrees 0 to L for each atom out.
+    """Atoms and displacement vectors in, features of several degrees for each atom out.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class TDN(nn.Module):
     layers
         Transformer blocks.
     lmax
-        Highest degree L: 1 to 6 (1 to 4 for ``cp``).
+        Highest degree L: 1 to 6 (1 to 4 for ``cp``); None: that of ``degrees``, or else 1.
     heads
         Of the attention; they divide the channels.
     radial_functions
@@ -93,6 +93,10 @@ class TDN(nn.Module):
         Typical number of neighbours: the embedding of the surroundings is divided by its root.
     dropout
         Share of the attention weights left out in training (0.2 in the released code).
+    degrees
+        Those that features and the harmonics of edges have, 0 among them; None: all from 0 to L.
+        Paths that touch another one are left out of M: of the decomposition for ``lmax``, if it
+        is factored. See `orders` for the network that remains of a larger one.
 
     Raises
     ------
@@ -105,7 +109,7 @@ class TDN(nn.Module):
         *,
         channels: int = 128,
         layers: int = 4,
-        lmax: int = 1,
+        lmax: int | None = None,
         heads: int = 4,
         radial_functions: int = 128,
         radial_widths: Sequence[int] = (64, 64),
@@ -119,9 +123,10 @@ class TDN(nn.Module):
         norm_epsilon: float = 0.1,
         average_degree: float = 18.6,
         dropout: float = 0.0,
+        degrees: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        check_degree(lmax, lowest=1)
+        lmax, degrees = parse_degrees(lmax, degrees)
         check_group(group)
         if product not in PRODUCTS:
             raise ValueError(f"unknown product {product!r}: expected one of {', '.join(PRODUCTS)}")
@@ -144,9 +149,10 @@ class TDN(nn.Module):
         if product == "cp":
             factors = factors_for(lmax, group, rank)
             rank = factors.a.shape[1]
-            self.coupling: nn.Module = FactoredCoupling(*factors, contracted)
+            a, b, c = (torch.cat([f[degree_slice(degree)] for degree in degrees]) for f in factors)
+            self.coupling: nn.Module = FactoredCoupling(a, b, c, contracted)
         else:
-            self.coupling = ExactCoupling(lmax, group, contracted)
+            self.coupling = ExactCoupling(degrees, group, contracted)
         self.config = {
             "channels": channels,
             "layers": layers,
@@ -164,11 +170,13 @@ class TDN(nn.Module):
             "norm_epsilon": float(norm_epsilon),
             "average_degree": float(average_degree),
             "dropout": float(dropout),
+            "degrees": None if len(degrees) == lmax + 1 else list(degrees),
         }
         self.channels = channels
+        self.degrees = list(degrees)
         self.cutoff = float(cutoff)
         self.smooth = envelope == "cosine"
-        self.harmonics = SphericalHarmonics(lmax)
+        self.harmonics = SphericalHarmonics(max(degrees), degrees)
         self.radial = TrainedGaussianBasis(cutoff, radial_functions)
         self.envelope = CosineCutoff(cutoff)
         self.species = nn.Embedding(max_number, channels)
@@ -177,20 +185,20 @@ class TDN(nn.Module):
         def tensor_product() -> Product:
             if contracted:
                 return ContractedProduct()
-            return FactoredProduct() if product == "cp" else PathProduct(lmax, group)
+            return FactoredProduct() if product == "cp" else PathProduct(degrees, group)
 
         def radial_network() -> RadialNetwork:
             return RadialNetwork(radial_functions, list(radial_widths), channels)
 
         self.surroundings = DegreeEmbedding(
-            channels, lmax, tensor_product(), radial_network(), average_degree
+            channels, degrees, tensor_product(), radial_network(), average_degree
         )
 
         def block() -> Block:
             attention = GraphAttention(
                 channels, heads, tensor_product(), radial_network(), self.smooth, dropout
             )
-            norms = [DegreeNorm(channels, lmax, norm_epsilon) for _ in range(2)]
+            norms = [DegreeNorm(channels, degrees, norm_epsilon) for _ in range(2)]
             return Block(channels, attention, norms)
 
         self.layers = nn.ModuleList([block() for _ in range(layers)])
@@ -265,13 +273,13 @@ class DegreeEmbedding(nn.Module):
     def __init__(
         self,
         channels: int,
-        lmax: int,
+        degrees: Sequence[int],
         product: Product,
         radial: nn.Module,
         average_degree: float,
     ) -> None:
         super().__init__()
-        self.size = (lmax + 1) ** 2
+        self.size = sum(2 * degree + 1 for degree in degrees)
         self.scale = float(average_degree) ** -0.5
         self.product: Product = product
         self.radial = radial
@@ -387,3 +395,21 @@ class Block(nn.Module):
         """(N, d, C) and weights (E, C) of the tensor products -> (N, d, C)."""
         x = x + self.attention(self.norm_1(x), edges, weight, coupling)
         return x + self.mix(self.gated(self.norm_2(x)))
+
+
+def parse_degrees(lmax: int | None, degrees: Sequence[int] | None) -> tuple[int, tuple[int, ...]]:
+    """L and the degrees there are, from the options of `TDN`.
+
+    Raises
+    ------
+    ValueError
+        If L is out of range or below one of the degrees, or these make no network.
+    """
+    if degrees is None:
+        lmax = check_degree(1 if lmax is None else lmax, lowest=1)
+        return lmax, tuple(range(lmax + 1))
+    found = check_degrees(degrees)
+    lmax = max(found) if lmax is None else check_degree(lmax)
+    if lmax < max(found):
+        raise ValueError(f"degrees are {list(degrees)} and lmax is {lmax}: expected none above it")
+    return lmax, found

@@ -1,11 +1,12 @@
 """Layers of TDN that act on each atom or edge by itself.
 
-Features have the shape (n, d, C): n atoms or edges, d = (L + 1)^2 components of degrees 0 to L
-in order, C channels. Whatever is not linear touches degree 0 alone, or multiplies a whole
-component vector by a number: rotations pass through.
+Features have the shape (n, d, C): n atoms or edges, d components of the degrees in order, which
+are (L + 1)^2 for degrees 0 to L, C channels. Whatever is not linear touches degree 0 alone, or
+multiplies a whole component vector by a number: rotations pass through.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -45,28 +46,30 @@ class DegreeNorm(nn.Module):
 
     Parameters
     ----------
-    channels, lmax
-        C and L.
+    channels
+        C.
+    degrees
+        0, and those of the other components.
     epsilon
         Of the degrees l > 0.
     """
 
-    def __init__(self, channels: int, lmax: int, epsilon: float) -> None:
+    def __init__(self, channels: int, degrees: Sequence[int], epsilon: float) -> None:
         super().__init__()
-        self.epsilons = [1e-5] + lmax * [float(epsilon)]
-        self.degrees = [2 * degree + 1 for degree in range(lmax + 1)]
-        self.weight = nn.Parameter(torch.ones(lmax + 1, channels))
+        self.epsilons = [1e-5] + (len(degrees) - 1) * [float(epsilon)]
+        self.sizes = [2 * degree + 1 for degree in degrees]
+        self.weight = nn.Parameter(torch.ones(len(degrees), channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d, C) -> (n, d, C)."""
         fields: list[Tensor] = []
-        for degree, field in enumerate(torch.split(x, self.degrees, dim=1)):
-            if degree == 0:
+        for n, field in enumerate(torch.split(x, self.sizes, dim=1)):
+            if n == 0:
                 field = field - field.mean(dim=2, keepdim=True)
-            scale = (field.square().mean(dim=(1, 2), keepdim=True) + self.epsilons[degree]).rsqrt()
-            field = field * (scale * self.weight[degree])
-            if degree == 0:
+            scale = (field.square().mean(dim=(1, 2), keepdim=True) + self.epsilons[n]).rsqrt()
+            field = field * (scale * self.weight[n])
+            if n == 0:
                 field = field + self.bias
             fields.append(field)
         return torch.cat(fields, dim=1)

@@ -1,6 +1,6 @@
 r"""Tensor products of features with the harmonics of an edge, in several evaluations.
 
-A bilinear map M (d, d, d) couples features x of degrees 0 to L with harmonics Y, and one weight
+A bilinear map M (d, d, d) couples features x with harmonics Y of the same degrees, and one weight
 for each channel c serves all paths (mode uvu, Lin et al. 2025, arXiv:2507.01131):
 
 .. math:: z_{kc} = w_c \sum_{ij} M_{ijk} \, x_{ic} \, Y_j
@@ -17,13 +17,14 @@ Contracting first costs d^2 multiplications for each edge and channel, the facto
 have the shape (n, d, C): n atoms or edges, components, channels.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .double import DoubleConstants
-from .harmonics import coupling_tensor, paths
+from .harmonics import coupling_tensor, degree_slices, paths
 
 EVALUATIONS = ("auto", "contracted", "factored")
 
@@ -44,7 +45,16 @@ class ContractedProduct(nn.Module):
 
     On a CPU edges are taken some hundreds at a time: what is in between stays in the cache, and
     no large block of memory is asked for again and again. This halves the time at L = 2 and 3.
+
+    Attributes
+    ----------
+    chunked
+        Whether they are; a trace, whose graph must serve any number of edges, switches it off.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chunked = True
 
     def project(self, x: Tensor, coupling: Coupling) -> Tensor:
         """What is sent of the features of atoms: (N, d, C) -> (N, p, C)."""
@@ -52,6 +62,8 @@ class ContractedProduct(nn.Module):
 
     def message(self, sent: Tensor, weight: Tensor, coupling: Coupling) -> Tensor:
         """Sent features (E, p, C) and weights (E, C) -> products (E, d, C)."""
+        if not self.chunked:
+            return torch.bmm(coupling.edge, sent) * weight.unsqueeze(1)
         size = chunk_size(sent, sent.shape[2])
         if sent.shape[0] <= size:
             return torch.bmm(coupling.edge, sent) * weight.unsqueeze(1)
@@ -66,6 +78,9 @@ class ContractedProduct(nn.Module):
     ) -> Tensor:
         """Sum of the products of features (E, d, C or 1) at each receiver -> (N, d, C)."""
         d, channels = x.shape[1], weight.shape[1]
+        if not self.chunked:
+            terms = torch.bmm(coupling.edge, x) * weight.unsqueeze(1)
+            return weight.new_zeros(atoms, d, channels).index_add(0, receiver, terms)
         size = chunk_size(x, channels)
         matrices, weights = torch.split(coupling.edge, size), torch.split(weight, size)
         receivers = torch.split(receiver, size)
@@ -99,10 +114,14 @@ class FactoredProduct(nn.Module):
 class PathProduct(nn.Module):
     """Every path l1, l2, l3 by itself."""
 
-    def __init__(self, lmax: int, group: str) -> None:
+    def __init__(self, degrees: Sequence[int], group: str) -> None:
         super().__init__()
-        self.size = (lmax + 1) ** 2
-        self.paths = paths(lmax, group)
+        places = degree_slices(degrees)
+        self.size = sum(2 * degree + 1 for degree in degrees)
+        self.paths = [
+            [(places[degree].start, places[degree].stop) for degree in path]
+            for path in paths(max(degrees), group, degrees)
+        ]
 
     def project(self, x: Tensor, coupling: Coupling) -> Tensor:
         """What is sent of the features of atoms: (N, d, C) -> (N, d, C)."""
@@ -112,12 +131,11 @@ class PathProduct(nn.Module):
         """Sent features (E, d, C) and weights (E, C) -> products (E, d, C)."""
         tensor = coupling.inward.view(self.size, self.size, self.size)
         out = torch.zeros_like(sent)
-        for l1, l2, l3 in self.paths:
-            i, j, k = l1 * l1, l2 * l2, l3 * l3
-            path = tensor[i : i + 2 * l1 + 1, j : j + 2 * l2 + 1, k : k + 2 * l3 + 1]
-            y = coupling.edge[:, j : j + 2 * l2 + 1]
-            z = torch.einsum("ijk,ej,eic->ekc", path, y, sent[:, i : i + 2 * l1 + 1])
-            out = out + torch.nn.functional.pad(z, [0, 0, k, self.size - k - 2 * l3 - 1])
+        for (i, i_end), (j, j_end), (k, k_end) in self.paths:
+            path = tensor[i:i_end, j:j_end, k:k_end]
+            y = coupling.edge[:, j:j_end]
+            z = torch.einsum("ijk,ej,eic->ekc", path, y, sent[:, i:i_end])
+            out = out + torch.nn.functional.pad(z, [0, 0, k, self.size - k_end])
         return out * weight.unsqueeze(1)
 
     def aggregate(
@@ -145,10 +163,10 @@ class ExactCoupling(DoubleConstants):
 
     tensor: Tensor
 
-    def __init__(self, lmax: int, group: str, contracted: bool) -> None:
+    def __init__(self, degrees: Sequence[int], group: str, contracted: bool) -> None:
         super().__init__()
         self.contracted = contracted
-        tensor = torch.from_numpy(coupling_tensor(lmax, group))
+        tensor = torch.from_numpy(coupling_tensor(max(degrees), group, degrees))
         self.register_buffer("tensor", tensor, persistent=False)
 
     def forward(self, harmonics: Tensor) -> Coupling:

@@ -4,9 +4,9 @@ Simeon & De Fabritiis, "TensorNet: Cartesian Tensor Representations for Efficien
 Molecular Potentials", NeurIPS 2023 (arXiv:2306.06482), with the total charge of Simeon,
 Mirarchi, Pelaez, Galvelis & De Fabritiis (arXiv:2403.15073) as torchmd-net has it.
 
-Notation: X features (9, N, F) of N atoms and F channels (components first, see `cartesian`),
-r distances (E,) of E edges, i receives from j. Lengths are in the units of the network's
-cutoff.
+Notation: X features (n, N, F) of N atoms and F channels (components first, see `cartesian`; n is
+9 unless irreps are left out), r distances (E,) of E edges, i receives from j. Lengths are in the
+units of the network's cutoff.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .activations import activation
 from .cartesian import (
     TensorAlgebra,
     TensorLinear,
+    check_irreps,
     norm_squared,
     scale_irreps,
 )
@@ -53,6 +54,10 @@ class TensorNet(nn.Module):
         ``O(3)``: the energy does not change under inversion; ``SO(3)``: it may.
     self_interaction
         Whether an atom sends a message to itself, at distance zero (as in torchmd-net).
+    irreps
+        Parts of the tensors that there are: ``IAS``, or ``IS``, ``IA`` or ``I``. Of every product
+        what is left out is dropped, and has neither features nor weights; see `orders` for the
+        network that remains of a larger one.
     """
 
     def __init__(
@@ -69,8 +74,10 @@ class TensorNet(nn.Module):
         max_number: int = 128,
         group: str = "O(3)",
         self_interaction: bool = True,
+        irreps: str = "IAS",
     ) -> None:
         super().__init__()
+        check_irreps(irreps)
         if group not in GROUPS:
             raise ValueError(f"unknown group {group!r}: expected one of {', '.join(GROUPS)}")
         if not 0 <= cutoff_lower < cutoff:
@@ -87,8 +94,10 @@ class TensorNet(nn.Module):
             "max_number": max_number,
             "group": group,
             "self_interaction": self_interaction,
+            "irreps": irreps,
         }
         self.channels = channels
+        self.irreps = irreps
         self.max_number = max_number
         self.cutoff = float(cutoff)
         self.radial = radial_basis(
@@ -96,11 +105,13 @@ class TensorNet(nn.Module):
         )
         self.envelope = CosineCutoff(cutoff, cutoff_lower)
         self.embedding = TensorEmbedding(
-            channels, radial_functions, activation, max_number, self_interaction
+            channels, radial_functions, activation, max_number, self_interaction, irreps
         )
         self.layers = nn.ModuleList(
             [
-                Interaction(channels, radial_functions, activation, group, self_interaction)
+                Interaction(
+                    channels, radial_functions, activation, group, self_interaction, irreps
+                )
                 for _ in range(layers)
             ]
         )
@@ -121,7 +132,7 @@ class TensorNet(nn.Module):
 
         Returns
         -------
-        (9, N, F)
+        (n, N, F)
         """
         distances = torch.linalg.vector_norm(vectors, dim=1)
         # Tensors are built along r_i - r_j, torchmd-net's sign: it decides that of A.
@@ -138,11 +149,12 @@ class TensorNet(nn.Module):
     def edge_factors(self, distances: Tensor, pairs: Pairs | None = None) -> list[Tensor]:
         """All that the network asks of distances (E,): factors (E, 3F) of I, A and S.
 
-        The first are the embedding's, the others those of each layer. They are zero at the
-        cutoff.
+        The first are the embedding's, the others those of each layer; irreps that there are not
+        have none. They are zero at the cutoff.
         """
         if self.table is not None:
-            return list(torch.split(self.table(distances), 3 * self.channels, dim=1))
+            width = len(self.irreps) * self.channels
+            return list(torch.split(self.table(distances), width, dim=1))
         else:
             if pairs is not None:
                 distances = distances.index_select(0, pairs.one)
@@ -182,22 +194,24 @@ class TensorEmbedding(nn.Module):
         act: str,
         max_number: int,
         self_interaction: bool,
+        irreps: str,
     ) -> None:
         super().__init__()
         self.channels = channels
+        self.irreps = irreps
         self.self_interaction = self_interaction
         self.species = nn.Embedding(max_number, channels)
         self.species_pair = nn.Linear(2 * channels, channels)
-        self.radial = nn.Linear(radial_functions, 3 * channels)
+        self.radial = nn.Linear(radial_functions, len(irreps) * channels)
         self.norm = nn.LayerNorm(channels)
         self.gate = nn.Sequential(
             nn.Linear(channels, 2 * channels),
             activation(act),
-            nn.Linear(2 * channels, 3 * channels),
+            nn.Linear(2 * channels, len(irreps) * channels),
             activation(act),
         )
-        self.mix = TensorLinear(channels)
-        self.algebra = TensorAlgebra()
+        self.mix = TensorLinear(channels, irreps)
+        self.algebra = TensorAlgebra(irreps)
 
     def forward(
         self,
@@ -206,16 +220,16 @@ class TensorEmbedding(nn.Module):
         factors: Tensor,
         at_zero: Tensor,
     ) -> Tensor:
-        """Directions (E, 3) and `TensorNet.edge_factors` (E, 3F) -> (9, N, F)."""
+        """Directions (E, 3) and `TensorNet.edge_factors` (E, 3F) -> (n, N, F)."""
         i, j = graph.edge_index[0], graph.edge_index[1]
-        f = self.channels
+        f, irreps = self.channels, len(self.irreps)
         species = self.species(graph.numbers)
         # W [e_i, e_j] is a sum of two terms, each computed by atom.
         receiver = species @ self.species_pair.weight[:, :f].t() + self.species_pair.bias
         sender = species @ self.species_pair.weight[:, f:].t()
 
         pair = receiver.index_select(0, i) + sender.index_select(0, j)
-        by_irrep = (factors.view(-1, 3, f) * pair.unsqueeze(1)).transpose(0, 1)
+        by_irrep = (factors.view(-1, irreps, f) * pair.unsqueeze(1)).transpose(0, 1)
         edges = scale_irreps(self.algebra.directions(unit).unsqueeze(2), by_irrep)
         x = edges.new_zeros([edges.shape[0], graph.numbers.shape[0], f]).index_add(1, i, edges)
         if self.self_interaction:
@@ -223,7 +237,7 @@ class TensorEmbedding(nn.Module):
             own = 3.0**0.5 * at_zero[:, :f] * (receiver + sender)
             x = torch.cat([x[:1] + own.unsqueeze(0), x[1:]])
 
-        scale = self.gate(self.norm(norm_squared(x))).view(-1, 3, f).transpose(0, 1)
+        scale = self.gate(self.norm(norm_squared(x))).view(-1, irreps, f).transpose(0, 1)
         return scale_irreps(self.mix(x), scale)
 
 
@@ -250,9 +264,11 @@ class Interaction(nn.Module):
         act: str,
         group: str,
         self_interaction: bool,
+        irreps: str,
     ) -> None:
         super().__init__()
         self.channels = channels
+        self.irreps = irreps
         self.parity_conserving = group == "O(3)"
         self.self_interaction = self_interaction
         self.radial = nn.Sequential(
@@ -260,12 +276,12 @@ class Interaction(nn.Module):
             activation(act),
             nn.Linear(channels, 2 * channels),
             activation(act),
-            nn.Linear(2 * channels, 3 * channels),
+            nn.Linear(2 * channels, len(irreps) * channels),
             activation(act),
         )
-        self.mix_in = TensorLinear(channels)
-        self.mix_out = TensorLinear(channels)
-        self.algebra = TensorAlgebra()
+        self.mix_in = TensorLinear(channels, irreps)
+        self.mix_out = TensorLinear(channels, irreps)
+        self.algebra = TensorAlgebra(irreps)
 
     def forward(
         self,
@@ -275,7 +291,7 @@ class Interaction(nn.Module):
         at_zero: Tensor,
         charge: Tensor,
     ) -> Tensor:
-        """(9, N, F) and `TensorNet.edge_factors` (E, 3F) -> (9, N, F).
+        """(n, N, F) and `TensorNet.edge_factors` (E, 3F) -> (n, N, F).
 
         ``charge`` (N,) is the total charge of the atom's system.
         """
@@ -297,4 +313,4 @@ class Interaction(nn.Module):
 
     def _by_irrep(self, factors: Tensor) -> Tensor:
         """(E, 3F) -> (3, E, F)."""
-        return factors.view(-1, 3, self.channels).transpose(0, 1)
+        return factors.view(-1, len(self.irreps), self.channels).transpose(0, 1)

@@ -262,9 +262,12 @@ def test_blocks_of_edges_change_nothing(edges: int) -> None:
     y, x, w = (torch.randn(s, generator=random, dtype=torch.float64) for s in sizes)
     receiver = torch.randint(0, 7, (edges,), generator=random)
     found = []
-    for product, contracted in ((ContractedProduct(), True), (PathProduct(3, "SO(3)"), False)):
+    for product, contracted in (
+        (ContractedProduct(), True),
+        (PathProduct(range(4), "SO(3)"), False),
+    ):
         x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
-        coupling = ExactCoupling(3, "SO(3)", contracted)(y)
+        coupling = ExactCoupling(range(4), "SO(3)", contracted)(y)
         message = product.message(x, w, coupling)
         total = product.aggregate(x, w, coupling, receiver, 7)
         (message.square().sum() + total.square().sum()).backward()
