@@ -90,16 +90,23 @@ def scale_irreps(x: Tensor, factors: Tensor) -> Tensor:
 class TensorAlgebra(DoubleConstants):
     """Products of 3x3 tensors given by their components, and the tensors of directions.
 
-    Components of other irreps than ``irreps`` are dropped from every result.
+    Parameters
+    ----------
+    irreps
+        Whose components there are; those of others are dropped from every result.
+    kept
+        Those of ``irreps`` whose components are not set to zero in every result; None: all.
     """
 
     basis: Tensor
 
-    def __init__(self, irreps: str = "IAS") -> None:
+    def __init__(self, irreps: str = "IAS", kept: str | None = None) -> None:
         super().__init__()
         self.irreps = check_irreps(irreps)
-        basis = torch.cat([BASIS[ROWS[irrep]] for irrep in irreps])
+        kept = irreps if kept is None else kept
+        basis = torch.cat([BASIS[ROWS[irrep]] * (irrep in kept) for irrep in irreps])
         self.register_buffer("basis", basis.reshape(-1, 9), persistent=False)
+        self.vector = math.sqrt(2.0) if "A" in kept else 0.0
 
     def compose(self, x: Tensor) -> Tensor:
         """Components (n, N, F) -> matrices (3, 3, N, F)."""
@@ -140,7 +147,7 @@ class TensorAlgebra(DoubleConstants):
             outer = unit.unsqueeze(2) * unit.unsqueeze(1)
             parts = [self.basis[-5:].to(unit.dtype) @ outer.reshape(-1, 9).t()]
         if "A" in self.irreps:
-            parts.insert(0, math.sqrt(2.0) * unit.t())
+            parts.insert(0, self.vector * unit.t())
         parts.insert(0, torch.full_like(unit[:, :1].t(), math.sqrt(3.0)))
         return torch.cat(parts)
 

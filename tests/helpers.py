@@ -70,7 +70,8 @@ def make_potential(
     options.setdefault("max_number", 16)
     torch.manual_seed(seed)
     representation = TensorNet(**options)
-    readout = EnergyReadout(options["channels"], head)
+    irreps = options.get("irreps", "IAS")
+    readout = EnergyReadout(options["channels"], head, irreps=irreps)
     with torch.no_grad():
         for module in (representation, readout):
             for parameter in module.parameters():
