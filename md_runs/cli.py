@@ -18,6 +18,7 @@ from .console import md_progress, relax_reporter, say, show_json
 from .errors import Interrupted, RunStopped
 from .evaluate_command import evaluate
 from .export_command import export
+from .irreps_command import irreps
 from .options import (
     Backend,
     Charge,
@@ -30,6 +31,7 @@ from .options import (
     split,
 )
 from .settings import MDSettings, ModelSettings, RelaxSettings
+from .train_command import train
 
 app = typer.Typer(
     name="tensormd",
@@ -415,8 +417,10 @@ def doctor(as_json: Json = False) -> None:
         print(f"  {'ok ' if check['works'] else 'no '} {check['name']:24}{check['detail']}")
 
 
+app.command()(train)
 app.command()(evaluate)
 app.command()(export)
+app.command()(irreps)
 app.command()(benchmark)
 
 

@@ -1,0 +1,32 @@
+"""Which irreducible representations a trained network uses, and networks without the others."""
+
+from .advice import Advice
+from .analysis import Analysis, analyse, fine_tuned, without_order
+from .cost import work, work_without
+from .layout import Layout, Order, changed, layout_of
+from .maps import Map, explained_by, graph_embeddings, maps_of
+from .removal import Accuracy, accuracy, predict
+from .shares import Shares, measure_shares
+
+__all__ = [
+    "Accuracy",
+    "Advice",
+    "Analysis",
+    "Layout",
+    "Map",
+    "Order",
+    "Shares",
+    "accuracy",
+    "analyse",
+    "changed",
+    "explained_by",
+    "fine_tuned",
+    "graph_embeddings",
+    "layout_of",
+    "maps_of",
+    "measure_shares",
+    "predict",
+    "without_order",
+    "work",
+    "work_without",
+]
