@@ -259,12 +259,11 @@ def read_labelled(path: str | Path, limit: int | None = None) -> list[LabelledFr
     from ..models.training.readers import check_labels, iterate_structures
 
     frames = []
-    for k, structure in iterate_structures(path, limit=limit):
-        name = f"frame {k} of {path}"
-        check_labels(structure, name)
+    for _, structure in iterate_structures(path, limit=limit):
+        check_labels(structure)
         labels = {key: np.asarray(value) for key, value in structure.labels.items()}
         if "energy" not in labels or "forces" not in labels:
-            raise ValueError(f"{name} has no energy or no forces")
+            raise ValueError(f"{structure.name} has no energy or no forces")
         atoms = Atoms(
             structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc
         )
@@ -281,8 +280,9 @@ def check_frames(
     frames: Sequence[LabelledFrame], calculator: PotentialCalculator, path: str | Path
 ) -> None:
     """Raise a ValueError that names the first frame the model cannot evaluate, and why."""
-    from ..calculators.validation import check_elements, check_geometry
+    from ..calculators.validation import check_elements, check_energies, check_geometry
 
+    check_energies(calculator.potential)
     for k, frame in enumerate(frames):
         try:
             check_elements(frame.atoms.numbers, calculator.potential.elements)

@@ -51,6 +51,9 @@ class Frames:
         One of each frame, eV; None where there are none.
     forces
         One array (N, 3) of each frame, eV/A; or None.
+    groups
+        One number of each frame: frames of one group, such as the steps of a relaxation, are
+        not split. None where every frame stands for itself.
     others
         Further fields of `Labels`, one entry of each frame; None is as good as left out.
 
@@ -66,11 +69,13 @@ class Frames:
         graphs: Sequence[Graph],
         energies: ArrayLike | None = None,
         forces: Sequence[ArrayLike] | None = None,
+        groups: Sequence[int] | None = None,
         **others: Sequence[ArrayLike] | ArrayLike | None,
     ) -> None:
         self.graphs = list(graphs)
         if not self.graphs:
             raise ValueError("no frame: expected at least one")
+        self.groups = None if groups is None else list(groups)
         unknown = [name for name in others if name not in QUANTITIES]
         if unknown:
             raise ValueError(f"unknown label {unknown[0]!r}: expected {', '.join(QUANTITIES)}")
@@ -145,10 +150,11 @@ class Frames:
         part.graphs = [self.graphs[k] for k in chosen]
         part._labels = {n: [values[k] for k in chosen] for n, values in self._labels.items()}
         part._pairs = [self._pairs[k] for k in chosen]
+        part.groups = None if self.groups is None else [self.groups[k] for k in chosen]
         return part
 
     def split(self, sizes: Sequence[int], seed: int) -> list[Frames]:
-        """Disjoint random parts of the given sizes.
+        """Disjoint random parts of the given sizes; `split_frames` heeds groups, and files.
 
         Raises
         ------

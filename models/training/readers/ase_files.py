@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 ASE_UNITS = DataUnits()
 LABEL_KEYS = (*QUANTITIES, "virial", "charge")
 """What ``keys`` may name; ``virial`` stands for a stress, -virial / volume."""
-BY_NAME_ALONE = ("dipole_norm", "virial")
+BY_NAME_ALONE = (
+    "dipole_norm",
+    "polarizability_isotropic",
+    "polarizability_anisotropy",
+    "virial",
+)
 """Read only if ``keys`` names them: they are other forms of a label."""
 _SHAPES = {"stress": (3, 3), "virial": (3, 3), "polarizability": (3, 3)}
 _VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
@@ -40,7 +45,7 @@ def ase_structures(
     FileNotFoundError, ValueError
         If there is no such file, ASE cannot read it, or a frame lacks what ``keys`` names.
     """
-    wanted = _checked(keys)
+    wanted = checked_keys(keys)
     frames = _frames(path, selection.stop)
     if selection.index is None and selection.seed is None:
         chosen: Iterator[tuple[int, Atoms]] = enumerate(islice(frames, selection.limit))
@@ -66,7 +71,7 @@ def database_structures(
     """
     from ase.db import connect
 
-    wanted, path = _checked(keys), existing_file(path)
+    wanted, path = checked_keys(keys), existing_file(path)
     try:
         database = connect(path, type=_database_type(path), serial=True)
         ids = sorted(row.id for row in database.select(columns=["id"], include_data=False))
@@ -123,6 +128,7 @@ def structure_of(atoms: Any, name: str, keys: Keys, units: DataUnits) -> Structu
     charge = _find(atoms, "charge", keys, name)
     stated = ", ".join(str(atoms.info[key]) for key in _STATED if key in atoms.info)
     return Structure(
+        name,
         atoms.numbers.astype(np.int64),
         atoms.positions,
         labels,
@@ -171,7 +177,8 @@ def _hint(atoms: Any) -> str:
     return f"{has}: name labels by keys, such as {{energy: REF_energy, forces: REF_forces}}"
 
 
-def _checked(keys: Keys) -> Keys:
+def checked_keys(keys: Keys) -> Keys:
+    """The same, or a ValueError if they name what is no label."""
     for name, value in keys.items():
         if name not in LABEL_KEYS:
             raise ValueError(f"keys: unknown {name!r}: expected one of {', '.join(LABEL_KEYS)}")

@@ -66,7 +66,8 @@ def npz_structures(
     found = _arrays(path, units)
     for k in selection.of(len(found.energies), path):
         labels: dict[str, Any] = {"energy": found.energies[k], "forces": found.forces[k]}
-        yield k, Structure(found.numbers, found.positions[k], labels)
+        name = f"frame {k} of {path}"
+        yield k, Structure(name, found.numbers, found.positions[k], labels)
 
 
 def _arrays(path: PathLike, units: DataUnits) -> Trajectory:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,11 +22,13 @@ Keys = Mapping[str, str | Sequence[str] | None]
 class Structure(NamedTuple):
     """A frame as a file has it: in the units of the file until they are converted."""
 
+    name: str
+    """What an error calls it."""
     numbers: NDArray[np.int64]
     """(N,), atomic numbers."""
     positions: NDArray[np.float64]
     """(N, 3)."""
-    labels: dict[str, ArrayLike]
+    labels: dict[str, Any]
     """Of the names and shapes of `Labels`."""
     cell: NDArray[np.float64] | None = None
     """(3, 3), rows are lattice vectors."""
@@ -109,24 +111,26 @@ class Collector:
     """Builds the graphs of structures as they come, and checks that all have the same labels."""
 
     def __init__(self, cutoff: float) -> None:
+        self.names: list[str] = []
+        self._groups: list[tuple[int, int]] = []
         self._neighbors = NeighborList(cutoff)
         self._graphs: list[Graph] = []
-        self._labels: dict[str, list[ArrayLike]] = {}
-        self._first = ""
+        self._labels: dict[str, list[Any]] = {}
 
-    def add(self, structure: Structure, name: str) -> None:
-        """Take a structure in eV and Angstrom; ``name`` is what an error calls it."""
-        labels = structure.labels
+    def add(self, structure: Structure, file: int, number: int) -> None:
+        """Take a structure in eV and Angstrom, of one of the files; numbers may repeat."""
+        name, labels = structure.name, structure.labels
         if not self._graphs:
-            self._first, self._labels = name, {key: [] for key in labels}
+            self._labels = {key: [] for key in labels}
         for key in QUANTITIES:
             if (key in labels) != (key in self._labels):
-                has, lacks = (name, self._first) if key in labels else (self._first, name)
+                first = self.names[0]
+                has, lacks = (name, first) if key in labels else (first, name)
                 raise ValueError(
                     f"{lacks} has no {key}, which {has} has: label every frame, or leave it out "
-                    f"with keys {{{key}: null}}"
+                    f"by keys {{{key}: null}}"
                 )
-        check_labels(structure, name)
+        check_labels(structure)
         try:
             graph = self._neighbors.graph(
                 structure.numbers,
@@ -137,46 +141,32 @@ class Collector:
             )
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+        self.names.append(name)
+        self._groups.append((file, number))
         self._graphs.append(graph)
         for key, value in labels.items():
             self._labels[key].append(value)
 
     def frames(self, path: object) -> Frames:
-        """All that was taken."""
+        """All that was taken; structures of one number and file are a group."""
         if not self._graphs:
             raise ValueError(f"{path} holds no frame: expected at least one")
         labels = dict(self._labels)
         energies, forces = labels.pop("energy", None), labels.pop("forces", None)
-        return Frames(self._graphs, energies, forces, **labels)
+        number = {group: n for n, group in enumerate(dict.fromkeys(self._groups))}
+        repeated = len(number) < len(self._groups)
+        groups = [number[group] for group in self._groups] if repeated else None
+        return Frames(self._graphs, energies, forces, groups, **labels)
 
 
-def check_labels(structure: Structure, name: str) -> None:
+def check_labels(structure: Structure) -> None:
     """Raise a ValueError that names the frame if a label is not finite or of another shape."""
-    count = len(structure.numbers)
+    name, count = structure.name, len(structure.numbers)
     for key, value in structure.labels.items():
         if not np.isfinite(value).all():
             raise ValueError(f"{name} has a label that is not finite ({key}): leave the frame out")
         if key == "forces" and np.shape(value) != (count, 3):
             raise ValueError(f"{name} has {count} atoms but forces of shape {np.shape(value)}")
-
-
-def checked_index(index: Iterable[int], path: object) -> tuple[int, ...]:
-    """Numbers of frames, each once.
-
-    Raises
-    ------
-    ValueError
-        If there is none, one is negative or comes twice.
-    """
-    numbers = np.asarray(list(index))
-    if numbers.ndim != 1 or not len(numbers):
-        raise ValueError(f"{path} names no frame: expected whole numbers, from 0")
-    if not np.issubdtype(numbers.dtype, np.integer) or numbers.min() < 0:
-        raise ValueError(f"{path} holds {numbers.min()}: expected whole numbers, from 0")
-    values, times = np.unique(numbers, return_counts=True)
-    if times.max() > 1:
-        raise ValueError(f"{path} names frame {values[times.argmax()]} {times.max()} times")
-    return tuple(numbers.tolist())
 
 
 def existing_file(path: PathLike) -> Path:

@@ -1,0 +1,90 @@
+"""Relaxations of PubChemQCR: gzipped pickles of plain data in an LMDB file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..plain_pickle import load_plain
+from .data_units import DataUnits
+from .lmdb_files import reading, unpacked
+from .structure import Keys, PathLike, Selection, Structure
+
+PUBCHEMQCR_UNITS = DataUnits(energy="hartree", forces="hartree/bohr")
+LEVELS = ("pm3", "hf", "DFT_1st", "DFT_2nd")
+"""Stages of a relaxation; the last two are of one level of theory."""
+
+log = logging.getLogger("tensormd")
+
+
+def pubchemqcr_structures(
+    path: PathLike, selection: Selection, units: DataUnits, keys: Keys
+) -> Iterator[tuple[int, Structure]]:
+    """Steps of relaxations, and the numbers of their records.
+
+    A record is a molecule, and the selection is one of records: all steps of a relaxation are
+    taken, in their order. Records are counted from 0 in the order of the file, which is that of
+    the bytes of their keys. ``keys`` may hold ``level``, one or more of `LEVELS`: DFT_2nd
+    unless said. Records without that level are left out, which the log says. Forces are the
+    gradient's opposite; the molecules are neutral.
+
+    Raises
+    ------
+    ModuleNotFoundError, ValueError
+        If lmdb is missing, or a record holds anything but plain data of this form.
+    """
+    levels = _levels(keys)
+    with reading(path) as transaction:
+        names = [key for key, _ in transaction.cursor() if key.isdigit()]
+        without = 0
+        for k in selection.of(len(names), path):
+            name = f"record {names[k].decode()} of {path}"
+            record = load_plain(unpacked(transaction.get(names[k]), name), name)
+            if not isinstance(record, Mapping):
+                raise ValueError(f"{name} is no dict of {', '.join(LEVELS)}")
+            steps = [
+                (level, n, step)
+                for level in levels
+                for n, step in enumerate(record.get(level) or ())
+            ]
+            without += not steps
+            for level, n, step in steps:
+                yield k, _structure(step, f"step {n} of {level} in {name}")
+    if without:
+        log.info("%s: %d records have no %s and were left out", path, without, levels)
+
+
+def _levels(keys: Keys) -> Sequence[str]:
+    others = [key for key in keys if key != "level"]
+    if others:
+        raise ValueError(f"keys: PubChemQCR has no {others[0]!r}: expected level")
+    asked = keys.get("level", "DFT_2nd")
+    levels = [asked] if isinstance(asked, str) else list(asked or ())
+    unknown = [level for level in levels if level not in LEVELS]
+    if unknown or not levels:
+        raise ValueError(f"keys: level is {asked!r}: expected one or more of {', '.join(LEVELS)}")
+    return levels
+
+
+def _structure(step: Any, name: str) -> Structure:
+    try:
+        atoms, gradient = step["coordinates"], step["gradient"]
+        numbers = np.array([atom["charge"] for atom in atoms], dtype=np.float64)
+        positions = np.array([[atom[x] for x in "xyz"] for atom in atoms], dtype=np.float64)
+        slope = np.array([[g[f"d{x}"] for x in "xyz"] for g in gradient], dtype=np.float64)
+        energy = float(step["energy"])
+        same = [g["atom"] for g in gradient] == [atom["atom"] for atom in atoms]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} lacks something or has no number where one belongs ({error}): expected "
+            "coordinates (atom, charge, x, y, z), energy and gradient (atom, dx, dy, dz)"
+        ) from None
+    if not same:
+        raise ValueError(f"{name}: coordinates and gradient are of different atoms")
+    if not len(numbers) or (numbers != np.round(numbers)).any() or numbers.min() < 1:
+        raise ValueError(f"{name}: nuclear charges are {numbers}: expected atomic numbers")
+    labels = {"energy": energy, "forces": -slope}
+    return Structure(name, numbers.astype(np.int64), positions, labels)
