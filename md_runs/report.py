@@ -20,6 +20,7 @@ from .analysis import (
 from .dynamics import last_state
 from .page import Figure, Section, html_page
 from .run_folder import FIGURES, REPORT, RESTART, RunFolder
+from .train_report import train_section
 
 Numbers = list[tuple[str, str, float | None, str]]
 """Key for --json, words, value, unit."""
@@ -50,6 +51,8 @@ def write_report(path: Path | str) -> tuple[Path, dict[str, Any]]:
         section, numbers = md_section(folder, config, pictures)
     elif config["kind"] == "relax":
         section, numbers = relax_section(folder, config, pictures)
+    elif config["kind"] == "train":
+        section, numbers = train_section(folder, config, pictures)
     else:
         raise ValueError(f"{path} holds a run of an unknown kind {config['kind']!r}")
     page = folder.path / REPORT
