@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..models.files import write_atomically
 from ..models.irreps import explained_by
 from .files import write_json
 from .irreps_figures import plot_maps, plot_orders
@@ -17,7 +18,8 @@ from .versions import versions
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SUMMARY, PAGE, ORDERS, MAPS = "irreps.json", "irreps.html", "orders.png", "maps.png"
+SUMMARY, PAGE, TABLES = "irreps.json", "irreps.html", "irreps.md"
+ORDERS, MAPS = "orders.png", "maps.png"
 
 COLORS = {
     "energy": ("energy_per_atom_ev", "energy per atom / eV"),
@@ -28,7 +30,7 @@ COLORS = {
 
 
 def write_irreps(found: IrrepsRun, folder: Path, color: str = "energy") -> dict[str, Any]:
-    """Write ``irreps.json``, ``irreps.html``, ``orders.png`` and ``maps.png``.
+    """Write ``irreps.json``, ``.html`` and ``.md``, ``orders.png`` and ``maps.png``.
 
     Parameters
     ----------
@@ -55,14 +57,13 @@ def write_irreps(found: IrrepsRun, folder: Path, color: str = "energy") -> dict[
     name, label = COLORS[color]
     plot_orders(folder / ORDERS, content)
     plot_maps(folder / MAPS, found.analysis.maps, values[name].numpy(), label)
-    files = {"summary": SUMMARY, "page": PAGE, "figure": ORDERS, "maps": MAPS}
+    files = {"summary": SUMMARY, "page": PAGE, "tables": TABLES, "figure": ORDERS, "maps": MAPS}
     content["files"] = {key: str(folder / file) for key, file in files.items()}
     if found.pruned is not None:
         content["files"]["pruned_checkpoint"] = str(found.pruned.file)
     write_json(folder / SUMMARY, content)
-    from ..models.files import write_atomically
-
     write_atomically(folder / PAGE, _page(content, folder, label).encode())
+    write_atomically(folder / TABLES, _markdown(content).encode())
     return content
 
 
@@ -225,6 +226,17 @@ def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _markdown(content: dict[str, Any]) -> str:
+    parts = [
+        f"{content['model']['name']}, {Path(content['data']).name}, {content['frames']:,} frames"
+    ]
+    for table in text_tables(content):
+        lines = [table.columns, ["---" for _ in table.columns], *table.rows]
+        parts.append(f"{table.title}:")
+        parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    return "\n\n".join([*parts, content["recommendation"]["text"]]) + "\n"
 
 
 def console_tables(content: dict[str, Any]) -> list[RenderableType]:

@@ -78,15 +78,17 @@ def test_files_and_numbers(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert found["recommendation"]["text"].replace("'", "&#x27;") in page
     assert page.count("data:image/png;base64") == 2
     assert "<th scope='col'>norm</th>" in page
+    tables = (folder / "irreps.md").read_text()
+    assert tables.count("| embedding |") == 3
+    assert found["recommendation"]["text"] in tables
     assert {path.name for path in folder.iterdir()} == {
-        "irreps.json", "irreps.html", "orders.png", "maps.png"
+        "irreps.json", "irreps.html", "irreps.md", "orders.png", "maps.png"
     }  # fmt: skip
 
 
 def test_tables_for_people(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        run("irreps", "tiny.safetensors", "frames.extxyz", "-o", "out", "--color", "forces") == 0
-    )
+    options = ["-o", "out", "--color", "forces"]
+    assert run("irreps", "tiny.safetensors", "frames.extxyz", *options) == 0
     shown = capsys.readouterr().out
     for text in ("embedding", "layer 1", "whole", "nothing", "Prune", "multiplications"):
         assert text in shown
@@ -226,9 +228,8 @@ def test_universal_model(
     monkeypatch.chdir(tmp_path)
     names = ("MgO_primitive", "water_molecule", "acetamide_molecule")
     write_reference(reference, Path("reference.extxyz"), names)
-    assert (
-        run("irreps", folder, "reference.extxyz", "-o", "out", "--json", "--color", "atoms") == 0
-    )
+    options = ["-o", "out", "--json", "--color", "atoms"]
+    assert run("irreps", folder, "reference.extxyz", *options) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["frames"] == 3
     # float64 against matgl's own float32.
@@ -242,7 +243,8 @@ def write_reference(source: Path, target: Path, names: tuple[str, ...] | None = 
     structures = []
     for name, each in json.loads(source.read_text()).items():
         if names is None or name in names:
-            atoms = Atoms(each["numbers"], each["positions"], cell=each["cell"], pbc=each["pbc"])
+            pbc = all(each["pbc"])  # matgl's own reading of an open direction
+            atoms = Atoms(each["numbers"], each["positions"], cell=each["cell"], pbc=pbc)
             atoms.calc = SinglePointCalculator(
                 atoms, energy=each["energy"], forces=np.array(each["forces"])
             )

@@ -116,7 +116,11 @@ def advise(
 def _errors(found: Accuracy) -> str:
     parts = []
     if found.energy_mae_mev is not None:
-        parts.append(f"{found.energy_mae_mev:.3g} meV")
+        parts.append(f"{_number(found.energy_mae_mev)} meV")
     if found.force_mae_mev_per_angstrom is not None:
-        parts.append(f"{found.force_mae_mev_per_angstrom:.3g} meV/A")
+        parts.append(f"{_number(found.force_mae_mev_per_angstrom)} meV/A")
     return " and ".join(parts)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
