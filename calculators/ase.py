@@ -21,13 +21,16 @@ from torch import nn
 
 from ..models.checkpoint import load_potential
 from ..models.committee import Committee, CommitteePrediction, combine, members_of
-from ..models.graph import Graph, NeighborList, batch_graphs, displacements
+from ..models.graph import Graph, NeighborList, batch_graphs, displacements, within
 from ..models.hessian import hessian
 from ..models.potential import Prediction, parse_dtype
+from ..models.properties import HEADS, NO_DIPOLE
 from ..models.script import compile_potential, engine_of, why_not_fused
 from ..models.tabulated import TableInfo
 from .validation import (
+    UntrainedError,
     check_elements,
+    check_energies,
     check_geometry,
     explain_failure,
     parse_backend,
@@ -44,6 +47,10 @@ VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 
 class StressUndefinedError(PropertyNotImplementedError, ValueError):
     """Stress was asked of a structure that has no volume."""
+
+
+class DipoleUndefinedError(PropertyNotImplementedError, ValueError):
+    """The dipole was asked of a periodic structure."""
 
 
 class PotentialCalculator(Calculator):
@@ -81,6 +88,10 @@ class PotentialCalculator(Calculator):
     Properties: energy and free_energy (eV), energies (eV, by atom), forces (eV/A), stress
     (eV/A^3, Voigt; periodic structures). A committee adds energy_std and forces_std, the
     sample standard deviations over its members.
+
+    Of a checkpoint with such heads also dipole (3,), e A, and polarizability (3, 3), e^2 A^2/eV,
+    of the network itself, when they are asked for. One whose ``metadata["trained_on"]`` lacks
+    the energy gives no energies, forces or stress.
     """
 
     name = "tensormd"
@@ -100,6 +111,7 @@ class PotentialCalculator(Calculator):
     ) -> None:
         super().__init__()
         self.atoms: Atoms | None
+        self.results: dict[str, Any]
         self.use_cache = False  # ASE's copy of the atoms before a calculation: it makes its own
         self.device = parse_device(device)
         self.dtype = parse_dtype(dtype)
@@ -123,11 +135,21 @@ class PotentialCalculator(Calculator):
         }
         self._compiled: list[nn.Module] | None = None
         self._charge_read: int | None = None
-        self.implemented_properties = ["energy", "free_energy", "forces", "stress"]
-        if all(getattr(member, "has_atom_energies", True) for member in members_of(potential)):
-            self.implemented_properties.append("energies")
+        members = members_of(potential)
+        self._energies = ["energy", "free_energy", "forces", "stress"]
+        if all(getattr(member, "has_atom_energies", True) for member in members):
+            self._energies.append("energies")
         if isinstance(potential, Committee):
-            self.implemented_properties += ["energy_std", "forces_std"]
+            self._energies += ["energy_std", "forces_std"]
+        self.heads = [
+            name for name in HEADS if all(name in getattr(m, "heads", ()) for m in members)
+        ]
+        """Properties that the model has a readout for, besides the energy."""
+        self.implemented_properties = [*self._energies, *self.heads]
+        try:
+            check_energies(potential)
+        except UntrainedError:
+            self.implemented_properties = self.heads
 
     def _check_architecture(self, potential: nn.Module) -> None:
         found = str(potential.architecture)
@@ -146,16 +168,29 @@ class PotentialCalculator(Calculator):
         properties: Sequence[str] | None = None,
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Compute every property of ``atoms`` (ASE calls this when something has changed)."""
+        """Compute what is asked of ``atoms`` (ASE calls this when something has changed).
+
+        Energies, forces and stress come together; None asks for them, or for all that a model
+        without energies has.
+        """
         structure = self.atoms if atoms is None else atoms
         if structure is None:
             raise ValueError("no structure: pass atoms to the calculator")
+        energies, heads = self._wanted(properties)
         if properties and "stress" in properties:
             _check_stress(structure)
+        if "dipole" in heads and structure.pbc.any():
+            raise DipoleUndefinedError(NO_DIPOLE)
+        kept: dict[str, Any] = {} if system_changes or self.atoms is None else self.results
         self.atoms, self.results = None, {}  # a failure leaves neither behind
         charge = self._charge_of(structure)
         graph = self._graph(structure, charge, self.neighbors, system_changes)
-        self.results = self._results(self._predict(graph), graph, [structure])[0]
+        results = dict(kept)
+        if energies:
+            results |= self._results(self._predict(graph), graph, [structure])[0]
+        if heads:
+            results |= self._properties(graph, heads, [structure])[0]
+        self.results = results
         self.atoms, self._charge_read = structure.copy(), charge
 
     def evaluate(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
@@ -168,13 +203,39 @@ class PotentialCalculator(Calculator):
         if not graphs:
             return []
         graph = batch_graphs(graphs)
-        return self._results(self._predict(graph), graph, structures)
+        results: list[dict[str, Any]] = [{} for _ in structures]
+        if "energy" in self.implemented_properties:
+            results = self._results(self._predict(graph), graph, structures)
+        if self.heads:
+            others = self._properties(graph, self.heads, structures)
+            results = [{**a, **b} for a, b in zip(results, others, strict=True)]
+        return results
+
+    def get_property(
+        self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
+    ) -> Any:
+        """A result by name, computed if need be; see ASE."""
+        if name in self._energies:
+            check_energies(self.potential)
+        return super().get_property(name, atoms, allow_calculation)
+
+    def _wanted(self, properties: Sequence[str] | None) -> tuple[bool, list[str]]:
+        """Whether energies are asked for, and which heads."""
+        if properties is None:
+            energies = "energy" in self.implemented_properties
+            return energies, [] if energies else self.heads
+        heads = [name for name in self.heads if name in properties]
+        energies = len(heads) < len(set(properties))
+        if energies:
+            check_energies(self.potential)
+        return energies, heads
 
     def get_hessian(self, atoms: Atoms | None = None) -> NDArray[np.float64]:
         """Second derivatives of the energy, (3N, 3N), eV/A^2."""
         structure = self.atoms if atoms is None else atoms
         if structure is None:
             raise ValueError("no structure: pass atoms to get_hessian")
+        check_energies(self.potential)
         graph = self._graph(structure, self._charge_of(structure), self.neighbors)
         members = members_of(self.potential)
         matrices = [hessian(member.total_energy, graph) for member in members]  # type: ignore[arg-type]
@@ -214,8 +275,7 @@ class PotentialCalculator(Calculator):
         if not math.isfinite(energy.sum() + forces.sum()) and not (
             np.isfinite(energy).all() and np.isfinite(forces).all()
         ):
-            edges, vectors = graph.edge_index.cpu().numpy(), displacements(graph).cpu().numpy()
-            raise ValueError(explain_failure(edges, vectors, graph.numbers.cpu().numpy()))
+            raise ValueError(_explain(graph))
         results, end = [], 0
         for b, atoms in enumerate(structures):
             part = slice(end, end + len(atoms))
@@ -234,6 +294,27 @@ class PotentialCalculator(Calculator):
                 result["forces_std"] = prediction.forces_std[part].cpu().numpy()
             results.append(result)
         return results
+
+    def _properties(
+        self, graph: Graph, names: Sequence[str], structures: Sequence[Atoms]
+    ) -> list[dict[str, Any]]:
+        """What the heads say of each structure of a batch; no dipole where it is periodic."""
+        found = []
+        with torch.no_grad():
+            for member in members_of(self.potential):
+                near, vectors = within(graph, float(member.cutoff))  # type: ignore[arg-type]
+                found.append(member.properties(near, vectors, names=names))  # type: ignore[operator]
+        means = {name: torch.stack([f[name] for f in found]).mean(0).cpu() for name in names}
+        if not all(torch.isfinite(mean).all() for mean in means.values()):
+            raise ValueError(_explain(graph))
+        return [
+            {
+                name: mean[b].numpy()
+                for name, mean in means.items()
+                if name != "dipole" or not atoms.pbc.any()
+            }
+            for b, atoms in enumerate(structures)
+        ]
 
     def _compiled_members(self) -> list[nn.Module]:
         if self._compiled is None:
@@ -285,6 +366,7 @@ class PotentialCalculator(Calculator):
             "members": len(members),
             "parameters": sum(p.numel() for p in self.potential.parameters()),
             "elements": symbols(self.potential.elements),
+            "properties": self.implemented_properties,
             "cutoff_angstrom": self.potential.cutoff,
             "device": str(self.device),
             "backend": self.backend,
@@ -337,6 +419,11 @@ def _describe_source(checkpoint: Checkpoint, potential: nn.Module) -> Any:
     if isinstance(checkpoint, (str, os.PathLike)):
         return os.fspath(checkpoint)
     return [os.fspath(path) for path in checkpoint]
+
+
+def _explain(graph: Graph) -> str:
+    edges, vectors = graph.edge_index.cpu().numpy(), displacements(graph).cpu().numpy()
+    return explain_failure(edges, vectors, graph.numbers.cpu().numpy())
 
 
 def _check_stress(atoms: Atoms) -> None:

@@ -24,7 +24,7 @@ from ..models.potential import parse_dtype
 from ..models.script import compile_potential, script, why_not_fused
 from ..models.units import kj_per_mol_in_ev, nm_in_angstrom
 from .openmm_engines import choose_engine
-from .validation import check_elements, parse_backend, parse_charge, parse_device
+from .validation import check_elements, check_energies, parse_backend, parse_charge, parse_device
 
 if TYPE_CHECKING:
     import openmm
@@ -98,6 +98,7 @@ def create_force(
     if potential is checkpoint:
         potential = copy.deepcopy(potential)
     check_elements(numbers, potential.elements)
+    check_energies(potential)
     potential = potential.to(parse_dtype(dtype)).eval().requires_grad_(False)
 
     if engine == "torchforce" and not _scriptable(potential):

@@ -7,10 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
+from torch import nn
 
+from ..models.committee import members_of
 from ..models.script import BACKENDS
+
+
+class UntrainedError(PropertyNotImplementedError, ValueError):
+    """A property was asked that the weights were never trained on."""
 
 
 def parse_device(device: str | torch.device) -> torch.device:
@@ -47,6 +54,21 @@ def parse_backend(backend: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
     return backend
+
+
+def check_energies(potential: nn.Module) -> None:
+    """Raise a ValueError if a potential, or a member of a committee, was not trained on energies.
+
+    A checkpoint says so by ``metadata["trained_on"]``; without it, it was.
+    """
+    for member in members_of(potential):
+        trained = member.metadata.get("trained_on")  # type: ignore[union-attr, operator]
+        if isinstance(trained, list) and "energy" not in trained:
+            raise UntrainedError(
+                f"the model was trained on {', '.join(map(str, trained))} and on no energies: its "
+                "energies and forces would mean nothing; ask it for what it was trained on, or "
+                "take another checkpoint"
+            )
 
 
 def parse_charge(charge: Any) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .double import DoubleConstants
 from .graph import Graph, Pairs, within
-from .properties import HEADS, Head
+from .properties import HEADS, NO_DIPOLE, Head
 from .readout import EnergyReadout, ScalarReadout
 from .repulsion import ZBLRepulsion
 from .units import energy_in_ev, length_in_angstrom
@@ -252,7 +252,8 @@ class Potential(nn.Module):
         graph
             Differentiable in its positions, if ``vectors`` are left out.
         vectors
-            (E, 3) displacements of its edges, Angstrom; None: from the positions.
+            (E, 3) displacements of its edges, Angstrom, none longer than the cutoff; None: from
+            the positions. With them nothing is read back, and torch can trace it.
         pairs
             Of the edges, if ``vectors`` are given.
         names
@@ -268,7 +269,8 @@ class Potential(nn.Module):
         Raises
         ------
         ValueError
-            If there is no such head, or the dipole is asked of a periodic system, which has none.
+            If there is no such head; without ``vectors`` also if the dipole is asked of a periodic
+            system, which has none.
         """
         names = list(self.heads) if names is None else list(names)
         missing = [name for name in names if name not in self.heads]
@@ -277,14 +279,11 @@ class Potential(nn.Module):
                 f"the model has no {missing[0] if missing else 'heads'}: it gives "
                 f"{', '.join(['energy', *self.heads])}"
             )
-        if "dipole" in names and bool(graph.cell.any()):
-            raise ValueError(
-                "the dipole of a periodic system is not defined (only up to charges times "
-                "lattice vectors): ask for that of a molecule"
-            )
         if vectors is None:
             if pairs is not None:
                 raise ValueError("pairs belong to vectors: give both, or neither")
+            if "dipole" in names and bool(graph.cell.any()):
+                raise ValueError(NO_DIPOLE)
             graph, vectors = within(graph, self.cutoff)
         features = self.representation(graph, self._in_own_unit(vectors), pairs)
         return {name: self.heads[name](features, graph) for name in names}

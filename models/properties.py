@@ -30,6 +30,10 @@ from .tensornet import TensorNet
 
 MASSES = torch.tensor(np.asarray(atomic_masses), dtype=torch.float64)
 """Standard atomic weights by atomic number, u."""
+NO_DIPOLE = (
+    "the dipole of a periodic system is not defined (only up to charges times lattice vectors): "
+    "ask for that of a molecule"
+)
 
 
 class Orders(NamedTuple):

@@ -224,7 +224,7 @@ def rewrite(path: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d, t: d.update(version=2), "version 2.*install a newer"),
+        (lambda d, t: d.update(version=3), "version 3.*install a newer"),
         (lambda d, t: d.update(version="1"), "version '1'"),
         (lambda d, t: d.update(format="other"), "another program"),
         (lambda d, t: d.update(architecture="TensorNet9"), "unknown architecture 'TensorNet9'"),

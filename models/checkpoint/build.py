@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..potential import Potential
+from ..properties import HEADS
 from ..readout import EnergyReadout, ScalarReadout
 from ..repulsion import ZBLRepulsion
 from ..state import check_fit
@@ -24,7 +26,11 @@ READOUTS: dict[str, type[EnergyReadout | ScalarReadout]] = {
     "TDN": ScalarReadout,
 }
 """The readout of each."""
-CONSTANTS = ("atomic_scale.", "representation.coupling.")
+CONSTANTS = (
+    "atomic_scale.",
+    "representation.coupling.",
+    *(f"heads.{name}.constants." for name in HEADS),
+)
 """Tensors that are float64 whatever the dtype of the network."""
 
 
@@ -95,6 +101,7 @@ def build_potential(
     elements: Iterable[int],
     units: tuple[str, str],
     metadata: dict[str, Any],
+    heads: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Potential:
     """A `Potential` of the given description whose weights are ``tensors``.
 
@@ -108,6 +115,8 @@ def build_potential(
         Arguments of the representation, of its readout and of `ZBLRepulsion`.
     tensors
         The state dict of the potential; all of a network's weights have one dtype.
+    heads
+        Arguments of the readouts of other properties, by name.
 
     Raises
     ------
@@ -126,20 +135,28 @@ def build_potential(
         if f"atomic_scale.{key}" not in tensors:
             raise ValueError(f"{name} has no tensor atomic_scale.{key}: the file is incomplete")
     references = tensors["atomic_scale.references"]
+    for head in heads:
+        if head not in HEADS:
+            raise ValueError(
+                f"{name}: unknown head {head!r}: expected one of {', '.join(HEADS)}; a newer "
+                "tensormd may know it"
+            )
     try:
         # Without memory: the weights come from the file, and no random number is drawn.
         with torch.device("meta"):
             representation = REPRESENTATIONS[architecture](**network)
-            head = READOUTS[architecture](**readout)
+            energy = READOUTS[architecture](**readout)
+            others = {name: HEADS[name](representation, **heads[name]) for name in heads}
         potential = Potential(
             representation,
-            head,
+            energy,
             elements=elements,
             references=torch.zeros(references.numel(), dtype=torch.float64),
             repulsion=None if repulsion is None else ZBLRepulsion(**repulsion),
             length_unit=units[0],
             energy_unit=units[1],
             metadata=metadata,
+            heads=others,
         )
     except (ArithmeticError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: its description makes no model: {error}") from error

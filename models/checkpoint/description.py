@@ -15,7 +15,7 @@ def describe(potential: Potential | TorchMDNetPotential | Committee) -> dict[str
     Returns
     -------
     architecture, parameters (how many), dtype, cutoff_angstrom, elements (atomic numbers),
-    units (the network's own), network, readout and repulsion (their arguments; of a
+    units (the network's own), network, readout, repulsion and heads (their arguments; of a
     torchmd-net module its hyper-parameters), metadata; for a committee also members.
     """
     found: dict[str, Any] = {
@@ -37,5 +37,6 @@ def describe(potential: Potential | TorchMDNetPotential | Committee) -> dict[str
         found["network"] = potential.representation.config
         found["readout"] = potential.readout.config
         found["repulsion"] = None if potential.repulsion is None else potential.repulsion.config
+        found["heads"] = {name: head.config for name, head in potential.heads.items()}
         found["atom_energies"] = True
     return found

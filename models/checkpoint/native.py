@@ -27,7 +27,8 @@ from .build import REPRESENTATIONS, build_potential
 from .files import is_zip, require_finite, unzip
 
 KEY = "tensormd"
-VERSION = 1
+VERSION = 2
+"""Of files with heads, which older programs must not read as if there were none; others have 1."""
 MEMBER_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever a committee is saved
 
 
@@ -91,7 +92,8 @@ def potential_to_bytes(potential: nn.Module, name: str) -> bytes:
 
 
 def _describe(potential: nn.Module) -> dict[str, Any]:
-    description: dict[str, Any] = {"format": KEY, "version": VERSION}
+    heads = getattr(potential, "heads", {})
+    description: dict[str, Any] = {"format": KEY, "version": VERSION if heads else 1}
     if isinstance(potential, TorchMDNetPotential):
         description |= {
             "architecture": potential.architecture,
@@ -110,6 +112,8 @@ def _describe(potential: nn.Module) -> dict[str, Any]:
             "readout": {"channels": potential.representation.channels} | potential.readout.config,
             "repulsion": None if repulsion is None else repulsion.config,
         }
+        if heads:
+            description["heads"] = {name: head.config for name, head in heads.items()}
     else:
         raise ValueError(
             f"cannot save a {type(potential).__name__}: expected a Potential with one of "
@@ -198,6 +202,7 @@ def read_native(data: bytes, name: str) -> Potential | TorchMDNetPotential:
         network=_field(description, "network", dict, name),
         readout=_field(description, "readout", dict, name),
         repulsion=repulsion,
+        heads=_field(description, "heads", dict, name) if "heads" in description else {},
         tensors=tensors,
         elements=elements,
         units=(length, energy),
