@@ -11,6 +11,7 @@ from .errors import (
 from .frames import QUANTITIES, Batch, Frames, Labels
 from .loop import Progress, TrainingSettings, train
 from .readers import FORMATS, DataUnits, format_of, read_extxyz, read_frames, read_rmd17
+from .splits import Split, split_frames
 
 __all__ = [
     "FORMATS",
@@ -23,6 +24,7 @@ __all__ = [
     "Frames",
     "Labels",
     "Progress",
+    "Split",
     "TrainingSettings",
     "calibration",
     "error_statistics",
@@ -31,5 +33,6 @@ __all__ = [
     "read_extxyz",
     "read_frames",
     "read_rmd17",
+    "split_frames",
     "train",
 ]

@@ -18,14 +18,16 @@ _KINDS = "biuf"  # truth values, whole numbers with and without sign, floats
 _LARGEST_ARRAY = 10**8
 
 
-class _Latin1:
-    """Bytes in pickles of protocol 2."""
+class _Bytes:
+    """``bytes``, ``bytearray`` and ``codecs.encode``, of text alone: no size to be allocated."""
 
     __slots__ = ()  # so that no pickle can write to it
 
-    def __call__(self, text: object, encoding: object = "latin1") -> bytes:
-        if not isinstance(text, str) or encoding != "latin1":
-            raise pickle.UnpicklingError("bytes in an encoding other than latin1")
+    def __call__(self, text: object = "", encoding: object = "latin1") -> bytes:
+        if isinstance(text, (bytes, bytearray)):
+            return bytes(text)
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError("bytes that are no text in latin1")
         return text.encode("latin1")
 
 
@@ -100,9 +102,14 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     **{
         (module, name): kind
         for module in ("builtins", "__builtin__")
-        for name, kind in (("set", set), ("frozenset", frozenset), ("bytearray", bytearray))
+        for name, kind in (
+            ("set", set),
+            ("frozenset", frozenset),
+            ("bytes", _Bytes()),
+            ("bytearray", _Bytes()),
+        )
     },
-    ("_codecs", "encode"): _Latin1(),
+    ("_codecs", "encode"): _Bytes(),
     ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): _Array,
 }

@@ -83,7 +83,9 @@ def database_structures(
             row = database.get(id=ids[k])
             atoms = row.toatoms()
             data = row.data if isinstance(row.data, Mapping) else {}
-            atoms.info = {**data, **row.key_value_pairs}
+            # ASE answers "charge" by the sum of initial charges, whatever pair has this name.
+            pairs = {key: vars(row).get(key, v) for key, v in row.key_value_pairs.items()}
+            atoms.info = {**data, **pairs}
         except Exception as error:
             raise ValueError(f"{name} cannot be read: {_reason(error)}") from error
         yield k, structure_of(atoms, name, wanted, units)

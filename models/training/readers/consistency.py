@@ -10,16 +10,19 @@ from numpy.typing import NDArray
 from ...units import ENERGY_UNITS_IN_EV
 from ..frames import Frames
 
+Array = NDArray[np.float64]
+
 _GAP = 2.0
 """Energies of one unit differ by less than this from what their elements let expect."""
 _SPREAD = 1.5
 _TOLERANCE = 0.05
 _FEWEST = 3
+_ROUNDS = 30
 _SMALL_UNITS = ("mev",)  # its ratios to others than eV are those of no mistake that is made
 
 
 def check_one_unit(frames: Frames, names: Sequence[str]) -> None:
-    """Compare energies with what the elements let expect, least squares per element.
+    """Compare energies with what the elements let expect, least absolute deviations per element.
 
     Frames fall in two groups, each within a factor of 1.5, if they were mixed
     or labelled by different means. If the factor between the groups is, within 5 %, that
@@ -46,35 +49,53 @@ def check_one_unit(frames: Frames, names: Sequence[str]) -> None:
     where = np.flatnonzero(usable)
     if len(where) < _FEWEST:
         return
-    ratio = _ratio(energies[where], counts[where], np.ones(len(where), dtype=bool))
+    shares = counts[where] / counts[where].sum(1)[:, None]
+    per_atom = energies[where] / counts[where].sum(1)
+    for rounds in (_ROUNDS, 0):
+        factor, few = _smaller_group(shares, per_atom, _references(shares, per_atom, rounds))
+        if few.any():
+            _compare(factor, names[where[np.argmax(few)]], int(few.sum()))
+
+
+def _smaller_group(
+    shares: Array, per_atom: Array, references: Array
+) -> tuple[float, NDArray[np.bool_]]:
+    """Frames that are off by one and the same factor, and the factor."""
+    nobody = np.zeros(len(per_atom), dtype=bool)
+    ratio = _ratio(shares, per_atom, references)
     order = np.argsort(ratio)
     steps = np.diff(np.log(ratio[order]))
     at = int(np.argmax(steps)) + 1
     if steps[at - 1] < np.log(_GAP):
-        return
-    many = np.zeros(len(where), dtype=bool)
+        return 1.0, nobody
+    many = nobody.copy()
     many[order[at:] if at < len(order) / 2 else order[:at]] = True
-    known = counts[where][many].any(0)
-    few = ~many & ~counts[where][:, ~known].any(1)
+    unknown = ~(shares[many] > 0).any(0)
+    few = ~many & ~(shares[:, unknown] > 0).any(1)
     if not few.any():
-        return
-    ratio = _ratio(energies[where], counts[where], many)
+        return 1.0, nobody
+    ratio = _ratio(shares, per_atom, _references(shares[many], per_atom[many], 0))
     factor = float(np.median(ratio[few]))
-    for group, middle in ((many, 1.0), (few, factor)):
-        if np.abs(np.log(ratio[group] / middle)).max() > np.log(_SPREAD):
-            return
+    tight = all(
+        np.abs(np.log(ratio[group] / middle)).max() < np.log(_SPREAD)
+        for group, middle in ((many, 1.0), (few, factor))
+    )
+    return (factor, few) if tight else (1.0, nobody)
+
+
+def _compare(factor: float, name: str, count: int) -> None:
+    """Raise a ValueError if a factor is that between two units."""
     for small, large, expected in _unit_pairs():
         for unit, other, times in ((small, large, expected), (large, small, 1 / expected)):
             if abs(factor / times - 1) < _TOLERANCE:
                 raise ValueError(
-                    f"the energies of {names[where[np.argmax(few)]]} and {few.sum() - 1} other "
-                    f"frames are {factor:.4g} times what the others let expect, the factor from "
-                    f"{other} to {unit}: units are mixed; convert them, or read each file with "
-                    "its own units"
+                    f"the energies of {name} and {count - 1} other frames are {factor:.4g} times "
+                    f"what the others let expect, the factor from {other} to {unit}: units are "
+                    "mixed; convert them, or read each file with its own units"
                 )
 
 
-def _counts(frames: Frames) -> NDArray[np.float64]:
+def _counts(frames: Frames) -> Array:
     """(F, elements), atoms of each element."""
     elements = np.array(frames.elements)
     return np.stack(
@@ -82,16 +103,24 @@ def _counts(frames: Frames) -> NDArray[np.float64]:
     ).astype(np.float64)
 
 
-def _ratio(
-    energies: NDArray[np.float64], counts: NDArray[np.float64], fit: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Energies by what references fitted to some of the frames give, without their signs."""
-    sizes = counts.sum(1)
-    shares, per_atom = counts / sizes[:, None], energies / sizes
-    references = np.linalg.lstsq(shares[fit], per_atom[fit], rcond=None)[0]
-    expected = shares @ references
-    tiny = 1e-12 * np.abs(per_atom).max()
-    return np.abs(per_atom) / np.maximum(np.abs(expected), tiny)
+def _references(shares: Array, per_atom: Array, rounds: int) -> Array:
+    """Energies of atoms: least squares, and after some rounds least absolute deviations.
+
+    The latter are what most of the frames say; where both groups are equal in number, only the
+    former keeps them apart.
+    """
+    found = np.linalg.lstsq(shares, per_atom, rcond=None)[0]
+    for _ in range(rounds):
+        off = np.abs(per_atom - shares @ found)
+        root = 1 / np.sqrt(np.maximum(off, 1e-6 * np.abs(per_atom).max()))
+        found = np.linalg.lstsq(root[:, None] * shares, root * per_atom, rcond=None)[0]
+    return found
+
+
+def _ratio(shares: Array, per_atom: Array, references: Array) -> Array:
+    """Energies by what references let expect, without their signs."""
+    largest = np.abs(per_atom).max()
+    return np.abs(per_atom) / np.maximum(np.abs(shares @ references), 1e-12 * largest)
 
 
 def _unit_pairs() -> list[tuple[str, str, float]]:
