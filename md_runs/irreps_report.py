@@ -234,7 +234,7 @@ def _markdown(content: dict[str, Any]) -> str:
     ]
     for table in text_tables(content):
         lines = [table.columns, ["---" for _ in table.columns], *table.rows]
-        parts.append(f"{table.title}:")
+        parts.append(f"**{table.title}**")
         parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
     return "\n\n".join([*parts, content["recommendation"]["text"]]) + "\n"
 
