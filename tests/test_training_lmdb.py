@@ -97,8 +97,8 @@ def packed(record: Any) -> bytes:
 @pytest.fixture
 def pubchem(tmp_path: Path) -> Path:
     """Molecules of 1, 2, 3 and 4 steps, after their keys, and one that was not finished."""
-    records = {str(k).encode(): packed(relaxation(k)) for k in (1, 2, 3, 4)}
-    records[b"5"] = packed(relaxation(5) | {"DFT_2nd": None})
+    records = {b"%09d" % k: packed(relaxation(k)) for k in (1, 2, 3, 4)}
+    records[b"000000005"] = packed(relaxation(5) | {"DFT_2nd": None})
     return write_lmdb(tmp_path / "pubchem.lmdb", records)
 
 
@@ -142,6 +142,17 @@ def test_levels_and_selection(pubchem: Path) -> None:
         read_frames(pubchem, CUTOFF, keys={"level": "DFT_1st"})
 
 
+def test_steps_without_nuclear_charges(tmp_path: Path) -> None:
+    """As SMASH left them, one of the programs behind DFT_1st; symbols in whatever case."""
+    record = relaxation(2)
+    for one in record["DFT_2nd"]:
+        for part in (*one["coordinates"], *one["gradient"]):
+            del part["charge"]
+            part["atom"] = part["atom"].lower()
+    path = write_lmdb(tmp_path / "a.lmdb", {b"000000002": packed(record)})
+    assert read_frames(path, CUTOFF).graphs[1].numbers.tolist() == [8, 1, 1]
+
+
 class Runs:
     """A pickle that runs a command when it is opened."""
 
@@ -179,6 +190,12 @@ def changed(where: str, key: str, value: Any) -> dict[str, Any]:
     return record
 
 
+def renamed(symbol: str) -> dict[str, Any]:
+    record = changed("coordinates", "atom", symbol)
+    record["DFT_2nd"][0]["gradient"][1]["atom"] = symbol
+    return record
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -188,7 +205,8 @@ def changed(where: str, key: str, value: Any) -> dict[str, Any]:
         (packed(changed("coordinates", "x", float("nan"))), "step 0 .* non-finite coordinate"),
         (packed(changed("gradient", "dy", float("inf"))), r"step 0 .* not finite \(forces\)"),
         (packed(changed("gradient", "atom", "O")), "different atoms"),
-        (packed(changed("coordinates", "charge", 1.5)), "expected atomic numbers"),
+        (packed(changed("coordinates", "atom", "Qq")), "different atoms"),
+        (packed(renamed("Qq")), r"step 0 .* has \['Qq'\]: expected symbols"),
         (packed([1, 2]), "no dict of pm3"),
         (gzip.compress(b"\x80\x04noise"), "record 7 .* damaged pickle"),
         (packed(relaxation(1))[:-20], "record 7 .* is cut off"),

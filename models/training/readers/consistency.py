@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from ...units import ENERGY_UNITS_IN_EV
 from ..frames import Frames
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 _GAP = 2.0
 """Energies of one unit differ by less than this from what their elements let expect."""
@@ -98,9 +99,8 @@ def _compare(factor: float, name: str, count: int) -> None:
 def _counts(frames: Frames) -> Array:
     """(F, elements), atoms of each element."""
     elements = np.array(frames.elements)
-    return np.stack(
-        [(graph.numbers.numpy()[:, None] == elements).sum(0) for graph in frames.graphs]
-    ).astype(np.float64)
+    counts = [(graph.numbers.numpy()[:, None] == elements).sum(0) for graph in frames.graphs]
+    return np.stack(counts).astype(np.float64)
 
 
 def _references(shares: Array, per_atom: Array, rounds: int) -> Array:
@@ -109,7 +109,7 @@ def _references(shares: Array, per_atom: Array, rounds: int) -> Array:
     The latter are what most of the frames say; where both groups are equal in number, only the
     former keeps them apart.
     """
-    found = np.linalg.lstsq(shares, per_atom, rcond=None)[0]
+    found: Array = np.linalg.lstsq(shares, per_atom, rcond=None)[0]
     for _ in range(rounds):
         off = np.abs(per_atom - shares @ found)
         root = 1 / np.sqrt(np.maximum(off, 1e-6 * np.abs(per_atom).max()))

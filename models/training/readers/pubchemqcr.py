@@ -15,7 +15,7 @@ from .structure import Keys, PathLike, Selection, Structure
 
 PUBCHEMQCR_UNITS = DataUnits(energy="hartree", forces="hartree/bohr")
 LEVELS = ("pm3", "hf", "DFT_1st", "DFT_2nd")
-"""Stages of a relaxation; the last two are of one level of theory."""
+"""Stages of a relaxation; each begins with the geometry that the one before it ended with."""
 
 log = logging.getLogger("tensormd")
 
@@ -70,21 +70,26 @@ def _levels(keys: Keys) -> Sequence[str]:
 
 
 def _structure(step: Any, name: str) -> Structure:
+    """A step; a nuclear charge, which not every stage has, is not read."""
+    from ase.data import atomic_numbers
+
     try:
         atoms, gradient = step["coordinates"], step["gradient"]
-        numbers = np.array([atom["charge"] for atom in atoms], dtype=np.float64)
+        symbols = [str(atom["atom"]).capitalize() for atom in atoms]
         positions = np.array([[atom[x] for x in "xyz"] for atom in atoms], dtype=np.float64)
         slope = np.array([[g[f"d{x}"] for x in "xyz"] for g in gradient], dtype=np.float64)
         energy = float(step["energy"])
-        same = [g["atom"] for g in gradient] == [atom["atom"] for atom in atoms]
+        same = [str(g["atom"]).capitalize() for g in gradient] == symbols
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{name} lacks something or has no number where one belongs ({error}): expected "
-            "coordinates (atom, charge, x, y, z), energy and gradient (atom, dx, dy, dz)"
+            "coordinates (atom, x, y, z), energy and gradient (atom, dx, dy, dz)"
         ) from None
     if not same:
         raise ValueError(f"{name}: coordinates and gradient are of different atoms")
-    if not len(numbers) or (numbers != np.round(numbers)).any() or numbers.min() < 1:
-        raise ValueError(f"{name}: nuclear charges are {numbers}: expected atomic numbers")
+    unknown = [symbol for symbol in symbols if symbol not in atomic_numbers]
+    if unknown or not symbols:
+        raise ValueError(f"{name} has {unknown[:1] or 'no atom'}: expected symbols of elements")
+    numbers = np.array([atomic_numbers[symbol] for symbol in symbols], dtype=np.int64)
     labels = {"energy": energy, "forces": -slope}
-    return Structure(name, numbers.astype(np.int64), positions, labels)
+    return Structure(name, numbers, positions, labels)
