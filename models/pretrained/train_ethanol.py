@@ -111,10 +111,10 @@ def main() -> None:
 
 
 def _print(progress: Progress) -> None:
-    energy, force = progress.errors
+    energy, force = progress.errors["energy"], progress.errors["forces"]
     print(
         f"epoch {progress.epoch}  {progress.seconds:.0f} s  loss {progress.loss:.5f}  "
-        f"watched {energy:.2f} meV {force:.2f} meV/A",
+        f"watched {energy.mae:.2f} {energy.unit} {force.mae:.2f} {force.unit}",
         flush=True,
     )
 

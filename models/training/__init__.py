@@ -1,21 +1,29 @@
 """Training: labelled frames, the loss, and a loop that resumes."""
 
+from .distributed import Processes, start_processes
 from .errors import (
     Calibration,
     Errors,
     ErrorStatistics,
+    QuantityErrors,
     calibration,
     error_statistics,
     evaluate_errors,
+    quantity_errors,
 )
 from .frames import QUANTITIES, Batch, Frames, Labels
-from .loop import Progress, TrainingSettings, train
+from .loop import Progress, TrainingStopped, train
 from .readers import FORMATS, DataUnits, format_of, read_extxyz, read_frames, read_rmd17
+from .run import BadLossError, read_state
+from .settings import TrainingSettings
 from .splits import Split, split_frames
+from .standardise import Standardisation, standardise
+from .step import StepLosses, TrainingStep
 
 __all__ = [
     "FORMATS",
     "QUANTITIES",
+    "BadLossError",
     "Batch",
     "Calibration",
     "DataUnits",
@@ -23,16 +31,26 @@ __all__ = [
     "Errors",
     "Frames",
     "Labels",
+    "Processes",
     "Progress",
+    "QuantityErrors",
     "Split",
+    "Standardisation",
+    "StepLosses",
     "TrainingSettings",
+    "TrainingStep",
+    "TrainingStopped",
     "calibration",
     "error_statistics",
     "evaluate_errors",
     "format_of",
+    "quantity_errors",
     "read_extxyz",
     "read_frames",
     "read_rmd17",
+    "read_state",
     "split_frames",
+    "standardise",
+    "start_processes",
     "train",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from ..potential import Potential
 from .frames import Frames
+from .predictions import Comparison, compare
 
 Array = NDArray[np.float64]
 
@@ -50,6 +53,30 @@ class Errors(NamedTuple):
     """Of the energy of a frame, meV."""
     force_mev_per_angstrom: float
     """Of a component of a force, meV/A."""
+
+
+class QuantityErrors(NamedTuple):
+    """Of one quantity, over all components."""
+
+    mae: float
+    """Mean absolute error."""
+    rmse: float
+    """Root of the mean squared error."""
+    unit: str
+    """Of both."""
+
+
+REPORTED = {
+    "energy": (1e3, "meV"),
+    "forces": (1e3, "meV/A"),
+    "stress": (1e3, "meV/A^3"),
+    "dipole": (1.0, "e A"),
+    "dipole_norm": (1.0, "e A"),
+    "polarizability": (1.0, "e^2 A^2/eV"),
+    "polarizability_isotropic": (1.0, "e^2 A^2/eV"),
+    "polarizability_anisotropy": (1.0, "e^2 A^2/eV"),
+}
+"""Units in which errors are told, and their size in those of `Labels`."""
 
 
 def error_statistics(errors: ArrayLike) -> ErrorStatistics:
@@ -123,3 +150,40 @@ def evaluate_errors(potential: nn.Module, frames: Frames, batch: int = 100) -> E
     return Errors(
         *(1e3 * error_statistics(torch.cat(errors).detach()).mae for errors in (energy, force))
     )
+
+
+def quantity_errors(
+    potential: Potential,
+    frames: Frames,
+    quantities: Sequence[str] | None = None,
+    batch: int = 100,
+) -> dict[str, QuantityErrors]:
+    """Errors of every quantity; the potential is left as it was.
+
+    Parameters
+    ----------
+    potential
+        On any device.
+    frames
+        Labelled.
+    quantities
+        Names of `Labels`; None: all that the frames are labelled with and the potential has.
+    batch
+        Frames at a time.
+
+    Raises
+    ------
+    ValueError
+        If the frames lack a label, or the potential a head, of the quantities asked for.
+    """
+    return errors_of(compare(potential, frames, quantities, batch))
+
+
+def errors_of(comparison: Comparison) -> dict[str, QuantityErrors]:
+    """Errors of predictions that lie beside their labels."""
+    errors = {}
+    for name, found in comparison.found.items():
+        factor, unit = REPORTED[name]
+        statistics = error_statistics((found - comparison.wanted[name]).numpy())
+        errors[name] = QuantityErrors(factor * statistics.mae, factor * statistics.rmse, unit)
+    return errors

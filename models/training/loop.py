@@ -1,64 +1,39 @@
-"""One loop for every architecture: AdamW, cosine schedule, averaged weights, exact resume."""
+"""One loop for every architecture: steps, validations, averaged weights, exact resume."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
+import contextlib
+import logging
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ..files import replacing
-from ..potential import Potential, Prediction
-from .errors import Errors, evaluate_errors
-from .frames import Batch, Frames
+from ..potential import Potential, parse_dtype
+from .compiled import compiler_for
+from .distributed import Processes, current_processes
+from .errors import QuantityErrors, errors_of
+from .frames import Frames
+from .losses import check_labels, loss_terms
+from .predictions import check_heads, compare
+from .run import Run, read_state
+from .settings import TrainingSettings
+
+log = logging.getLogger("tensormd")
+
+WORTH_COMPILING = 3000
+"""Steps that pay for a compilation of one or two minutes."""
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """What a training is asked to do."""
-
-    epochs: int = 900
-    batch: int = 8
-    """Frames in one step; what is left of an epoch is dropped."""
-    learning_rate: float = 1e-3
-    """Highest; reached after the warm-up, then half a cosine down to a hundredth."""
-    warm_up_steps: int = 500
-    energy_weight: float = 0.5
-    """Of the mean absolute error of the energy of a frame, 1/eV."""
-    force_weight: float = 1.0
-    """Of the mean length of the error of a force, A/eV."""
-    ema_decay: float = 0.999
-    """Of the exponential moving average of the weights, which is what is kept."""
-    weight_decay: float = 1e-6
-    largest_gradient: float = 10.0
-    """Norm at which the gradient of a step is clipped."""
-    seed: int = 0
-    validate_every: int = 20
-    """Epochs between validations, at which the state of the run is saved."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
-        for name in ("learning_rate", "largest_gradient"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected a positive number")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}: expected 0 or more, less than 1")
-
-    def learning_rate_at(self, step: int, steps: int) -> float:
-        """Of one step out of ``steps``."""
-        warm = min(1.0, (step + 1) / max(self.warm_up_steps, 1))
-        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-        return self.learning_rate * warm * (0.01 + 0.99 * cosine)
+class TrainingStopped(Exception):  # noqa: N818
+    """The training was asked to stop; its state is saved."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +41,31 @@ class Progress:
     """What is known after a validation."""
 
     epoch: int
+    """Epochs done."""
+    step: int
+    """Steps done."""
     seconds: float
+    """Since the start, interruptions not counted."""
     loss: float
-    errors: Errors
+    """Weighted, mean over the epoch."""
+    losses: dict[str, float]
+    """Of each quantity, before the weights, mean over the epoch."""
+    validation_loss: float
     """Of the averaged weights, on the validation frames."""
+    best: bool
+    """Whether it is the lowest so far."""
+    errors: dict[str, QuantityErrors]
+    """Of the averaged weights, on the validation frames, by quantity."""
+    learning_rate: float
+    """Of the last step."""
+    compiled: bool
+    """Whether steps are compiled."""
+    plain_steps: int
+    """Steps of a compiled run that were not, because a batch fitted no compiled graph."""
 
 
-def loss_of(prediction: Prediction, labels: Batch, settings: TrainingSettings) -> Tensor:
-    """Weighted mean absolute errors of energies and forces."""
-    assert labels.labels.energy is not None
-    assert labels.labels.forces is not None
-    energy = (prediction.energy - labels.labels.energy).abs().mean()
-    force = (prediction.forces - labels.labels.forces).norm(dim=1).mean()
-    return settings.energy_weight * energy + settings.force_weight * force
+def _ignore(*_: Any) -> None:
+    pass
 
 
 def train(
@@ -87,127 +74,191 @@ def train(
     validation: Frames,
     settings: TrainingSettings,
     state_file: Path | None = None,
-    tell: Callable[[Progress], None] = lambda progress: None,
+    tell: Callable[[Progress], None] = _ignore,
+    device: str | torch.device = "cpu",
+    *,
+    keep: Callable[[Progress, Potential], None] = _ignore,
+    step_done: Callable[[int, int, int, float], None] = _ignore,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Potential:
-    """Train, and return the averaged weights.
+    """Train a potential, and return the averaged weights.
+
+    In a group of processes (see `distributed`) all of them call this with the same arguments;
+    the first one validates, writes, and calls ``tell`` and ``keep``.
 
     Parameters
     ----------
     potential
-        Trained in place.
+        Trained in place. Parameters without ``requires_grad`` stay as they are.
     fit, validation
-        Frames to learn from, and frames that are only watched.
+        Frames to learn from, and frames that are watched.
     settings
         Of the run.
     state_file
-        Where the run is saved at each validation, and taken up from if it exists: the same
-        numbers come out as without the interruption.
+        Where the run is saved after each validation and at an interruption, and taken up from if
+        it exists: the same numbers come out as without the interruption.
     tell
-        Called after each validation.
+        Called after each validation, before the state is saved.
+    device
+        ``cpu`` or ``cuda``, where the potential is moved to.
+    keep
+        Called after ``tell`` with the averaged weights.
+    step_done
+        Called after each step with the epoch (from 1), steps done, steps of the whole run, and
+        the loss.
+    stop
+        Asked after each step: if true, the run is saved and `TrainingStopped` raised.
 
     Raises
     ------
     ValueError
-        If there are fewer frames than a batch holds, or the state is of another run.
+        If there are fewer frames than a batch holds, a label, head or element is missing, the
+        state is of another run, or ``compile`` is True and there is no compiler.
     FloatingPointError
-        If the loss becomes infinite or no number: the last state saved is kept.
+        If the loss becomes infinite or no number: it says in which frames (`BadLossError`), and
+        the last state saved is kept.
+    TrainingStopped
+        See ``stop``.
+    KeyboardInterrupt
+        After the state is saved, at the end of a step. At once if it is asked for twice.
     """
+    processes = current_processes(device)
+    _check(potential, fit, validation, settings, processes)
+    per_epoch = len(fit) // settings.batch
+    if settings.keep_last_batch:
+        per_epoch = math.ceil(len(fit) / settings.batch)
+    total = per_epoch * settings.epochs
+    potential.to(device=torch.device(device), dtype=parse_dtype(settings.dtype))
+    state = None
+    if state_file is not None and state_file.exists():
+        state = read_state(state_file, settings)
+    compiled = _whether_to_compile(settings, total, torch.device(device), state)
+    run = Run(potential, settings, per_epoch, compiled, processes)
+    if state is not None:
+        run.load(state)
+    began = time.perf_counter() - run.seconds
+
+    def save() -> None:
+        run.seconds = time.perf_counter() - began
+        run.save(state_file)
+
+    with _interruptions() as interrupted:
+        while run.epoch < settings.epochs and not run.stopped_early:
+            order = np.random.default_rng([settings.seed, run.epoch]).permutation(len(fit))
+            while run.steps_in_epoch < per_epoch:
+                first = run.steps_in_epoch * settings.batch
+                loss = run.step(fit, order[first : first + settings.batch].tolist())
+                step_done(run.epoch + 1, run.steps_done, total, loss)
+                if processes.any(interrupted() or stop()):
+                    save()
+                    if interrupted():
+                        raise KeyboardInterrupt
+                    raise TrainingStopped(f"the training was stopped in epoch {run.epoch + 1}")
+            losses = run.end_epoch()
+            if run.epoch % settings.validate_every == 0 or run.epoch == settings.epochs:
+                run.seconds = time.perf_counter() - began
+                progress = _validate(run, validation, losses)
+                if processes.first:
+                    tell(progress)
+                    keep(progress, run.average)
+                save()
+    return run.result()
+
+
+def _check(
+    potential: Potential,
+    fit: Frames,
+    validation: Frames,
+    settings: TrainingSettings,
+    processes: Processes,
+) -> None:
     if len(fit) < settings.batch:
         raise ValueError(f"{len(fit)} frames to train on: expected {settings.batch}, a batch")
-    run = _Run(potential, settings, len(fit) // settings.batch)
-    if state_file is not None and state_file.exists():
-        run.load(state_file)
-    began = time.perf_counter() - run.seconds
-    while run.epoch < settings.epochs:
-        order = np.random.default_rng([settings.seed, run.epoch]).permutation(len(fit))
-        loss = 0.0
-        for k in range(run.steps_per_epoch):
-            labels = fit.batch(order[k * settings.batch : (k + 1) * settings.batch])
-            loss += run.step(labels) / run.steps_per_epoch
-        run.epoch += 1
-        if run.epoch % settings.validate_every == 0 or run.epoch == settings.epochs:
-            errors = evaluate_errors(run.average, validation)
-            run.seconds = time.perf_counter() - began
-            if state_file is not None:
-                run.save(state_file)
-            tell(Progress(run.epoch, run.seconds, loss, errors))
-    return run.average.eval()
-
-
-class _Run:
-    """Weights, their average and the optimizer, and how to save them all."""
-
-    def __init__(self, potential: Potential, settings: TrainingSettings, per_epoch: int) -> None:
-        torch.manual_seed(settings.seed)
-        self.potential = potential
-        self.average = copy.deepcopy(potential)
-        self.settings = settings
-        self.steps_per_epoch = per_epoch
-        self.optimizer = torch.optim.AdamW(
-            potential.parameters(),
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
+    if settings.batch < processes.count:
+        raise ValueError(
+            f"a batch of {settings.batch} for {processes.count} processes: expected a frame for "
+            "each, or more"
         )
-        self.epoch = 0
-        self.steps_done = 0
-        self.seconds = 0.0
-
-    def step(self, labels: Batch) -> float:
-        """One step of the optimizer; returns the loss."""
-        settings = self.settings
-        total = settings.epochs * self.steps_per_epoch
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate_at(self.steps_done, total)
-        self.potential.train()
-        loss = loss_of(self.potential(labels.graph), labels, settings)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss is {value} in epoch {self.epoch + 1}, step {self.steps_done + 1}: "
-                "try a lower learning rate; the last state saved is kept"
-            )
-        self.optimizer.zero_grad()
-        torch.autograd.backward([loss])
-        torch.nn.utils.clip_grad_norm_(self.potential.parameters(), settings.largest_gradient)
-        self.optimizer.step()
-        self.steps_done += 1
-        decay = min(settings.ema_decay, self.steps_done / (self.steps_done + 10))
-        with torch.no_grad():
-            pairs = zip(self.average.parameters(), self.potential.parameters(), strict=True)
-            for mean, parameter in pairs:
-                mean.lerp_(parameter, 1 - decay)
-        return value
-
-    def save(self, file: Path) -> None:
-        """Write the state under a temporary name, then rename it."""
-        state = {
-            "settings": dataclasses.asdict(self.settings),
-            "potential": self.potential.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "epoch": self.epoch,
-            "steps_done": self.steps_done,
-            "seconds": self.seconds,
-        }
-        with replacing(file) as temporary:
-            torch.save(state, temporary)
-
-    def load(self, file: Path) -> None:
-        """Take up the run that `save` wrote."""
-        state: dict[str, Any] = torch.load(file, weights_only=True)
-        ours = dataclasses.asdict(self.settings)
-        changed = [name for name, value in state["settings"].items() if ours.get(name) != value]
-        if changed:
-            name = changed[0]
+    for name, frames in (("training", fit), ("validation", validation)):
+        check_labels(frames, settings, name)
+        unknown = sorted(set(frames.elements) - set(potential.elements))
+        if unknown:
             raise ValueError(
-                f"{file} is of a run with {name} {state['settings'][name]}, not {ours.get(name)}: "
-                "use the same settings, or delete it to start anew"
+                f"the {name} frames hold atomic number {unknown[0]}: the potential knows "
+                f"{', '.join(map(str, potential.elements))}"
             )
-        self.potential.load_state_dict(state["potential"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        self.epoch = state["epoch"]
-        self.steps_done = state["steps_done"]
-        self.seconds = state["seconds"]
+    check_heads(potential, list(settings.weights))
+    if not any(p.requires_grad for p in potential.parameters()):
+        raise ValueError("no parameter of the potential is trainable: expected requires_grad")
+
+
+def _whether_to_compile(
+    settings: TrainingSettings, steps: int, device: torch.device, state: dict[str, Any] | None
+) -> bool:
+    if settings.compile is False:
+        return False
+    problem = compiler_for(device)
+    if problem is not None:
+        if settings.compile is True:
+            raise ValueError(f"compile is True, but {problem}: install it, or set compile to auto")
+        log.info("the training step is not compiled: %s", problem)
+        return False
+    if settings.compile is True:
+        return True
+    # A run goes on as it began: plain and compiled steps differ in the last digits.
+    worth = steps >= WORTH_COMPILING if state is None else bool(state["compiled"])
+    if not worth:
+        log.info("the training step is not compiled: %d steps would not pay for it", steps)
+    return worth
+
+
+def _validate(run: Run, validation: Frames, losses: dict[str, float]) -> Progress:
+    settings = run.settings
+    loss, errors = math.nan, {}
+    if run.processes.first:
+        comparison = compare(run.average, validation, list(settings.weights))
+        terms = loss_terms(comparison.found, comparison.wanted, comparison.atoms, settings)
+        loss = sum(settings.weights[name] * float(term) for name, term in terms.items())
+        errors = errors_of(comparison)
+    [loss] = run.processes.from_first([loss])
+    best = run.validated(loss)
+    return Progress(
+        epoch=run.epoch,
+        step=run.steps_done,
+        seconds=run.seconds,
+        loss=losses.pop("total"),
+        losses=losses,
+        validation_loss=loss,
+        best=best,
+        errors=errors,
+        learning_rate=run.optimizer.param_groups[0]["lr"],
+        compiled=run.training_step.compiled,
+        plain_steps=run.training_step.plain_steps,
+    )
+
+
+@contextlib.contextmanager
+def _interruptions() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed, so that a step is never cut in two; the second one is at once.
+
+    Outside the main thread, or where somebody else handles the signal, nothing is changed.
+    """
+    pressed = threading.Event()
+    default = signal.default_int_handler
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not default
+    ):
+        yield pressed.is_set
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if pressed.is_set():
+            default(number, frame)
+        pressed.set()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, default)

@@ -1,0 +1,259 @@
+"""A loss and its gradient as one compiled graph for batches of all sizes.
+
+torch.compile cannot take a function that differentiates twice. But its parts can: `make_fx`
+writes down every operator of forward pass, first and second derivative with symbolic sizes, and
+Inductor compiles the list. What Python or torch decided by looking at a size while the list was
+written is kept by the ShapeEnv as a guard; all are checked before a batch is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..potential import Potential
+
+log = logging.getLogger("tensormd")
+
+Function = Callable[[Potential, Sequence[Tensor]], tuple[Tensor, Tensor]]
+"""Of a potential and tensors: what to differentiate, and what to return beside."""
+
+
+class Axis(NamedTuple):
+    """The axis of an input whose size differs from batch to batch."""
+
+    size: str
+    """Field of `Sizes`."""
+    place: int
+
+
+class Unfit(Exception):  # noqa: N818
+    """A batch that no compiled graph may be used for."""
+
+
+def compiler_for(device: torch.device) -> str | None:
+    """Why no step can be compiled on this machine, or None if one can."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "Triton is missing"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as problem:  # torch raises several kinds, not all of them public
+        return f"there is no C++ compiler ({str(problem).splitlines()[0]})"
+    return None if shutil.which("ld") else "there is no linker"
+
+
+class CompiledFunction:
+    """A function of a potential's parameters and a batch, with its gradient, compiled.
+
+    Parameters
+    ----------
+    potential
+        Its trainable parameters are differentiated by; structure and dtype must not change.
+    function
+        See `Function`. It may read sizes, and branch on them, but no values.
+    """
+
+    def __init__(self, potential: Potential, function: Function) -> None:
+        self.potential = potential
+        self.function = function
+        self._graphs: dict[bool, _Graph] = {}
+
+    def __call__(
+        self, inputs: Sequence[Tensor], axes: Sequence[Axis | None]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """What to return beside, and the gradient by each trainable parameter.
+
+        Parameters
+        ----------
+        inputs
+            Of the function; all on the device of the potential.
+        axes
+            Which axis of each varies; None: its shape is always the same.
+
+        Raises
+        ------
+        Unfit
+            If the sizes do not fit.
+        """
+        sizes = Sizes.of(inputs, axes)
+        if min(sizes.atoms, sizes.edges, sizes.pairs) < 2:
+            raise Unfit(f"it has {sizes.atoms} atoms, {sizes.edges} edges: fewer than 2")
+        single = sizes.systems == 1
+        if single not in self._graphs:
+            self._graphs[single] = _trace(self.potential, self.function, inputs, axes, sizes)
+        return self._graphs[single].run(self._weights(), inputs, sizes)
+
+    def _weights(self) -> list[Tensor]:
+        return [x.detach() for _, x in _tensors_of(self.potential)]
+
+
+class Sizes(NamedTuple):
+    """All sizes by which batches differ."""
+
+    atoms: int
+    edges: int
+    pairs: int
+    systems: int
+
+    @classmethod
+    def of(cls, inputs: Sequence[Tensor], axes: Sequence[Axis | None]) -> Sizes:
+        """Of the inputs of a `CompiledFunction`.
+
+        Raises
+        ------
+        Unfit
+            If two inputs disagree.
+        """
+        found: dict[str, int] = {}
+        for x, axis in zip(inputs, axes, strict=True):
+            if (
+                axis is not None
+                and found.setdefault(axis.size, x.shape[axis.place]) != (x.shape[axis.place])
+            ):
+                raise Unfit(
+                    f"it has both {found[axis.size]} and {x.shape[axis.place]} {axis.size}"
+                )
+        return cls(**found)
+
+
+class _Graph(NamedTuple):
+    """A compiled graph, and for which sizes it was made."""
+
+    call: Callable[[list[Tensor]], Sequence[Tensor]]
+    unused: list[bool]
+    """Of each trainable parameter."""
+    symbols: list[Any]
+    guards: list[Any]
+    """Expressions of the symbols."""
+
+    def run(
+        self, weights: list[Tensor], inputs: Sequence[Tensor], sizes: Sizes
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        values = dict(zip(self.symbols, sizes, strict=False))
+        for guard in self.guards:
+            if guard.xreplace(values) != True:  # noqa: E712 (sympy's)
+                raise Unfit(f"{sizes} do not fulfil {guard}")
+        with torch.no_grad():
+            beside, *used = self.call([*weights, *inputs])
+        rest = iter(used)
+        return beside, [None if unused else next(rest) for unused in self.unused]
+
+
+def _tensors_of(potential: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from potential.named_parameters()
+    yield from potential.named_buffers()
+
+
+@contextlib.contextmanager
+def _whole(potential: nn.Module) -> Iterator[None]:
+    """No loops over chunks, whose number would be written down with them."""
+    chunked = [m for m in potential.modules() if getattr(m, "chunked", False)]
+    for module in chunked:
+        module.chunked = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in chunked:
+            module.chunked = True  # type: ignore[assignment]
+
+
+class _Caller(nn.Module):
+    """Calls a function of a potential whose tensors `functional_call` has replaced."""
+
+    def __init__(self, potential: Potential, function: Function) -> None:
+        super().__init__()
+        self.potential = potential
+        self._function = function
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return self._function(self.potential, inputs)
+
+
+def _trace(
+    potential: Potential,
+    function: Function,
+    inputs: Sequence[Tensor],
+    axes: Sequence[Axis | None],
+    sizes: Sizes,
+) -> _Graph:
+    import torch._inductor.config
+    from torch._guards import TracingContext, tracing
+    from torch._inductor.compile_fx import compile_fx
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    began = time.perf_counter()
+    shape_env = ShapeEnv(duck_shape=False)
+    fake_mode = FakeTensorMode(shape_env=shape_env, allow_non_fake_inputs=True)
+    fakes, symbols = _fakes(fake_mode, inputs, axes, sizes)
+    tensors = list(_tensors_of(potential))
+    names = [f"potential.{name}" for name, _ in tensors]
+    trained = [k for k, (_, x) in enumerate(tensors) if x.requires_grad]
+    caller = _Caller(potential, function)
+    unused: list[bool] = []
+
+    def flat(*everything: Tensor) -> list[Tensor]:
+        weights = [x.detach() for x in everything[: len(names)]]
+        for k in trained:
+            weights[k].requires_grad_(True)
+        replaced = dict(zip(names, weights, strict=True))
+        total, beside = torch.func.functional_call(caller, replaced, (everything[len(names) :],))
+        found = torch.autograd.grad([total], [weights[k] for k in trained], allow_unused=True)
+        unused[:] = [x is None for x in found]
+        return [beside.detach(), *(x for x in found if x is not None)]
+
+    fake_weights = [fake_mode.from_tensor(x.detach(), static_shapes=True) for _, x in tensors]
+    arguments = [*fake_weights, *fakes]
+    with _whole(potential), torch.enable_grad():
+        graph = make_fx(flat, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
+    # Dropout draws from torch's own generator, as the plain step does, whose state is saved.
+    with (
+        torch._inductor.config.patch(fallback_random=True),
+        tracing(TracingContext(fake_mode)),
+        torch.no_grad(),
+    ):
+        compiled: Any = compile_fx(graph, arguments)
+    guards = [guard.expr for guard in shape_env.guards]
+    log.info(
+        "the training step was compiled in %.0f s: %d operators, %d conditions on sizes",
+        time.perf_counter() - began, len(graph.graph.nodes), len(guards),
+    )  # fmt: skip
+    return _Graph(lambda given: compiled(*given), unused, symbols, guards)
+
+
+def _fakes(
+    fake_mode: Any, inputs: Sequence[Tensor], axes: Sequence[Axis | None], sizes: Sizes
+) -> tuple[list[Tensor], list[Any]]:
+    """Stand-ins for the inputs, whose sizes are symbols; and the symbols, in `Sizes`' order."""
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic
+
+    env = fake_mode.shape_env
+    symbols, sized = [], {}
+    for name, size in sizes._asdict().items():
+        source = ConstantSource(name)
+        symbol = env.create_symbol(size, source, DimDynamic.DYNAMIC)
+        symbols.append(symbol)
+        # Of one system everything is known, and torch takes no size of 0 or 1 for a symbol.
+        known = name == "systems" and size == 1
+        sized[name] = size if known else env.create_symintnode(symbol, hint=size, source=source)
+    fakes = []
+    with fake_mode:
+        for x, axis in zip(inputs, axes, strict=True):
+            shape: list[Any] = list(x.shape)
+            if axis is not None:
+                shape[axis.place] = sized[axis.size]
+            fakes.append(torch.empty(shape, dtype=x.dtype, device=x.device))
+    return fakes, symbols

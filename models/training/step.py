@@ -1,0 +1,155 @@
+"""One step of training: losses and the gradient of the parameters, plain or compiled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..graph import Graph, Pairs, pair_edges, within
+from ..potential import Potential
+from .compiled import Axis, CompiledFunction, Unfit
+from .frames import Batch
+from .losses import loss_terms
+from .predictions import check_heads, predict
+from .settings import TrainingSettings
+
+log = logging.getLogger("tensormd")
+
+_GRAPH_AXES = [
+    *(Axis("atoms", 0), Axis("atoms", 0), Axis("systems", 0)),  # numbers, positions, cell
+    *(Axis("edges", 1), Axis("edges", 0)),  # edge_index, edge_shift
+    *(Axis("atoms", 0), Axis("systems", 0)),  # system, charge
+    *(Axis("edges", 0), Axis("pairs", 0), Axis("edges", 0)),  # vectors, pairs
+    None,  # factors of the losses
+]
+
+
+class StepLosses(NamedTuple):
+    """Losses of one batch."""
+
+    total: float
+    """Their weighted sum."""
+    terms: dict[str, float]
+    """By quantity, before the weights."""
+
+
+class TrainingStep:
+    """Losses of a batch, and the gradient of their weighted sum in ``.grad`` of the parameters.
+
+    Compiled, a step is one graph of tensor operators: forward pass, derivatives by the edge
+    vectors, loss, and its derivatives by the parameters, traced with symbolic sizes and compiled
+    by Inductor (C++ on a CPU, Triton on CUDA) for all batches at once. Two graphs serve batches
+    of one system and of several. Every condition on the sizes under which a graph was traced is
+    checked for each batch; one that fits no graph takes the plain step and is counted.
+
+    Gradients are contiguous: fused optimizers misread others. A parameter that the losses do not
+    depend on keeps the gradient None.
+
+    Parameters
+    ----------
+    potential
+        Whose parameters with ``requires_grad`` are trained. Each step puts it into training mode.
+    settings
+        Whose losses and weights are taken.
+    compile
+        Whether to compile; this happens at the first step.
+
+    Attributes
+    ----------
+    plain_steps
+        How many steps of a compiled one were done plainly.
+    """
+
+    def __init__(
+        self, potential: Potential, settings: TrainingSettings, compile: bool = False
+    ) -> None:
+        self.potential = potential
+        self.settings = settings
+        self.plain_steps = 0
+        self._quantities = list(settings.weights)
+        check_heads(potential, self._quantities)
+        of_labels = ["atoms" if name == "forces" else "systems" for name in self._quantities]
+        of_labels += ["systems"] if "stress" in self._quantities else []
+        self._axes = [*_GRAPH_AXES, *(Axis(size, 0) for size in of_labels)]
+        self._compiled = CompiledFunction(potential, self._losses) if compile else None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps are compiled."""
+        return self._compiled is not None
+
+    def step(self, batch: Batch, shares: Mapping[str, float] | None = None) -> StepLosses:
+        """Losses and gradients of one batch.
+
+        Parameters
+        ----------
+        batch
+            With every label that has a weight.
+        shares
+            Factor of each quantity's loss, 1 if None: what part the batch is of a larger one.
+        """
+        self.potential.train()
+        inputs = self._inputs(batch, shares)
+        parameters = [p for p in self.potential.parameters() if p.requires_grad]
+        terms, gradients = self._evaluate(inputs, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = None if gradient is None else gradient.contiguous()
+        values = dict(zip(self._quantities, terms.tolist(), strict=True))
+        weights = self.settings.weights
+        return StepLosses(sum(weights[name] * values[name] for name in values), values)
+
+    def _evaluate(
+        self, inputs: list[Tensor], parameters: list[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        if self._compiled is not None:
+            try:
+                return self._compiled(inputs, self._axes)
+            except Unfit as problem:
+                self.plain_steps += 1
+                log.info("a training step was not run compiled: %s", problem)
+        total, terms = self._losses(self.potential, inputs)
+        return terms.detach(), torch.autograd.grad([total], parameters, allow_unused=True)
+
+    def _inputs(self, batch: Batch, shares: Mapping[str, float] | None) -> list[Tensor]:
+        """All tensors that a step reads besides parameters and buffers."""
+        weights, alphas = self.settings.weights, self.settings.loss_emas
+        factors = [
+            weights[name] * alphas[name] * (shares or {}).get(name, 1.0) for name in weights
+        ]
+        device = next(self.potential.parameters()).device
+        graph, vectors = within(batch.graph, self.potential.cutoff)
+        pairs = batch.pairs
+        if graph.edge_index.shape[1] != batch.graph.edge_index.shape[1]:
+            pairs = pair_edges(graph)
+        labels = []
+        for name in self._quantities:
+            label = getattr(batch.labels, name)
+            if label is None:
+                raise ValueError(f"a batch has no {name}: expected it, the loss gives it a weight")
+            labels.append(label)
+        volume = []
+        if "stress" in weights:
+            volume = [torch.linalg.det(graph.cell).abs()]
+        everything = [*graph, vectors, *pairs, torch.tensor(factors, dtype=torch.float64)]
+        return [x.to(device).contiguous() for x in (*everything, *labels, *volume)]
+
+    def _losses(self, potential: Potential, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Weighted sum, and the (Q,) losses themselves, as functions of `_inputs`."""
+        rest: Iterator[Tensor] = iter(inputs)
+        graph = Graph(*(next(rest) for _ in Graph._fields))
+        vectors = next(rest)
+        pairs = Pairs(next(rest), next(rest))
+        factors = next(rest)
+        wanted = {name: next(rest) for name in self._quantities}
+        found = predict(potential, graph, vectors, pairs, self._quantities, next(rest, None))
+        atoms = None
+        if self.settings.energy_per_atom:
+            atoms = torch.zeros_like(graph.charge).index_add(
+                0, graph.system, torch.ones_like(graph.positions[:, 0])
+            )
+        terms = torch.stack(list(loss_terms(found, wanted, atoms, self.settings).values()))
+        return (factors * terms).sum(), terms
