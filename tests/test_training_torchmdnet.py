@@ -8,6 +8,8 @@ gradients is read as if it were one of weights.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +32,13 @@ from torchmdnet.module import LNNP
 
 from tensormd.models import NeighborList, Potential
 from tensormd.models.checkpoint.torchmdnet_format import read_torchmdnet
-from tensormd.models.training import Batch, Frames, read_rmd17
+from tensormd.models.training import (
+    Frames,
+    TrainingSettings,
+    TrainingStep,
+    read_rmd17,
+    train,
+)
 
 Y_WEIGHT, NEG_DY_WEIGHT = 0.3, 0.7  # unequal, so that a mix-up is seen
 TRAINING: dict[str, Any] = {
@@ -49,6 +57,21 @@ TRAINING: dict[str, Any] = {
     "remove_ref_energy": False,
 }
 
+SETTINGS = TrainingSettings(
+    epochs=5,
+    batch=3,
+    learning_rate=TRAINING["lr"],
+    warm_up_steps=0,
+    schedule="constant",
+    loss="mse",
+    energy_weight=Y_WEIGHT,
+    force_weight=NEG_DY_WEIGHT,
+    weight_decay=TRAINING["weight_decay"],
+    largest_gradient=math.inf,
+    validate_every=5,
+    compile=False,
+)
+
 
 class Frame(NamedTuple):
     """One labelled molecule, eV and Angstrom."""
@@ -65,10 +88,9 @@ class Contestants(NamedTuple):
 
     lnnp: LNNP
     potential: Potential
-    frames: list[Frame]
     theirs: Any
-    """A batch of torch_geometric."""
-    ours: Batch
+    """All of them as a batch of torch_geometric."""
+    ours: Frames
 
 
 def made_here(charge: float = 0.0, *, references: bool = False) -> list[Frame]:
@@ -151,25 +173,13 @@ def contestants(frames: list[Frame], **changes: Any) -> Contestants:
     lists = NeighborList(potential.cutoff)
     graphs = [lists.graph(f.numbers, f.positions, charge=f.charge) for f in frames]
     ours = Frames(graphs, [f.energy for f in frames], [f.forces for f in frames])
-    theirs = geometric_batch(frames, arguments["precision"])
-    return Contestants(lnnp, potential, frames, theirs, ours.batch(range(len(frames))))
-
-
-def our_loss(potential: Potential, batch: Batch) -> Tensor:
-    assert batch.labels.energy is not None
-    assert batch.labels.forces is not None
-    prediction = potential(batch.graph)
-    energy = (prediction.energy - batch.labels.energy).square().mean()
-    forces = (prediction.forces - batch.labels.forces).square().mean()
-    return Y_WEIGHT * energy + NEG_DY_WEIGHT * forces
+    return Contestants(lnnp, potential, geometric_batch(frames, arguments["precision"]), ours)
 
 
 def our_step(pair: Contestants) -> float:
     """The loss; gradients are left in the parameters."""
-    pair.potential.zero_grad()
-    loss = our_loss(pair.potential, pair.ours)
-    torch.autograd.backward([loss])
-    return float(loss.detach())
+    batch = pair.ours.batch(range(len(pair.ours)))
+    return TrainingStep(pair.potential, SETTINGS).step(batch).total
 
 
 def their_step(pair: Contestants) -> float:
@@ -260,22 +270,62 @@ def test_a_step_with_torchmdnets_own_kernels() -> None:
     assert_same_gradients(pair, relative=1e-6, absolute=np.inf)
 
 
-@pytest.mark.parametrize(("precision", "bound"), [(64, 1e-12), (32, 5e-6)])
+@pytest.mark.parametrize(
+    ("precision", "bound", "options", "changes"),
+    [
+        (64, 1e-12, {}, {}),
+        (32, 5e-6, {}, {}),
+        (
+            64,
+            1e-12,
+            {"ema_alpha_y": 0.2, "ema_alpha_neg_dy": 0.7},
+            {"energy_loss_ema": 0.2, "force_loss_ema": 0.7},
+        ),
+        (64, 1e-12, {"gradient_clipping": 40.0}, {"largest_gradient": 40.0}),
+    ],
+    ids=["float64", "float32", "running losses", "clipped"],
+)
 def test_weights_after_five_steps(
-    precision: int, bound: float, monkeypatch: pytest.MonkeyPatch
+    precision: int,
+    bound: float,
+    options: dict[str, float],
+    changes: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain_operators(monkeypatch)
     pair = contestants(made_here(), precision=precision)
+    pair.lnnp.hparams.update(options)
     before = {name: p.detach().clone() for name, p in pair.potential.named_parameters()}
-    theirs = pair.lnnp.configure_optimizers()[0][0]
-    ours = torch.optim.AdamW(
-        pair.potential.parameters(), lr=TRAINING["lr"], weight_decay=TRAINING["weight_decay"]
+    settings = replace(SETTINGS, dtype=f"float{precision}", **changes)
+    ours: list[float] = []
+    train(
+        pair.potential,
+        pair.ours,
+        pair.ours,
+        settings,
+        step_done=lambda epoch, done, steps, loss: ours.append(loss),
     )
-    for _ in range(5):
-        assert our_step(pair) == pytest.approx(their_step(pair), rel=bound)
-        ours.step()
-        theirs.step()
+    optimizer = pair.lnnp.configure_optimizers()[0][0]
+    theirs = []
+    for _ in range(settings.epochs):
+        theirs.append(their_step(pair))
+        if "gradient_clipping" in options:
+            parameters = pair.lnnp.parameters()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, options["gradient_clipping"])
+            assert norm > options["gradient_clipping"], "nothing was clipped"
+        optimizer.step()
+    assert ours == pytest.approx(theirs, rel=10 * bound)
     found = dict(read(pair.lnnp, {}, dict(pair.lnnp.hparams)).named_parameters())
     for name, weight in pair.potential.named_parameters():
         assert float((weight - before[name]).detach().abs().max()) > 1e-3
         assert float((weight - found[name]).detach().abs().max()) < bound, name
+
+
+def test_a_compiled_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_operators(monkeypatch)
+    pair = contestants(made_here(), num_layers=1)
+    step = TrainingStep(pair.potential, SETTINGS, compile=True)
+    batch = pair.ours.batch(range(len(pair.ours)))
+    assert step.step(batch).total == pytest.approx(their_step(pair), rel=1e-10)
+    assert step.plain_steps == 0
+    assert_same_gradients(pair, relative=1e-10, absolute=1e-6)
