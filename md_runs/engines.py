@@ -37,7 +37,7 @@ class Sample:
     """What the log and the trajectory show of one moment; None where it has no meaning."""
 
     frame: Atoms
-    """Positions and momenta; energy, forces and stress in a `SinglePointCalculator`."""
+    """Positions and momenta; energy, forces, stress or dipole in a `SinglePointCalculator`."""
     potential_ev: float
     kinetic_ev: float
     temperature_k: float
@@ -123,7 +123,9 @@ class ASEEngine:
         self.atoms = atoms
         self.settings = settings
         self.step_number = 0
-        self._has_stress = bool(atoms.pbc.all()) and "stress" in atoms.calc.implemented_properties
+        known = atoms.calc.implemented_properties
+        self._has_stress = bool(atoms.pbc.all()) and "stress" in known
+        self._has_dipole = not atoms.pbc.any() and "dipole" in known
 
     def begin(self) -> None:
         """Draw velocities, unless the structure's own are wanted."""
@@ -177,6 +179,8 @@ class ASEEngine:
             found.pressure_bar = pressure_of(atoms) / bar_in_ev_per_angstrom3
             found.volume_a3 = float(atoms.get_volume())
             results["stress"] = atoms.get_stress(apply_constraint=False)
+        if self._has_dipole:
+            results["dipole"] = atoms.get_dipole_moment()
         found.frame.calc = SinglePointCalculator(found.frame, **results)
         return found
 

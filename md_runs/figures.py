@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..models.files import write_atomically
 from .analysis import PairDistances
+from .spectrum import HIGHEST_BAND, Spectrum
 
 Array = NDArray[np.float64]
 Columns = dict[str, Array]
@@ -162,6 +163,20 @@ def distances(path: Path, pairs: PairDistances, frames: int) -> None:
         axes.set_ylim(bottom=0)
         axes.set_xlim(*_occupied(pairs))
         _legend(axes)
+
+
+def infrared(path: Path, spectrum: Spectrum) -> None:
+    """Infrared absorption against the wavenumber."""
+    with canvas(path, 8.0, 3.4) as figure:
+        axes = figure.subplots()
+        shown = spectrum.wavenumbers <= 1.1 * HIGHEST_BAND
+        x, y = spectrum.wavenumbers[shown], spectrum.absorption[shown]
+        axes.plot(x, y, color=PALETTE[0], linewidth=1.3)
+        axes.fill_between(x, y, color=PALETTE[0], alpha=0.12, linewidth=0)
+        axes.set(xlabel="wavenumber / cm$^{-1}$", ylabel="absorption / km mol$^{-1}$ cm")
+        axes.set_title(f"Infrared absorption, {spectrum.frames} frames")
+        axes.set_xlim(0, x[-1])
+        axes.set_ylim(bottom=0)
 
 
 def convergence(path: Path, log: Columns, fmax: float) -> None:

@@ -104,6 +104,10 @@ class OpenMMEngine:
         self._rng = np.random.Generator(np.random.PCG64(settings.seed))
         self.freedom = degrees_of_freedom(self.atoms, rigid=thermalizes_rigid_motion(settings))
         self.freedom -= self._constraints
+        # Of a molecule that the potential describes by itself.
+        whole = settings.ml_atoms is None and not self.atoms.pbc.any()
+        has_dipole = whole and "dipole" in calculator.implemented_properties
+        self._dipoles_by = calculator if has_dipole else None
         self._barostat = self._make_barostat() if settings.ensemble == "npt" else None
         self._pace = SECONDS_AT_ONCE
         self.columns = (
@@ -263,7 +267,10 @@ class OpenMMEngine:
         forces = _forces(state)
         frame = self._frame(forces)
         potential = float(state.getPotentialEnergy()._value) * kj_per_mol_in_ev
-        frame.calc = SinglePointCalculator(frame, energy=potential, forces=forces)
+        results = {"energy": potential, "forces": forces}
+        if self._dipoles_by is not None:
+            results["dipole"] = self._dipoles_by.get_dipole_moment(frame)
+        frame.calc = SinglePointCalculator(frame, **results)
         found = Sample(
             frame=frame,
             potential_ev=potential,

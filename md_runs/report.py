@@ -20,6 +20,7 @@ from .analysis import (
 from .dynamics import last_state
 from .page import Figure, Section, html_page
 from .run_folder import FIGURES, REPORT, RESTART, RunFolder
+from .spectrum import Spectrum, spectrum_of
 from .train_report import train_section
 
 Numbers = list[tuple[str, str, float | None, str]]
@@ -139,6 +140,12 @@ def md_section(
             )
         )
         figures.distances(shown[-1].path, pairs, len(frames))
+    spectrum = spectrum_of(folder, settings["timestep"], float(temperatures.mean()))
+    if spectrum is not None:
+        numbers += _infrared_numbers(spectrum)
+        if len(spectrum.wavenumbers):
+            shown.append(Figure(pictures / "infrared.png", _infrared_caption(spectrum)))
+            figures.infrared(shown[-1].path, spectrum)
     shown.append(Figure(pictures / "structures.png", "The structure at the start and at the end."))
     titles = ("start", f"after {log['time_ps'][-1]:.4g} ps")
     drawing.before_and_after(shown[-1].path, start, last, titles)
@@ -149,6 +156,37 @@ def md_section(
     if settings.get("engine") == "openmm":
         what += ", OpenMM" + (" (ML/MM)" if settings.get("ml_atoms") else "")
     return _section("Molecular dynamics", what, config, numbers, shown)
+
+
+def _infrared_numbers(spectrum: Spectrum) -> Numbers:
+    words = "resolution of the infrared spectrum"
+    if not len(spectrum.wavenumbers):
+        words += ": too coarse, the run is too short to show one"
+    return [
+        ("infrared_resolution_inv_cm", words, spectrum.resolution, "cm⁻¹"),
+        (
+            "infrared_nyquist_inv_cm",
+            f"highest wavenumber that frames {spectrum.interval:g} fs apart can tell",
+            spectrum.nyquist,
+            "cm⁻¹",
+        ),
+    ]
+
+
+def _infrared_caption(spectrum: Spectrum) -> str:
+    caption = (
+        "Infrared absorption from the autocorrelation of the dipole's time derivative (classical "
+        "nuclei, harmonic quantum correction), integrated over wavenumbers in km/mol. Lines are "
+        f"{spectrum.resolution:.3g} cm⁻¹ wide or more, and a thermostat widens them further; "
+        f"frames {spectrum.interval:g} fs apart tell wavenumbers up to {spectrum.nyquist:.0f} "
+        "cm⁻¹ (Nyquist)."
+    )
+    if spectrum.folds:
+        caption += (
+            " Bands above appear mirrored at that limit, as false ones below it: store frames "
+            "more often (--interval)."
+        )
+    return caption
 
 
 def relax_section(

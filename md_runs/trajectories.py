@@ -54,18 +54,30 @@ def frames_of(path: Path) -> Iterator[tuple[Array, Array | None]]:
 
     The cell is None where nothing is periodic.
     """
+    for note, lines in _whole_frames(path):
+        positions = np.array([line.split()[1:4] for line in lines], dtype=np.float64)
+        cell = None
+        found = LATTICE.search(note)
+        if found and b'pbc="T T T"' in note:
+            cell = np.array(found[1].split(), dtype=np.float64).reshape(3, 3)
+        yield positions, cell
+
+
+def notes_of(path: Path) -> Iterator[bytes]:
+    """The second line of each whole frame: what is known of the structure and its energy."""
+    for note, _ in _whole_frames(path):
+        yield note
+
+
+def _whole_frames(path: Path) -> Iterator[tuple[bytes, list[bytes]]]:
+    """Second line and atoms of each frame; one that a kill cut short is left out."""
     with open(path, "rb") as stream:
         while header := stream.readline():
             note = stream.readline()
             lines = [stream.readline() for _ in range(int(header))]
             if not (lines and lines[-1].endswith(b"\n")):
                 return
-            positions = np.array([line.split()[1:4] for line in lines], dtype=np.float64)
-            cell = None
-            found = LATTICE.search(note)
-            if found and b'pbc="T T T"' in note:
-                cell = np.array(found[1].split(), dtype=np.float64).reshape(3, 3)
-            yield positions, cell
+            yield note, lines
 
 
 def _topology(atoms: int, cell: Array | None) -> object:
