@@ -270,16 +270,23 @@ class PolarizabilityReadout(GatedReadout):
         graphs
             One of each label.
         polarizabilities
-            (3, 3), e^2 A^2/eV.
+            (3, 3), e^2 A^2/eV, or isotropic parts ().
         """
-        labels = torch.stack([p.double().cpu() for p in polarizabilities]).numpy()
+        labels = torch.stack([p.double().cpu() for p in polarizabilities])
+        one = torch.eye(3, dtype=torch.float64)
+        isotropic = labels if labels.ndim == 1 else labels.diagonal(dim1=1, dim2=2).mean(1)
         size = len(self.constants.references)
-        counts = np.stack([np.bincount(g.numbers.cpu().numpy(), minlength=size) for g in graphs])
-        mean = np.trace(labels, axis1=1, axis2=2) / 3
-        found = np.linalg.lstsq(counts.astype(np.float64), mean, rcond=None)[0]
-        left = labels - (counts @ found)[:, None, None] * np.eye(3)
-        scale = math.sqrt(float((left**2).mean() / counts.sum(1).mean()))
-        self.constants.references.copy_(torch.from_numpy(found))
+        counts = torch.stack([torch.bincount(g.numbers.cpu(), minlength=size) for g in graphs])
+        counts = counts.double()
+        found = torch.linalg.lstsq(counts, isotropic.unsqueeze(1), driver="gelsd").solution[:, 0]
+        left = isotropic - counts @ found
+        if labels.ndim > 1:
+            left = labels - (isotropic - left)[:, None, None] * one
+        atoms = float(counts.sum(1).mean())
+        # Labels that references fit to rounding leave a scale all the same.
+        least = 1e-3 * float(isotropic.abs().mean()) / atoms
+        scale = max(math.sqrt(float(left.square().mean()) / atoms), least)
+        self.constants.references.copy_(found)
         self.constants.scale.fill_(scale if scale > 0 else 1.0)
 
 

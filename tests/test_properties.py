@@ -342,6 +342,9 @@ def test_standardise() -> None:
     expected = [float(label[0, 0]) for label in labels]
     assert counts @ alpha.constants.references.numpy() == pytest.approx(expected)
     assert alpha.constants.scale.item() == pytest.approx(np.sqrt(2 * 0.01 / 9 / 6))
+    alpha.standardise(graphs, [label[0, 0] for label in labels])
+    assert counts @ alpha.constants.references.numpy() == pytest.approx(expected)
+    assert alpha.constants.scale.item() == pytest.approx(1e-3 * np.mean(expected) / 6)
     dipole.standardise(graphs, [torch.tensor([0.3, 0.0, 0.4]), torch.tensor(0.5)])
     assert dipole.constants.scale.item() == pytest.approx(np.sqrt(0.25 / 3 / 6))
     dipole.standardise(graphs, [torch.zeros(3), torch.zeros(3)])
