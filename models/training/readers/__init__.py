@@ -72,7 +72,7 @@ def format_of(path: PathLike) -> str:
         return "aselmdb"
     if suffix == ".lmdb" or (file / "data.mdb").is_file():
         return kind_of(file)
-    return {".npz": "rmd17", ".db": "ase-db"}.get(suffix, "extxyz")
+    return {".npz": "rmd17", ".db": "ase-db", ".json": "ase-db"}.get(suffix, "extxyz")
 
 
 def read_frames(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -69,26 +70,47 @@ def database_structures(
     FileNotFoundError, ValueError
         As for `ase_structures`.
     """
+    wanted, path = checked_keys(keys), existing_file(path)
+    for k, row_id, atoms in _database_rows(path, selection):
+        yield k, structure_of(atoms, f"frame {k} of {path} (row {row_id})", wanted, units)
+
+
+def _database_rows(path: Path, selection: Selection) -> Iterator[tuple[int, int, Atoms]]:
+    """Numbers, ids and contents of the rows that are wanted."""
     from ase.db import connect
 
-    wanted, path = checked_keys(keys), existing_file(path)
+    whole = path.suffix.lower() == ".json"
+    with contextlib.ExitStack() as stack:
+        with _database_errors(path):
+            database = connect(path, type="json" if whole else "db", serial=True)
+            stack.enter_context(database)
+            # A JSON file is read whole at each access; of SQLite the ids are read alone.
+            rows = {row.id: row for row in database.select()} if whole else {}
+            few = () if whole else database.select(columns=["id"], include_data=False)
+            ids = sorted([*rows, *(row.id for row in few)])
+        for k in selection.of(len(ids), path):
+            with _database_errors(path):
+                atoms = _row_atoms(rows[ids[k]] if whole else database.get(id=ids[k]))
+            yield k, ids[k], atoms
+
+
+@contextlib.contextmanager
+def _database_errors(path: Path) -> Iterator[None]:
+    """Errors of SQLite, of JSON and of ASE as one that names the file."""
     try:
-        database = connect(path, type=_database_type(path), serial=True)
-        ids = sorted(row.id for row in database.select(columns=["id"], include_data=False))
-    except Exception as error:  # of SQLite, of JSON, or of ASE
+        yield
+    except Exception as error:
         raise ValueError(f"{path} is no ASE database, or is damaged: {_reason(error)}") from error
-    for k in selection.of(len(ids), path):
-        name = f"frame {k} of {path} (row {ids[k]})"
-        try:
-            row = database.get(id=ids[k])
-            atoms = row.toatoms()
-            data = row.data if isinstance(row.data, Mapping) else {}
-            # ASE answers "charge" by the sum of initial charges, whatever pair has this name.
-            pairs = {key: vars(row).get(key, v) for key, v in row.key_value_pairs.items()}
-            atoms.info = {**data, **pairs}
-        except Exception as error:
-            raise ValueError(f"{name} cannot be read: {_reason(error)}") from error
-        yield k, structure_of(atoms, name, wanted, units)
+
+
+def _row_atoms(row: Any) -> Atoms:
+    """A row as atoms with its data and key-value pairs as ``info``."""
+    atoms = row.toatoms()
+    data = row.data if isinstance(row.data, Mapping) else {}
+    # ASE answers "charge" by the sum of initial charges, whatever pair has this name.
+    pairs = {key: vars(row).get(key, value) for key, value in row.key_value_pairs.items()}
+    atoms.info = {**data, **pairs}
+    return atoms
 
 
 def structure_of(atoms: Any, name: str, keys: Keys, units: DataUnits) -> Structure:
@@ -207,10 +229,6 @@ def _frames(source: PathLike, stop: int | None) -> Iterator[Atoms]:
         raise PermissionError(f"{path}: permission denied") from None
     except Exception as error:  # each of ASE's 80 readers fails in its own way
         raise ValueError(f"{path} cannot be read as structures: {_reason(error)}") from error
-
-
-def _database_type(path: Path) -> str:
-    return "json" if path.suffix.lower() == ".json" else "db"
 
 
 def _reason(error: Exception) -> str:
