@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..potential import Potential
 
@@ -168,6 +169,32 @@ def _whole(potential: nn.Module) -> Iterator[None]:
             module.chunked = True  # type: ignore[assignment]
 
 
+class _PlainLayerNorm(TorchFunctionMode):
+    """Layer norms from simple operators: the second derivative of torch's own fixes sizes."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is nn.functional.layer_norm:
+            return _layer_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    axes = list(range(-len(normalized_shape), 0))
+    centred = input - input.mean(axes, keepdim=True)
+    scaled = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    if weight is not None:
+        scaled = scaled * weight
+    return scaled if bias is None else scaled + bias
+
+
 class _Caller(nn.Module):
     """Calls a function of a potential whose tensors `functional_call` has replaced."""
 
@@ -216,7 +243,7 @@ def _trace(
 
     fake_weights = [fake_mode.from_tensor(x.detach(), static_shapes=True) for _, x in tensors]
     arguments = [*fake_weights, *fakes]
-    with _whole(potential), torch.enable_grad():
+    with _whole(potential), _PlainLayerNorm(), torch.set_grad_enabled(True):
         graph = make_fx(flat, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
     # Dropout draws from torch's own generator, as the plain step does, whose state is saved.
     with (

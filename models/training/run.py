@@ -65,10 +65,10 @@ class Run:
         self.potential = potential
         self.settings = settings
         self.processes = processes
-        self.parameters = [p for p in potential.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in potential.parameters() if p.requires_grad]
         processes.copy_from_first([p.detach() for p in potential.parameters()])
         self.average = copy.deepcopy(potential).requires_grad_(False)
-        self._averaged = [
+        self._averaged: list[Tensor] = [
             mean
             for mean, p in zip(self.average.parameters(), potential.parameters(), strict=True)
             if p.requires_grad
@@ -166,7 +166,7 @@ class Run:
         )
         self.processes.add(flat)
         self.optimizer.zero_grad()
-        for p, part in zip(used, flat.split([p.numel() for p in used]), strict=True):
+        for p, part in zip(used, torch.split(flat, [p.numel() for p in used]), strict=True):
             p.grad = part.view_as(p)
         terms = dict(zip(shares, values, strict=False))
         weights = self.settings.weights

@@ -103,7 +103,7 @@ class TrainingStep:
         return StepLosses(sum(weights[name] * values[name] for name in values), values)
 
     def _evaluate(
-        self, inputs: list[Tensor], parameters: list[Tensor]
+        self, inputs: list[Tensor], parameters: Sequence[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor | None]]:
         if self._compiled is not None:
             try:
