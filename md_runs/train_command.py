@@ -81,6 +81,8 @@ def train(
 
         with train_progress() as watcher:
             summary = resume_training(resume, watcher)
+    if summary is None:  # one of several processes, but not the first
+        return
     errors, of = (summary.validation, "validation")
     if summary.test is not None:
         errors, of = summary.test, "test"

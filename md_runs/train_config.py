@@ -225,8 +225,8 @@ class ModelConfig:
     refit: str | list[str] = field(
         default="none",
         metadata=about(
-            "elements of start_from whose energies are fitted anew (least squares): none, all, or "
-            "a list of symbols"
+            "elements of start_from whose energies are fitted anew (least squares): none, all (of "
+            "the training frames), or a list of symbols"
         ),
     )
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def train_progress() -> Iterator[Watcher]:
-    """A watcher for `start_training`: a bar on a terminal, else a line every ten seconds."""
+    """A watcher for `start_training`: a bar on a terminal, else a line every ten seconds.
+
+    Of several processes only the first is watched.
+    """
     if not sys.stderr.isatty():
         yield LineWatcher()
         return

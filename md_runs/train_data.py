@@ -9,10 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ..models.training import Frames, read_frames
+from ..models.training import Frames, TrainingSettings, read_frames, split_frames
 from ..models.training.losses import check_labels
-from ..models.training.settings import TrainingSettings
-from ..models.training.splits import split_frames
 from .train_config import DataConfig
 
 

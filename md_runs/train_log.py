@@ -55,10 +55,6 @@ class TrainLog:
         self._table.sync()
         self._rows.append(row)
 
-    def is_best(self, progress: Progress) -> bool:
-        """Whether no validation before the last row had as low a loss."""
-        return all(progress.validation_loss < row["validation_loss"] for row in self._rows[:-1])
-
     def row(self, kept: str) -> dict[str, float]:
         """The ``last`` row, or that of the ``best`` validation loss."""
         if kept == "last":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -65,6 +65,18 @@ class Start:
     def potential(self, training: Frames) -> Potential:
         """The potential, with references, scales and heads for these frames."""
         elements = self.elements(training)
+        network = self.network if self.loaded is None else self.loaded.representation
+        places = int(network.config["max_number"])  # type: ignore[union-attr, index]
+        if max(elements) >= places:
+            raise ValueError(
+                f"the elements go up to atomic number {max(elements)}, but the network has a "
+                f"place for those below {places}: "
+                + (
+                    f"set max_number in model.{self.config.model.name}"
+                    if self.loaded is None
+                    else "train a new one"
+                )
+            )
         found = (
             self._new(training, elements)
             if self.loaded is None
@@ -85,9 +97,8 @@ class Start:
             )
         else:
             readout = ScalarReadout(model.options["channels"])
-        scales: dict[str, Any] = {}
-        if "energy" in training.quantities:
-            scales = standardise(training, _references(model)).options()
+        scales = standardise(training, _references(model)).options()
+        scales["references"] = _padded(scales["references"], elements)
         cutoff = model.repulsion_cutoff
         return Potential(
             self.network,
@@ -99,20 +110,12 @@ class Start:
     def _further(self, loaded: Potential, training: Frames, elements: list[int]) -> Potential:
         """A loaded potential for these elements, its references refitted where wanted."""
         model = self.config.model
-        places = int(loaded.representation.config["max_number"])  # type: ignore[index]
-        if max(elements) >= places:
-            raise ValueError(
-                f"model.elements goes up to atomic number {max(elements)}, but the network of "
-                f"{model.start_from} has places up to {places - 1}: train a new one"
-            )
         scale = loaded.atomic_scale
-        missing = max(elements) + 1 - len(scale.references)
-        if missing > 0:
-            scale.references = torch.cat([scale.references, scale.references.new_zeros(missing)])
+        scale.references = _padded(scale.references, elements)
         new = set(elements) - set(loaded.elements)
         loaded.elements = elements
         if model.refit == "all":
-            refit = elements
+            refit = sorted(set(training.elements) | new)
         else:
             named = (
                 []
@@ -125,6 +128,12 @@ class Start:
         if refit and "energy" in training.quantities:
             refit_references(loaded, training, refit)
         return loaded
+
+
+def _padded(references: Tensor, elements: Sequence[int]) -> Tensor:
+    """The table with a place for every element."""
+    missing = max(elements) + 1 - len(references)
+    return torch.cat([references, references.new_zeros(max(missing, 0))])
 
 
 def load_trainable(checkpoint: str, units: Sequence[str] | None) -> Potential:

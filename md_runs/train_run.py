@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,9 +21,17 @@ from ..models.checkpoint import (
 )
 from ..models.files import write_atomically
 from ..models.potential import Potential
-from ..models.training import Frames, Progress, TrainingStopped, quantity_errors, train
-from ..models.training.errors import QuantityErrors
-from ..models.training.settings import TrainingSettings
+from ..models.training import (
+    BadLossError,
+    Frames,
+    Progress,
+    QuantityErrors,
+    TrainingSettings,
+    TrainingStopped,
+    quantity_errors,
+    start_processes,
+    train,
+)
 from .config_file import parse_config
 from .errors import Interrupted, RunStopped
 from .files import write_json
@@ -117,8 +126,15 @@ class TrainSummary:
         return asdict(self)
 
 
-def plan_training(config: TrainConfig) -> Plan:
+def plan_training(config: TrainConfig, device: str | torch.device | None = None) -> Plan:
     """Read the data, build the potential, and check that they belong together.
+
+    Parameters
+    ----------
+    config
+        What to do.
+    device
+        To run on; None: as the configuration says.
 
     Raises
     ------
@@ -126,7 +142,7 @@ def plan_training(config: TrainConfig) -> Plan:
         For anything that would keep the training from beginning; nothing is written.
     """
     settings = config.settings
-    device = parse_device(config.machine.device)
+    device = parse_device(config.machine.device if device is None else device)
     if config.machine.threads is not None:
         torch.set_num_threads(config.machine.threads)
     start = Start(config)
@@ -149,7 +165,7 @@ def plan_training(config: TrainConfig) -> Plan:
 
 def start_training(
     config: TrainConfig, path: Path, watcher: Watcher | None = None
-) -> TrainSummary:
+) -> TrainSummary | None:
     """Train into a new folder.
 
     Parameters
@@ -161,6 +177,10 @@ def start_training(
     watcher
         Told of every step and validation.
 
+    Returns
+    -------
+    None in all but the first of several processes, which alone writes.
+
     Raises
     ------
     ValueError, OSError
@@ -171,27 +191,36 @@ def start_training(
     Interrupted
         After SIGINT or SIGTERM, with the state saved.
     """
-    refuse_existing(path, ALREADY.format(path))
     config = replace(config, data=absolute_files(config.data))
-    plan = plan_training(config)
-    with RunFolder.create(path, ALREADY.format(path)) as folder:
-        content = plain(config)
-        folder.write_config(
-            {
-                "kind": "train",
-                "settings": _finite(content),
-                "data": {"frames": plan.parts.counts(), "sha256": plan.parts.digest()},
-                "model": {**plan.to_json(), "sha256": weights_digest(plan.potential)},
-                "versions": versions(),
-            }
-        )
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        write_atomically(folder.path / CONFIG_YAML, text.encode())
-        return _run(folder, plan, watcher)
+    with start_processes(parse_device(config.machine.device)) as processes:
+        if processes.first:
+            refuse_existing(path, ALREADY.format(path))
+        plan = plan_training(config, processes.device)
+        if not processes.first:
+            _train(plan, path)
+            return None
+        with RunFolder.create(path, ALREADY.format(path)) as folder:
+            content = plain(config)
+            folder.write_config(
+                {
+                    "kind": "train",
+                    "settings": _finite(content),
+                    "data": {"frames": plan.parts.counts(), "sha256": plan.parts.digest()},
+                    "model": {**plan.to_json(), "sha256": weights_digest(plan.potential)},
+                    "versions": versions(),
+                }
+            )
+            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+            write_atomically(folder.path / CONFIG_YAML, text.encode())
+            return _run(folder, plan, watcher)
 
 
-def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary:
+def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary | None:
     """Go on with the training in a folder, to the bit as if it had not been interrupted.
+
+    Returns
+    -------
+    As `start_training`.
 
     Raises
     ------
@@ -203,7 +232,19 @@ def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary:
     if content["kind"] != "train":
         raise ValueError(f"{path} holds no training, but a run of kind {content['kind']!r}")
     text = yaml.safe_dump(content["settings"], sort_keys=False)
-    plan = plan_training(parse_config(TrainConfig, text, str(folder.path / CONFIG_YAML)))
+    config = parse_config(TrainConfig, text, str(folder.path / CONFIG_YAML))
+    with start_processes(parse_device(config.machine.device)) as processes:
+        plan = plan_training(config, processes.device)
+        _check_unchanged(plan, content, path)
+        if not processes.first:
+            _train(plan, path)
+            return None
+        folder.lock()
+        with folder:
+            return _run(folder, plan, watcher)
+
+
+def _check_unchanged(plan: Plan, content: dict[str, Any], path: Path) -> None:
     if plan.parts.digest() != content["data"]["sha256"]:
         raise ValueError(
             f"the data of {path} are not those that the run began with: point to the old ones, or "
@@ -215,15 +256,32 @@ def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary:
             f"{started_from} is not the checkpoint that the run began with: put the old one back, "
             "or start a new run"
         )
-    folder.lock()
-    with folder:
-        return _run(folder, plan, watcher)
+
+
+def _train(plan: Plan, path: Path, **hooks: Any) -> Potential:
+    """The loop, which a signal ends after a step."""
+    try:
+        with StopRequest() as stop:
+            return train(
+                plan.potential,
+                plan.parts.training,
+                plan.parts.validation,
+                plan.config.settings,
+                path / STATE,
+                device=plan.device,
+                stop=lambda: stop.signal is not None,
+                **hooks,
+            )
+    except TrainingStopped as stopped:
+        raise Interrupted(
+            f"{stopped}; go on with: tensormd train --resume {path}",
+            stop.signal or signal.SIGTERM,
+        ) from None
 
 
 def _run(folder: RunFolder, plan: Plan, watcher: Watcher | None) -> TrainSummary:
-    settings, parts = plan.config.settings, plan.parts
-    state_file = folder.path / STATE
-    log = TrainLog(folder.path / LOG, state_file)
+    path = folder.path
+    log = TrainLog(path / LOG, path / STATE)
 
     def tell(progress: Progress) -> None:
         log.add(progress)
@@ -232,35 +290,21 @@ def _run(folder: RunFolder, plan: Plan, watcher: Watcher | None) -> TrainSummary
 
     def keep(progress: Progress, potential: Potential) -> None:
         potential.metadata = _metadata(plan, progress)
-        save_potential(potential, folder.path / "last.safetensors")
-        if log.is_best(progress):
-            save_potential(potential, folder.path / "best.safetensors")
+        save_potential(potential, path / "last.safetensors")
+        if progress.best:
+            save_potential(potential, path / "best.safetensors")
+
+    def step_done(epoch: int, step: int, steps: int, loss: float) -> None:
+        if watcher is not None:
+            watcher.stepped(epoch, step, steps, loss)
 
     try:
-        with StopRequest() as stop:
-            trained = train(
-                plan.potential,
-                parts.training,
-                parts.validation,
-                settings,
-                state_file,
-                tell,
-                keep=keep,
-                stop=lambda: stop.signal is not None,
-                step_done=(lambda *_: None) if watcher is None else watcher.stepped,
-                device=plan.device,
-            )
-    except TrainingStopped as stopped:
-        assert stop.signal is not None
-        raise Interrupted(
-            f"stopped {stopped}; go on with: tensormd train --resume {folder.path}", stop.signal
-        ) from None
-    except FloatingPointError as error:
-        frames = getattr(error, "frames", None)
-        if frames:
-            _write_frames(folder.path / BAD_BATCH, parts.training, frames)
-        where = f"; its frames are in {folder.path / BAD_BATCH}" if frames else ""
-        raise RunStopped(f"{error}{where}; checkpoints and state of before are kept") from error
+        trained = _train(plan, path, tell=tell, keep=keep, step_done=step_done)
+    except BadLossError as error:
+        _write_frames(path / BAD_BATCH, plan.parts.training, error.frames)
+        raise RunStopped(
+            f"{error} (written to {path / BAD_BATCH}); checkpoints and state of before are kept"
+        ) from error
     finally:
         log.close()
     return _finish(folder, plan, trained, log)
@@ -268,9 +312,11 @@ def _run(folder: RunFolder, plan: Plan, watcher: Watcher | None) -> TrainSummary
 
 def _finish(folder: RunFolder, plan: Plan, trained: Potential, log: TrainLog) -> TrainSummary:
     """Test errors, into the metadata of the checkpoint that they are of, and the report."""
-    from .report import write_report
+    from .report import write_report  # which knows every kind of run, this one too
 
     kept = plan.config.settings.keep
+    if kept == "best" and not (folder.path / "best.safetensors").exists():
+        kept = "last"  # no validation loss was a number
     row, path = log.row(kept), folder.path / f"{kept}.safetensors"
     metadata = load_metadata(path)
     validation = metadata["training"]["validation_errors"]
@@ -300,7 +346,7 @@ def _finish(folder: RunFolder, plan: Plan, trained: Potential, log: TrainLog) ->
 
 def load_metadata(path: Path) -> dict[str, Any]:
     """What a native checkpoint says of itself."""
-    metadata: dict[str, Any] = load_potential(path).metadata  # type: ignore[assignment]
+    metadata: dict[str, Any] = load_potential(path).metadata
     return metadata
 
 
