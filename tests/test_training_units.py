@@ -15,7 +15,7 @@ from test_training_readers import CUTOFF, MOLECULES, RNG, check_against, referen
 
 from tensormd.models import units
 from tensormd.models.training import read_frames
-from tensormd.models.training.readers import DataUnits
+from tensormd.models.training.readers import DataUnits, check_one_unit
 
 
 def test_labels_in_other_units(tmp_path: Path) -> None:
@@ -121,7 +121,12 @@ def test_mixed_units_of_two_files(tmp_path: Path) -> None:
     files = [tmp_path / "a.extxyz", tmp_path / "b.extxyz"]
     with pytest.raises(ValueError, match=r"frame 0 of .*b.extxyz and 29 other .* units are mixed"):
         read_frames(files, CUTOFF)
-    assert len(read_frames(files[1], CUTOFF, units={"energy": "hartree"})) == 30
+    right = read_frames(files[1], CUTOFF, units={"energy": "hartree"})
+    parts = {"training": read_frames(files[0], CUTOFF), "validation": right}
+    check_one_unit(parts)
+    parts["validation"] = read_frames(files[1], CUTOFF)
+    with pytest.raises(ValueError, match=r"frame 0 of validation and 29 other frames are 0\.0367"):
+        check_one_unit(parts)
 
 
 @pytest.mark.parametrize("kind", ["total", "pseudo", "cohesive"])

@@ -12,7 +12,7 @@ from ..frames import Frames
 from ..splits import checked_index, read_index
 from .ase_files import ASE_UNITS, ase_structures, database_structures
 from .aselmdb import aselmdb_structures
-from .consistency import check_one_unit
+from .consistency import check_energies, check_one_unit
 from .data_units import DataUnits
 from .lmdb_files import kind_of
 from .npz import NPZ_UNITS, Trajectory, load_rmd17, npz_structures
@@ -27,6 +27,7 @@ __all__ = [
     "Structure",
     "Trajectory",
     "check_labels",
+    "check_one_unit",
     "format_of",
     "iterate_structures",
     "load_rmd17",
@@ -133,7 +134,9 @@ def read_frames(
             collector.add(structure, file, k)
             numbers.append(k)
     frames = collector.frames(path)
-    check_one_unit(frames, collector.names)
+    if "energy" in frames.quantities:
+        atoms = [graph.numbers.numpy() for graph in frames.graphs]
+        check_energies(frames.energies.numpy(), atoms, collector.names)
     if index is not None:
         place = {k: n for n, k in enumerate(index)}
         frames = frames.select(sorted(range(len(numbers)), key=lambda n: place[numbers[n]]))

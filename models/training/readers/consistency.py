@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,32 +22,40 @@ _ROUNDS = 30
 _SMALL_UNITS = ("mev",)  # its ratios to others than eV are those of no mistake that is made
 
 
-def check_one_unit(frames: Frames, names: Sequence[str]) -> None:
-    """Compare energies with what the elements let expect, least absolute deviations per element.
+def check_one_unit(parts: Mapping[str, Frames]) -> None:
+    """Compare energies with what the elements let expect.
 
-    Frames fall in two groups, each within a factor of 1.5, if they were mixed
-    or labelled by different means. If the factor between the groups is, within 5 %, that
-    between two units of energy, the smaller group is taken for the mistake. Frames of one atom
-    are left out, and so are those with elements that the larger group has not.
+    Energies per atom are fitted by energies of elements, by least squares and by least absolute
+    deviations. If the frames fall in two groups, each of them within a factor of 1.5, and the
+    factor between the groups is within 5 % that between two units of energy, the smaller group
+    is taken for the mistake. Frames of one atom are left out, and so are those with elements
+    that the larger group has not.
 
     Parameters
     ----------
-    frames
-        In what is held to be eV.
-    names
-        What an error calls each of them.
+    parts
+        Frames that shall have one unit, and what an error calls each part.
 
     Raises
     ------
     ValueError
         Naming the first frame of the smaller group, and the units.
     """
-    if "energy" not in frames.quantities:
-        return
-    energies = frames.energies.numpy()
-    counts = _counts(frames)
-    usable = (counts.sum(1) > 1) & (energies != 0)
-    where = np.flatnonzero(usable)
+    labelled = {name: part for name, part in parts.items() if "energy" in part.quantities}
+    if labelled:
+        check_energies(
+            np.concatenate([part.energies.numpy() for part in labelled.values()]),
+            [graph.numbers.numpy() for part in labelled.values() for graph in part.graphs],
+            [f"frame {k} of {name}" for name, part in labelled.items() for k in range(len(part))],
+        )
+
+
+def check_energies(
+    energies: NDArray[np.float64], numbers: Sequence[NDArray[np.int64]], names: Sequence[str]
+) -> None:
+    """Do what `check_one_unit` does for energies, atomic numbers and names of frames."""
+    counts = _counts(numbers)
+    where = np.flatnonzero((counts.sum(1) > 1) & (energies != 0))
     if len(where) < _FEWEST:
         return
     shares = counts[where] / counts[where].sum(1)[:, None]
@@ -96,11 +104,10 @@ def _compare(factor: float, name: str, count: int) -> None:
                 )
 
 
-def _counts(frames: Frames) -> Array:
+def _counts(numbers: Sequence[NDArray[np.int64]]) -> Array:
     """(F, elements), atoms of each element."""
-    elements = np.array(frames.elements)
-    counts = [(graph.numbers.numpy()[:, None] == elements).sum(0) for graph in frames.graphs]
-    return np.stack(counts).astype(np.float64)
+    elements = np.unique(np.concatenate(numbers))
+    return np.stack([(z[:, None] == elements).sum(0) for z in numbers]).astype(np.float64)
 
 
 def _references(shares: Array, per_atom: Array, rounds: int) -> Array:
