@@ -31,6 +31,7 @@ from tensormd.models.training import (
     Frames,
     Progress,
     TrainingSettings,
+    TrainingStopped,
     read_frames,
     standardise,
     train,
@@ -64,10 +65,6 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class OutOfTimeError(Exception):
-    """The minutes are over; what was saved stays."""
-
-
 def label(degrees: tuple[int, ...]) -> str:
     """``0,3,4``."""
     return ",".join(map(str, degrees))
@@ -99,23 +96,27 @@ def run(
     """Train one network, or go on, and measure it."""
     fit, validation, test = parts
     name = f"{label(degrees)}-{seed}"
-    log: list[dict[str, float]] = []
     settings = TrainingSettings(seed=seed, **SETTINGS)
 
     def tell(progress: Progress) -> None:
         energy = progress.errors["energy"]
-        log.append({"epoch": progress.epoch, "validation_mae_mev": 1e3 * energy.mae})
         print(f"{name}: epoch {progress.epoch}, {1e3 * energy.mae:.1f} meV, "
               f"{progress.seconds:.0f} s", flush=True)  # fmt: skip
-        if time.time() > until and progress.epoch < settings.epochs:
-            raise OutOfTimeError
 
     began = time.process_time()
     spent = state / f"{name}.seconds"
     before = float(spent.read_text()) if spent.exists() else 0.0
     potential = build(degrees, seed, fit)
     try:
-        trained = train(potential, fit, validation, settings, state / f"{name}.state", tell)
+        trained = train(
+            potential,
+            fit,
+            validation,
+            settings,
+            state / f"{name}.state",
+            tell,
+            stop=lambda: time.time() > until,
+        )
     finally:
         write_atomically(spent, str(before + time.process_time() - began).encode())
     return {"degrees": list(degrees), "seed": seed,
@@ -180,7 +181,7 @@ def main() -> None:
                 continue
             try:
                 found = run(degrees, seed, parts, arguments.state, until)
-            except OutOfTimeError:
+            except TrainingStopped:
                 print("out of time: the same command goes on", flush=True)
                 return
             content["runs"].append(found)
