@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .console import SECONDS_BETWEEN_LINES, say, show_json
-from .options import Backend, Charge, Device, Dtype, OtherMembers, Units, parse_units
+from .options import Backend, Charge, Device, Dtype, OtherMembers, Units, pairs, parse_units
 
 
 def evaluate(
@@ -17,8 +17,8 @@ def evaluate(
     data: Annotated[
         Path,
         typer.Argument(
-            help="Frames with energies and forces: an npz file of revised MD17 (kcal/mol, A), or "
-            "anything that ASE reads (eV, eV/A): extended XYZ, ASE database, ..."
+            help="Frames with energies and forces: an npz file of revised MD17 (kcal/mol, A), "
+            "anything that ASE reads (eV, eV/A): extended XYZ, ASE database, ...; an LMDB file."
         ),
     ],
     model: OtherMembers = None,
@@ -27,6 +27,25 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None, typer.Option(metavar="N", help="The first N frames; by default all.")
+    ] = None,
+    format_name: Annotated[
+        str | None,
+        typer.Option("--format", metavar="NAME", help="Of the data; by default told by its name."),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL=NAME",
+            help="Name of a label in the file, such as energy=REF_energy; as often as needed. "
+            "Without NAME the label is left out.",
+        ),
+    ] = None,
+    data_units: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL=UNIT",
+            help="Unit of energy, length, forces or stress in the file, such as energy=kcal/mol.",
+        ),
     ] = None,
     batch: Annotated[
         int | None,
@@ -73,6 +92,9 @@ def evaluate(
         [checkpoint, *(model or ())],
         data,
         limit=limit,
+        format=format_name,
+        keys={name: key or None for name, key in pairs(label, "--label").items()},
+        data_units=pairs(data_units, "--data-units") or None,
         batch=batch,
         charge=charge,
         dtype=dtype,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -183,6 +183,9 @@ def evaluate_checkpoint(
     data: str | Path,
     *,
     limit: int | None = None,
+    format: str | None = None,
+    keys: Mapping[str, str | None] | None = None,
+    data_units: Mapping[str, str] | None = None,
     batch: int | None = None,
     charge: int | None = None,
     dtype: str = "float32",
@@ -199,9 +202,11 @@ def evaluate_checkpoint(
     checkpoint
         A path or a registry name; several make a committee.
     data
-        An npz file of revised MD17, or anything ASE reads with energies and forces.
+        Any data set that `read_frames` reads, with energies and forces.
     limit
         Frames to read, from the first; None for all.
+    format, keys, data_units
+        Of the data: ``format``, ``keys`` and ``units`` of `read_frames`.
     batch
         Frames to evaluate at once; None takes as many as make up `ATOMS_AT_ONCE` atoms.
     charge, dtype, device, backend, threads, units
@@ -223,7 +228,7 @@ def evaluate_checkpoint(
         tuple(str(name) for name in names), charge, dtype, device, backend, units, threads
     )
     calculator, model = load_calculator(settings)
-    frames = read_labelled(data, limit)
+    frames = read_labelled(data, limit, format, keys, data_units)
     check_frames(frames, calculator, data)
     results: list[dict[str, Any]] = []
     for part in batches([len(frame.atoms) for frame in frames], batch):
@@ -243,8 +248,14 @@ def evaluate_checkpoint(
     )
 
 
-def read_labelled(path: str | Path, limit: int | None = None) -> list[LabelledFrame]:
-    """The frames of a file, with checked labels.
+def read_labelled(
+    path: str | Path,
+    limit: int | None = None,
+    format: str | None = None,
+    keys: Mapping[str, str | None] | None = None,
+    units: Mapping[str, str] | None = None,
+) -> list[LabelledFrame]:
+    """The frames of a file, with checked labels; for the parameters see `read_frames`.
 
     Raises
     ------
@@ -259,7 +270,9 @@ def read_labelled(path: str | Path, limit: int | None = None) -> list[LabelledFr
     from ..models.training.readers import check_labels, iterate_structures
 
     frames = []
-    for _, structure in iterate_structures(path, limit=limit):
+    for _, structure in iterate_structures(
+        path, limit=limit, format=format, keys=keys, units=units
+    ):
         check_labels(structure)
         labels = {key: np.asarray(value) for key, value in structure.labels.items()}
         if "energy" not in labels or "forces" not in labels:

@@ -79,3 +79,21 @@ def parse_units(text: str | None) -> tuple[str, str] | None:
 def split(texts: list[str] | None) -> tuple[str, ...]:
     """What commas separate, in all of the texts."""
     return tuple(part.strip() for text in texts or () for part in text.split(",") if part.strip())
+
+
+def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    """``NAME=VALUE`` texts as a dict.
+
+    Raises
+    ------
+    ValueError
+        If one has no name, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not name or not equals or name in found:
+            again = " and comes twice" if name in found else ""
+            raise ValueError(f"{option} is {text!r}{again}: expected NAME=VALUE, each name once")
+        found[name] = value
+    return found

@@ -250,6 +250,10 @@ def test_batches_cover_every_frame() -> None:
         (["shape.npz"], "expected (N,), (F, N, 3), (F,)"),
         (["noise.dat"], "noise.dat"),
         (["frames.extxyz", "--limit", "0"], "--limit is 0: expected 1 or more"),
+        (["frames.extxyz", "--format", "xyz"], "format is 'xyz': expected one of extxyz"),
+        (["frames.extxyz", "--label", "energy"], "--label is 'energy': expected NAME=VALUE"),
+        (["frames.extxyz", "--label", "energy=E"], "has no 'E', which keys names for energy"),
+        (["frames.extxyz", "--data-units", "energy=cal"], "unknown energy unit 'cal'"),
         (["frames.extxyz", "--batch", "0"], "--batch is 0: expected 1 or more"),
         (["frames.extxyz", "--worst", "0"], "--worst is 0: expected 1 or more"),
         (["frames.extxyz", "--dtype", "half"], "dtype is 'half'"),
@@ -292,6 +296,25 @@ def write_bad_files(frames: list[Atoms]) -> None:
     Path("full/notes").touch()
     frames[3].calc.results["forces"][2, 0] = np.nan
     write("nan.extxyz", frames)
+
+
+def test_labels_of_other_names_and_units(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same frames, with the names that MACE's users give, in kcal/mol."""
+    options = ["--json", "-", "--dtype", "float64"]
+    assert run("evaluate", "tiny.safetensors", "frames.extxyz", "-o", "a", *options) == 0
+    expected = json.loads(capsys.readouterr().out)
+    frames: Any = read("frames.extxyz", ":")
+    for atoms in frames:
+        labels, atoms.calc = atoms.calc.results, None
+        atoms.info["REF_energy"] = labels["energy"] / kcal_per_mol_in_ev
+        atoms.arrays["REF_forces"] = labels["forces"] / kcal_per_mol_in_ev
+    write("named.xyz", frames, format="extxyz")
+    options += ["--label", "energy=REF_energy", "--label", "forces=REF_forces", "--label=stress="]
+    options += ["--data-units", "energy=kcal/mol", "--format", "extxyz", "-o", "b"]
+    assert run("evaluate", "tiny.safetensors", "named.xyz", *options) == 0
+    found = json.loads(capsys.readouterr().out)
+    for name in ("energy_mev", "force_mev_per_angstrom"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4)
 
 
 def test_limit_reads_no_further(here: Path) -> None:
