@@ -100,8 +100,11 @@ def run(
 
     def tell(progress: Progress) -> None:
         energy = progress.errors["energy"]
-        print(f"{name}: epoch {progress.epoch}, {1e3 * energy.mae:.1f} meV, "
-              f"{progress.seconds:.0f} s", flush=True)  # fmt: skip
+        print(
+            f"{name}: epoch {progress.epoch}, {energy.mae:.1f} {energy.unit}, "
+            f"{progress.seconds:.0f} s",
+            flush=True,
+        )
 
     began = time.process_time()
     spent = state / f"{name}.seconds"
