@@ -368,6 +368,17 @@ def check_slabs(found: Any, expected: list[Atoms]) -> None:
         np.testing.assert_array_equal(found.values("stress")[k], stress)
 
 
+def test_a_file_can_be_read_again_after_an_error(tmp_path: Path) -> None:
+    """LMDB allows a process to open a file once: it must be closed whatever happens."""
+    rows = [row(atoms) for atoms in slabs(3)]
+    rows[1]["energy"] = None
+    path = write_aselmdb(tmp_path / "a.aselmdb", rows)
+    with pytest.raises(ValueError, match=r"frame 1 of .* has no energy") as raised:
+        read_frames(path, CUTOFF)
+    assert len(read_frames(path, CUTOFF, split=[0, 2])) == 2
+    assert raised.value.__traceback__ is not None, "nobody has closed it by forgetting it"
+
+
 @pytest.mark.parametrize("name", ["data.aselmdb", "data.lmdb"])
 def test_rows_of_fairchem(name: str, tmp_path: Path) -> None:
     frames = slabs(12)

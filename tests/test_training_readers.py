@@ -462,6 +462,11 @@ def test_qm9_itself() -> None:
     spread = torch.stack(frames.values("polarizability_anisotropy"))
     close(spread[3], (27.863 - 10.491) * units.bohr3_in_e2_angstrom2_per_ev)  # linear
     assert spread[0] < 1e-6
+    # Why no tensor is read: that of acetylene is largest along z, where its atoms are not.
+    extent = np.ptp(frames.graphs[3].positions.numpy(), axis=0)
+    assert extent.argmax() != 2
+    assert extent.max() > 3.0
+    assert extent[2] < 0.1
     drawn = read_frames("qm9", CUTOFF, limit=300, seed=0)
     assert set(drawn.elements) >= {1, 6, 7, 8}
     assert float(drawn.energies.mean()) == pytest.approx(-11168, abs=300)

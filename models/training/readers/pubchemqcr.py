@@ -38,7 +38,8 @@ def pubchemqcr_structures(
     """
     levels = _levels(keys)
     with reading(path) as transaction:
-        names = [key for key, _ in transaction.cursor() if key.isdigit()]
+        keys_alone = transaction.cursor().iternext(keys=True, values=False)
+        names = [key for key in keys_alone if key.isdigit()]
         without = 0
         for k in selection.of(len(names), path):
             name = f"record {names[k].decode()} of {path}"
