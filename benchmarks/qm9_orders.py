@@ -160,6 +160,34 @@ def table(layers: tuple[str, ...], names: list[str], values: torch.Tensor) -> di
     }
 
 
+def markdown(runs: list[dict[str, Any]]) -> str:
+    """A line for each set of degrees: means over the seeds, and the seeds' errors."""
+    lines = [
+        "| degrees | weights | test MAE / meV (by seed) | norm after block 1, by l / % "
+        "| energy gradient after block 1, by l / % | R² of the map | CPU minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for degrees in DEGREES:
+        found = [each for each in runs if tuple(each["degrees"]) == degrees]
+        if not found:
+            continue
+        errors = ", ".join(f"{each['test_mae_mev']:.0f}" for each in found)
+        mean = sum(each["test_mae_mev"] for each in found) / len(found)
+
+        def shares(kind: str, found: list[dict[str, Any]] = found) -> str:
+            values = [list(each[kind]["layer 1"].values()) for each in found]
+            return ", ".join(f"{100 * sum(v) / len(v):.0f}" for v in zip(*values, strict=True))
+
+        explained = [each["map_r2_of_energy_per_atom"]["all"] for each in found]
+        minutes = sum(each["cpu_seconds"] for each in found) / 60
+        lines.append(
+            f"| {label(degrees)} | {found[0]['parameters']:,} | {mean:.0f} ({errors}) "
+            f"| {shares('norm_share')} | {shares('energy_share')} "
+            f"| {sum(explained) / len(explained):.2f} | {minutes:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Every set of degrees with every seed, the first seed first."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -190,6 +218,7 @@ def main() -> None:
             content["runs"].append(found)
             write_atomically(arguments.json, (json.dumps(content, indent=1) + "\n").encode())
             print(f"{label(degrees)}, seed {seed}: {found['test_mae_mev']:.1f} meV", flush=True)
+    print(markdown(content["runs"]))
 
 
 if __name__ == "__main__":
