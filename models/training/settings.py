@@ -128,6 +128,8 @@ class TrainingSettings:
     def _check_type(self, name: str) -> None:
         value, default = getattr(self, name), getattr(type(self), name)
         if name == "compile":
+            expected = f"one of {', '.join(map(repr, COMPILE))}"
+            self._check(name, isinstance(value, str | bool), expected)
             return
         whole = isinstance(value, int) and not isinstance(value, bool)
         if isinstance(default, bool):
