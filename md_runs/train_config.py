@@ -138,7 +138,10 @@ class DataConfig:
     split_seed: int = field(default=0, metadata=about("of the random parts"))
     limit: int | None = field(
         default=None,
-        metadata=about("so many of the first frames of each file; null: all", "frames"),
+        metadata=about("so many frames of each file, the first ones; null: all", "frames"),
+    )
+    limit_seed: int | None = field(
+        default=None, metadata=about("with limit: random frames of each file instead of the first")
     )
     format: str | None = field(
         default=None, metadata=about(f"of all files ({', '.join(FORMATS)}); null: by their names")
@@ -172,6 +175,10 @@ class DataConfig:
                 raise ValueError(f"split is {self.split}: expected numbers above zero")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit is {self.limit}: expected 1 or more")
+        if self.limit_seed is not None and (self.limit is None or self.limit_seed < 0):
+            raise ValueError(
+                f"limit_seed is {self.limit_seed}: expected 0 or more, and a limit beside it"
+            )
         if self.format is not None and self.format not in FORMATS:
             raise ValueError(f"format is {self.format!r}: expected one of {', '.join(FORMATS)}")
 

@@ -11,6 +11,7 @@ import torch
 
 from ..models.training import Frames, TrainingSettings, read_frames, split_frames
 from ..models.training.losses import check_labels
+from ..models.training.readers import check_one_unit
 from .train_config import DataConfig
 
 
@@ -70,6 +71,7 @@ def read_parts(data: DataConfig, cutoff: float) -> Parts:
             cutoff,
             format=data.format,
             limit=data.limit,
+            seed=data.limit_seed,
             units=data.units,
             keys=data.keys,
         )
@@ -78,9 +80,12 @@ def read_parts(data: DataConfig, cutoff: float) -> Parts:
     test = None if data.test is None else read(data.test)
     if data.split is None:
         assert data.validation is not None
-        return Parts(frames, read(data.validation), test)
-    training, validation, rest = split_frames(frames, data.split, data.split_seed)
-    return Parts(training, validation, rest if test is None else test)
+        parts = Parts(frames, read(data.validation), test)
+    else:
+        training, validation, rest = split_frames(frames, data.split, data.split_seed)
+        parts = Parts(training, validation, rest if test is None else test)
+    check_one_unit(dict(parts))
+    return parts
 
 
 def check_parts(parts: Parts, elements: Sequence[int], settings: TrainingSettings) -> None:

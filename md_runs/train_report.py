@@ -129,6 +129,14 @@ def _curve(axes: Axes, log: Columns, column: str, color: str, label: str | None)
     axes.plot(log["epoch"], log[column], marker, color=color, label=label, markersize=3)
     if (log[column] > 0).all():
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if _few(axes) else "")
+
+
+def _few(axes: Axes) -> bool:
+    """Whether an axis spans so little that its powers of ten alone say too little."""
+    low, high = axes.get_ylim()
+    return high < 30 * low
 
 
 def _time(seconds: float) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from tensormd.md_runs.train_config import TrainConfig
 from tensormd.models import Potential, TensorNet, load_potential
 from tensormd.models import files as model_files
 from tensormd.models.training import losses, quantity_errors, read_frames, step
+from tensormd.models.units import kcal_per_mol_in_ev
 
 
 @pytest.fixture
@@ -209,6 +210,21 @@ def test_mixed_units(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "frame 5" in said
     assert "kcal/mol" in said
     assert "mix units" in said
+
+
+def test_files_in_two_units(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    offsets = {"H": -13.6, "C": -1030.0, "O": -2041.0}
+    frames = labelled(16, "tiny.safetensors", offsets)
+    for atoms in frames[8:]:
+        for name, value in list(atoms.calc.results.items()):
+            atoms.calc.results[name] = value / kcal_per_mol_in_ev
+    write_frames(here / "a.extxyz", frames[:8])
+    write_frames(here / "b.extxyz", frames[8:])
+    data = {"train": "a.extxyz", "validation": "b.extxyz", "split": None}
+    configuration(here / "c.yaml", data=data)
+    said = fails(capsys, "c.yaml", "-o", "out")
+    assert "kcal/mol" in said
+    assert not (here / "out").exists()
 
 
 def test_an_element_outside_the_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

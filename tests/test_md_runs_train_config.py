@@ -198,6 +198,11 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "line 4: data.split has 3 parts: expected training and validation; test has its own",
     ),
     "an empty part": ("data:\n  train: a\n  split: [8, 0]", "line 3: data.split is .8, 0."),
+    "a seed of nothing": (
+        LEAST + "  limit_seed: 3",
+        "line 4: data.limit_seed is 3: expected 0 or",
+    ),
+    "no frames": (LEAST + "  limit: 0", "line 4: data.limit is 0: expected 1 or more"),
     "a format": (
         LEAST + "  format: xyzz",
         "line 4: data.format is 'xyzz': expected one of extxyz",
