@@ -26,6 +26,7 @@ import itertools
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -385,11 +386,18 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(str(error))
         options.out.mkdir(parents=True, exist_ok=True)
         for molecule, architecture in itertools.product(molecules, options.architecture):
-            run = Run(
-                molecule, architecture, files[molecule], options.work, options.seed,
-                options.epochs, options.minutes, options.device,
-            )  # fmt: skip
-            keep(results, run.execute())
+            try:
+                run = Run(
+                    molecule, architecture, files[molecule], options.work, options.seed,
+                    options.epochs, options.minutes, options.device,
+                )  # fmt: skip
+                keep(results, run.execute())
+            except ValueError as error:
+                parser.error(str(error))
+            except FloatingPointError as error:
+                sys.exit(f"accuracy.py: {molecule}, {architecture}: {error}")
+            except KeyboardInterrupt:
+                sys.exit("accuracy.py: interrupted; the same command goes on from here")
     chosen = [
         e for e in read(results)
         if e["molecule"] in molecules and e["architecture"] in options.architecture

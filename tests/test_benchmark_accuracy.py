@@ -177,3 +177,20 @@ def test_mistakes(
         run(accuracy, data, *options)
     assert left.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_state_of_other_settings(
+    accuracy: ModuleType,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ("ethanol", "--architecture", "tensornet")
+    run(accuracy, data, *options)
+    setting = accuracy.SETTINGS["tensornet"]
+    other = dataclasses.replace(setting.training, learning_rate=1e-4)
+    monkeypatch.setitem(accuracy.SETTINGS, "tensornet", accuracy.Setting(setting.network, other))
+    with pytest.raises(SystemExit) as left:
+        run(accuracy, data, *options)
+    assert left.value.code == 2
+    assert "learning_rate" in capsys.readouterr().err
