@@ -321,6 +321,7 @@ def test_weights_after_five_steps(
         assert float((weight - found[name]).detach().abs().max()) < bound, name
 
 
+@pytest.mark.slow
 def test_a_compiled_step(monkeypatch: pytest.MonkeyPatch) -> None:
     plain_operators(monkeypatch)
     pair = contestants(made_here(), num_layers=1)
