@@ -1,0 +1,435 @@
+"""Time of a training step, beside torchmd-net's: rMD17 aspirin, batches of eight, on a CPU.
+
+    python benchmarks/training_step.py --data DIR [--threads 1 2] [--networks small large]
+                                       [--seconds 60] [--json FILE]
+
+One step is all that a program does from one batch to the next: taking eight frames and making one
+graph of them, energies and forces, the loss (mean squared errors of both), its gradient through
+the forces, clipping of the gradient, AdamW, and the learning rate; tensormd also averages its
+weights. torchmd-net searches neighbours in every step, tensormd once for each frame.
+
+- torchmd-net: `LNNP.training_step` on batches of its own data loader (in the same process, for
+  workers would take the cores that compute), then clipping and the optimizer that LNNP configures.
+- plain operators: the same without its Warp kernels, which are compiled for the CPU too.
+- torchmd-train: the same steps by Lightning's trainer, as `torchmd-train` sets it up, with its
+  log, without checkpoints, validations and its progress bar.
+- tensormd, plain and compiled: `tensormd.models.training.train`, without validations.
+
+All have the same weights at first and the same frames; losses of the first batch are compared.
+Each program has a process of its own, and its own loop is held there after every step until the
+others have made theirs. Times are medians; what comes before everything is compiled and warm is
+left out. Results are merged into the JSON file by network and threads. Keep the machine quiet
+meanwhile; the first run compiles for some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import multiprocessing
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from rmd17 import CUTOFF, add_data_option, data_files
+from torch import nn
+
+from tensormd.md_runs.benchmark_machine import describe_machine
+from tensormd.models import EnergyReadout, Potential, TensorNet
+from tensormd.models.checkpoint.torchmdnet_writer import write_torchmdnet_checkpoint
+from tensormd.models.files import write_atomically
+from tensormd.models.training import (
+    Frames,
+    TrainingSettings,
+    TrainingStep,
+    read_rmd17,
+    train,
+)
+
+NETWORKS = {
+    "small": {"channels": 128, "layers": 2},  # torchmd-net's examples/TensorNet-rMD17.yaml
+    "large": {"channels": 256, "layers": 3},
+}
+BATCH = 8
+FRAMES = 962  # 120 batches, and two frames that torchmd-net wants to validate and test with
+OURS = TrainingSettings(
+    epochs=10**6,
+    batch=BATCH,
+    learning_rate=1e-3,
+    warm_up_steps=500,
+    schedule="constant",
+    loss="mse",
+    energy_weight=0.5,
+    force_weight=0.5,
+    weight_decay=0.0,
+    largest_gradient=40.0,
+    validate_every=10**6,
+)
+THEIRS: dict[str, Any] = {  # of the same example
+    "lr": 1e-3,
+    "lr_warmup_steps": 500,
+    "lr_factor": 0.8,
+    "lr_patience": 25,
+    "lr_min": 1e-8,
+    "weight_decay": 0.0,
+    "y_weight": 0.5,
+    "neg_dy_weight": 0.5,
+    "ema_alpha_y": 1.0,
+    "ema_alpha_neg_dy": 1.0,
+    "train_loss": "mse_loss",
+    "batch_size": BATCH,
+    "inference_batch_size": 64,
+    "num_workers": 0,
+    "train_size": FRAMES - 2,
+    "val_size": 1,
+    "test_size": 1,
+    "seed": 1,
+    "splits": None,
+    "standardize": False,
+    "test_interval": -1,
+    "precision": 32,
+}
+WARM = 5  # steps of each program that are not counted
+LEAST = 10  # steps that are counted, at least
+
+Pause = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all programs run alike."""
+
+    network: str
+    threads: int
+    train_file: Path
+
+    def frames(self) -> Frames:
+        """Energies are less their mean, which torchmd-net would add in float32."""
+        found = read_rmd17(self.train_file, CUTOFF).select(range(FRAMES))
+        return Frames(found.graphs, found.energies - found.energies.mean(), found.forces)
+
+    def potential(self, frames: Frames) -> Potential:
+        """Random weights, the same in every process."""
+        torch.manual_seed(0)
+        sizes = NETWORKS[self.network]
+        return Potential(
+            TensorNet(**sizes, radial_functions=32, cutoff=CUTOFF, max_number=10),
+            EnergyReadout(sizes["channels"]),
+            elements=frames.elements,
+            scale=float(torch.cat(frames.forces).square().mean().sqrt()),
+        )
+
+
+class Tensormd:
+    """`train`, plain or compiled."""
+
+    def __init__(self, case: Case, folder: Path, *, compile: bool) -> None:
+        self.frames = case.frames()
+        self.potential = case.potential(self.frames)
+        self.settings = replace(OURS, compile=compile)
+
+    def first_loss(self) -> float:
+        """Of the first batch."""
+        batch = self.frames.batch(range(BATCH))
+        return TrainingStep(self.potential, self.settings).step(batch).total
+
+    def loop(self, pause: Pause) -> None:
+        """All steps."""
+        watched = self.frames.select(range(1))
+        step_done = lambda *_: pause()  # noqa: E731
+        train(self.potential, self.frames, watched, self.settings, step_done=step_done)
+
+
+class TorchMDNet:
+    """torchmd-net, by its parts: without Lightning's trainer."""
+
+    def __init__(self, case: Case, folder: Path, *, kernels: bool = True) -> None:
+        from torch_geometric.data import Data
+
+        if not kernels:
+            plain_operators()
+        frames = case.frames()
+        checkpoint = folder / "start.ckpt"
+        write_torchmdnet_checkpoint(case.potential(frames), checkpoint)
+        content = torch.load(checkpoint, weights_only=True)
+        self.state = content["state_dict"]
+        self.hyper_parameters = content["hyper_parameters"] | THEIRS | {"log_dir": str(folder)}
+        self.data = [
+            Data(
+                z=graph.numbers,
+                pos=graph.positions.float(),
+                y=energy.float().reshape(1),
+                neg_dy=forces.float(),
+            )
+            for graph, energy, forces in zip(
+                frames.graphs, frames.energies, frames.forces, strict=True
+            )
+        ]
+
+    def module(self) -> Any:
+        """A new LNNP."""
+        from torchmdnet.module import LNNP
+
+        module = LNNP(dict(self.hyper_parameters))
+        module.load_state_dict(self.state)
+        return module.train()
+
+    def first_loss(self) -> float:
+        """Of the first batch."""
+        from torch_geometric.data import Batch
+
+        batch = Batch.from_data_list(self.data[:BATCH])
+        return float(self.module().training_step(batch, 0).detach())
+
+    def loop(self, pause: Pause) -> None:
+        """All steps."""
+        from torch_geometric.loader import DataLoader
+
+        module = self.module()
+        optimizer = module.configure_optimizers()[0][0]
+        loader = DataLoader(self.data, batch_size=BATCH, shuffle=True, drop_last=True)
+        steps = 0
+        while True:
+            for batch in loader:
+                steps += 1
+                for group in optimizer.param_groups:
+                    group["lr"] = THEIRS["lr"] * min(1.0, steps / THEIRS["lr_warmup_steps"])
+                loss = module.training_step(batch, steps)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(module.parameters(), OURS.largest_gradient)
+                optimizer.step()
+                pause()
+
+
+class TorchMDTrain(TorchMDNet):
+    """torchmd-net, by Lightning's trainer."""
+
+    def loop(self, pause: Pause) -> None:
+        """All steps."""
+        import lightning.pytorch as pl
+        from lightning.pytorch.loggers import CSVLogger
+        from torchmdnet.data import DataModule
+
+        class Hold(pl.Callback):
+            def on_train_batch_end(self, *_: Any) -> None:
+                pause()
+
+        folder = self.hyper_parameters["log_dir"]
+        trainer = pl.Trainer(
+            strategy="auto",
+            max_epochs=-1,
+            accelerator="cpu",
+            devices=1,
+            default_root_dir=folder,
+            callbacks=[Hold()],
+            logger=CSVLogger(folder, name="", version=""),
+            precision=32,
+            gradient_clip_val=OURS.largest_gradient,
+            inference_mode=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(self.module(), DataModule(dict(self.hyper_parameters), self.data))
+
+
+def plain_operators() -> None:
+    """Have torchmd-net run TensorNets without its Warp kernels, in this process."""
+    from torchmdnet.models import tensornet
+
+    tensornet.OPT = False
+    for name in ("compose_tensor", "decompose_tensor", "tensor_matmul_o3", "tensor_matmul_so3"):
+        setattr(tensornet, name, getattr(tensornet, f"_{name}"))
+
+
+PROGRAMS: dict[str, Callable[[Case, Path], Any]] = {
+    "torchmd-net": TorchMDNet,
+    "torchmd-net, plain operators": partial(TorchMDNet, kernels=False),
+    "torchmd-train": TorchMDTrain,
+    "tensormd, plain": partial(Tensormd, compile=False),
+    "tensormd, compiled": partial(Tensormd, compile=True),
+}
+
+
+class Program:
+    """A program's training loop in a process of its own, let on step by step.
+
+    Parameters
+    ----------
+    name
+        A key of ``PROGRAMS``.
+    case
+        What it runs.
+    folder
+        For its files.
+    """
+
+    def __init__(self, name: str, case: Case, folder: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self.seconds: list[float] = []
+        self._here, there = context.Pipe()
+        self._process = context.Process(target=work, args=(name, case, folder, there))
+        self._process.start()
+        there.close()
+
+    def let_go(self) -> None:
+        """Let it make one step."""
+        self._here.send(None)
+
+    def hear(self) -> float:
+        """The loss of the first batch; later, how long a step took, s."""
+        try:
+            return self._here.recv()
+        except EOFError:
+            raise RuntimeError(f"{self.name} failed") from None
+
+    def step(self) -> None:
+        """One step, whose time is noted."""
+        self.let_go()
+        self.seconds.append(self.hear())
+
+    def end(self) -> None:
+        """Leave it where it is; Lightning would hold any other signal back."""
+        self._process.kill()
+        self._process.join()
+
+
+def work(name: str, case: Case, folder: Path, there: Connection) -> None:
+    """What the process of a program does."""
+    torch.set_num_threads(case.threads)
+    # Nothing but results on the screen.
+    warnings.simplefilter("ignore")
+    logging.disable(logging.INFO)
+    began = 0.0
+
+    def pause() -> None:
+        nonlocal began
+        there.send(time.perf_counter() - began)
+        there.recv()
+        began = time.perf_counter()
+
+    with redirect_stdout(io.StringIO()):
+        program = PROGRAMS[name](case, folder)
+        there.send(program.first_loss())
+        there.recv()
+        began = time.perf_counter()
+        program.loop(pause)
+
+
+def measure(case: Case, seconds: float, folder: Path) -> dict[str, Any]:
+    """Times of all programs, ms; ``folder`` is for their files."""
+    programs = []
+    for k, name in enumerate(PROGRAMS):
+        (folder / str(k)).mkdir()
+        programs.append(Program(name, case, folder / str(k)))
+    try:
+        losses = {program.name: program.hear() for program in programs}
+        if max(losses.values()) > (1 + 1e-4) * min(losses.values()):
+            raise RuntimeError(f"the programs do not compute the same loss: {losses}")
+        for program in programs:  # whatever they have to compile, at the same time
+            program.let_go()
+        for program in programs:
+            program.hear()
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds or len(programs[0].seconds) < WARM + LEAST:
+            for program in programs:
+                program.step()
+    finally:
+        for program in programs:
+            program.end()
+    frames = case.frames()
+    edges = sum(graph.edge_index.shape[1] for graph in frames.graphs) / len(frames)
+    return {
+        "network": case.network,
+        **NETWORKS[case.network],
+        "threads": case.threads,
+        "batch": BATCH,
+        "edges": BATCH * edges,
+        "first_loss": losses,
+        "programs": {program.name: summary(program.seconds[WARM:]) for program in programs},
+        "machine": describe_machine(torch.device("cpu"), case.threads),
+    }
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    """Median and quartiles, ms."""
+    low, middle, high = (1e3 * value for value in statistics.quantiles(seconds, n=4))
+    return {"ms": middle, "quartile_1": low, "quartile_3": high, "steps": len(seconds)}
+
+
+def ratios(result: dict[str, Any]) -> dict[str, float]:
+    """How many times as long as a compiled step the others take."""
+    programs = result["programs"]
+    ours = programs["tensormd, compiled"]["ms"]
+    return {name: found["ms"] / ours for name, found in programs.items()}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| network | threads | program | ms a step | quartiles | times compiled |",
+        "| --- | ---: | --- | ---: | --- | ---: |",
+    ]
+    for result in results:
+        named = f"{result['channels']} channels, {result['layers']} layers"
+        ratio = ratios(result)
+        for name, found in result["programs"].items():
+            lines.append(
+                f"| {named} | {result['threads']} | {name} | {found['ms']:.0f} | "
+                f"{found['quartile_1']:.0f} to {found['quartile_3']:.0f} | {ratio[name]:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print and keep."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_data_option(parser)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="results are merged into it")
+    options = parser.parse_args()
+    try:
+        train_file, _ = data_files(options.data, "aspirin")
+    except ValueError as error:
+        parser.error(str(error))
+    for network in options.networks:
+        for threads in options.threads:
+            with tempfile.TemporaryDirectory() as folder:
+                case = Case(network, threads, train_file)
+                result = measure(case, options.seconds, Path(folder))
+            print(table([result]), flush=True)
+            if options.json:
+                merge(options.json, result)
+
+
+def merge(path: Path, result: dict[str, Any]) -> None:
+    """Put a result into a file, in place of an older one of the same network and threads."""
+    kept = json.loads(path.read_text()) if path.exists() else []
+    key = (result["network"], result["threads"])
+    kept = [entry for entry in kept if (entry["network"], entry["threads"]) != key]
+    kept.append(result)
+    kept.sort(key=lambda entry: (list(NETWORKS).index(entry["network"]), entry["threads"]))
+    write_atomically(path, (json.dumps(kept, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
