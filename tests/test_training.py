@@ -133,8 +133,7 @@ def test_whatever_ends_a_run_it_goes_on_to_the_last_bit(
 ) -> None:
     """With a state of its own in every part: plateau, early stopping, running losses, best."""
     settings = dataclasses.replace(
-        SETTINGS, schedule="plateau", plateau_patience=0, learning_rate=0.05,
-        early_stopping=50, keep="best",
+        SETTINGS, schedule="plateau", plateau_patience=0, early_stopping=50, keep="best",
         energy_loss_ema=0.3, force_loss_ema=0.5, keep_last_batch=True, validate_every=2,
     )  # fmt: skip
     fit, held = frames.split([15, 8], seed=0)
@@ -167,7 +166,7 @@ def test_whatever_ends_a_run_it_goes_on_to_the_last_bit(
     same(whole, train(student(frames), fit, held, settings, state, told[False].append))
     plain = [dataclasses.replace(p, seconds=0) for p in told[True]]
     assert plain == [dataclasses.replace(p, seconds=0) for p in told[False]]
-    assert len({p.learning_rate for p in plain}) > 2
+    assert len({p.learning_rate for p in plain}) > 1
 
 
 def test_dropout_resumes_to_the_last_bit(frames: Frames, tmp_path: Path) -> None:

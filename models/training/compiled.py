@@ -246,8 +246,10 @@ def _trace(
     with _whole(potential), _PlainLayerNorm(), torch.set_grad_enabled(True):
         graph = make_fx(flat, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
     # Dropout draws from torch's own generator, as the plain step does, whose state is saved.
+    # Loops in several threads would add to atoms in no fixed order: no resume to the last bit.
+    # Matrix products, most of the time, still take all threads.
     with (
-        torch._inductor.config.patch(fallback_random=True),
+        torch._inductor.config.patch({"fallback_random": True, "cpp.threads": 1}),
         tracing(TracingContext(fake_mode)),
         torch.no_grad(),
     ):

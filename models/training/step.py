@@ -44,7 +44,9 @@ class TrainingStep:
     vectors, loss, and its derivatives by the parameters, traced with symbolic sizes and compiled
     by Inductor (C++ on a CPU, Triton on CUDA) for all batches at once. Two graphs serve batches
     of one system and of several. Every condition on the sizes under which a graph was traced is
-    checked for each batch; one that fits no graph takes the plain step and is counted.
+    checked for each batch; one that fits no graph takes the plain step and is counted. On a CPU
+    matrix products use all threads and the other loops one, so that results repeat to the last
+    bit; several processes (see `distributed`) use more cores better.
 
     Gradients are contiguous: fused optimizers misread others. A parameter that the losses do not
     depend on keeps the gradient None.
