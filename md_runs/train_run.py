@@ -35,7 +35,7 @@ from ..models.training import (
 from .config_file import parse_config
 from .errors import Interrupted, RunStopped
 from .files import write_json
-from .potentials import weights_digest
+from .potentials import absolute, weights_digest
 from .run_folder import LOG, RunFolder, refuse_existing
 from .signals import StopRequest
 from .structures import frame_text
@@ -191,7 +191,7 @@ def start_training(
     Interrupted
         After SIGINT or SIGTERM, with the state saved.
     """
-    config = replace(config, data=absolute_files(config.data))
+    config = _with_full_names(config)
     with start_processes(parse_device(config.machine.device)) as processes:
         if processes.first:
             refuse_existing(path, ALREADY.format(path))
@@ -242,6 +242,14 @@ def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary 
         folder.lock()
         with folder:
             return _run(folder, plan, watcher)
+
+
+def _with_full_names(config: TrainConfig) -> TrainConfig:
+    """The configuration as it resumes from any folder."""
+    model = config.model
+    if model.start_from is not None:
+        model = replace(model, start_from=absolute((model.start_from,))[0])
+    return replace(config, data=absolute_files(config.data), model=model)
 
 
 def _check_unchanged(plan: Plan, content: dict[str, Any], path: Path) -> None:
@@ -353,11 +361,13 @@ def load_metadata(path: Path) -> dict[str, Any]:
 def _metadata(plan: Plan, progress: Progress) -> dict[str, Any]:
     """What a checkpoint says of itself."""
     config = plan.config
-    given = dict(config.output.metadata)
-    started_from = config.model.start_from
+    started_from = None
+    if config.model.start_from is not None:
+        before = plan.potential.metadata
+        started_from = {"checkpoint": config.model.start_from, "metadata": before}
     return {
         "name": Path(config.output.folder or "model").name,
-        **given,
+        **config.output.metadata,
         "trained_on": _learnt(config.settings),
         "training": {
             "program": f"tensormd {package_version('tensormd')}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,19 @@ def test_the_best_weights_can_be_kept(here: Path, capsys: pytest.CaptureFixture[
     assert kept.metadata["training"]["epoch"] == log["epoch"][best]
     assert kept.metadata["training"]["test_errors"] == found["test"]
     assert "test_errors" not in load_potential("out/last.safetensors").metadata["training"]
+
+
+def test_a_terminal_has_a_bar(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    assert run("train", "c.yaml", "-o", "out") == 0
+    said = capsys.readouterr().err
+    assert "12/12" in said
+    assert "epoch 6" in said
+    assert "meV/A" in said
 
 
 def test_a_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import torch
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from checkpoint_helpers import make_model, save
+from data import data_file
 from tdn_release_model import ReleasedTDN
 from test_checkpoint_modelforge import make_state
 from test_md_runs_support import run, write_tiny_potential
@@ -59,7 +60,10 @@ def test_energies_of_elements_are_refitted(here: Path) -> None:
     after = load_potential("some/last.safetensors").atomic_scale.references
     assert torch.equal(before[[1, 6]], after[[1, 6]])
     assert after[8] - before[8] == pytest.approx(6 * 0.7 - 2 * 2.0 + 5.0, abs=1e-6)
-    assert load_potential("some/last.safetensors").metadata["training"]["started_from"]
+    assert load_potential("some/last.safetensors").metadata["training"]["started_from"] == {
+        "checkpoint": str(here / "tiny.safetensors"),
+        "metadata": {"name": "tiny"},
+    }
 
 
 def test_each_element_of_several_molecules_is_found(here: Path) -> None:
@@ -134,6 +138,20 @@ def test_checkpoints_of_other_programs(kind: str, here: Path) -> None:
     assert not changed
     log = log_of(here / "out")
     assert np.isfinite(log["loss"]).all()
+
+
+def test_a_universal_potential_of_matgl(here: Path) -> None:
+    folder = data_file("matgl/TensorNet-MatPES-PBE-v2025.1-PES")
+    data = {"split": [8, 2]}
+    assert fine_tune(here, str(folder), model={"refit": "all"}, data=data) == 0
+    after: Any = load_potential("out/last.safetensors")
+    assert len(after.elements) == 89
+    assert after.readout.config["head"] == "gated"
+    # Its energies of H, C and O are those of the data now, the other elements' its own.
+    before: Any = load_potential(folder)
+    changed = after.atomic_scale.references != before.atomic_scale.references
+    assert torch.nonzero(changed).flatten().tolist() == [1, 6, 8]
+    assert energy_error("out") < 1000
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

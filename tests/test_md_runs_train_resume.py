@@ -22,7 +22,7 @@ from tensormd.md_runs.train_run import start_training
 from tensormd.models import load_potential
 from tensormd.models.training import Progress
 
-EPOCHS = 60
+EPOCHS = 36
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
