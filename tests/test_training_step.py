@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,12 @@ from torch import nn
 
 from tensormd.models import TDN, EnergyReadout, Potential, ScalarReadout, TensorNet
 from tensormd.models.training import Batch, Frames, TrainingSettings, TrainingStep, train
-from tensormd.models.training.compiled import CompiledFunction, Unfit, compiler_for
+from tensormd.models.training.compiled import (
+    CompilationError,
+    CompiledFunction,
+    Unfit,
+    compiler_for,
+)
 from tensormd.models.training.losses import loss_terms
 
 CUTOFF = 4.5
@@ -221,6 +227,23 @@ def test_conditions_on_sizes_are_found_and_checked() -> None:
         assert gradient[0].tolist() == [atoms, atoms]
     with pytest.raises(Unfit, match="atoms=3"):
         function(inputs(3), axes)
+
+
+def test_a_compilation_that_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise AssertionError("no such operator\nand more")
+
+    monkeypatch.setattr("tensormd.models.training.compiled._trace", fails)
+    batch = MIXED.batch([0, 1])
+    explicit = dataclasses.replace(FORCES, compile=True)
+    with pytest.raises(CompilationError, match="AssertionError: no such operator"):
+        TrainingStep(tensornet(), explicit, compile=True).step(batch)
+    step = TrainingStep(tensornet(), FORCES, compile=True)
+    compare(step, TrainingStep(step.potential, FORCES), batch, 1e-12)
+    assert not step.compiled
+    assert "steps run plainly from here on" in caplog.text
 
 
 @compiles

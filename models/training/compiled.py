@@ -39,6 +39,10 @@ class Unfit(Exception):  # noqa: N818
     """A batch that no compiled graph may be used for."""
 
 
+class CompilationError(RuntimeError):
+    """Tracing or compiling has failed."""
+
+
 def compiler_for(device: torch.device) -> str | None:
     """Why no step can be compiled on this machine, or None if one can."""
     if device.type == "cuda":
@@ -86,13 +90,20 @@ class CompiledFunction:
         ------
         Unfit
             If the sizes do not fit.
+        CompilationError
+            If this needs a new graph, and torch cannot make it.
         """
         sizes = Sizes.of(inputs, axes)
         if min(sizes.atoms, sizes.edges, sizes.pairs) < 2:
             raise Unfit(f"it has {sizes.atoms} atoms, {sizes.edges} edges: fewer than 2")
         single = sizes.systems == 1
         if single not in self._graphs:
-            self._graphs[single] = _trace(self.potential, self.function, inputs, axes, sizes)
+            try:
+                graph = _trace(self.potential, self.function, inputs, axes, sizes)
+            except Exception as problem:  # of any kind, from deep inside torch
+                reason = f"{type(problem).__name__}: {problem}".splitlines()[0]
+                raise CompilationError(f"the step could not be compiled: {reason}") from problem
+            self._graphs[single] = graph
         return self._graphs[single].run(self._weights(), inputs, sizes)
 
     def _weights(self) -> list[Tensor]:

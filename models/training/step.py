@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..graph import Graph, Pairs, pair_edges, within
 from ..potential import Potential
-from .compiled import Axis, CompiledFunction, Unfit
+from .compiled import Axis, CompilationError, CompiledFunction, Unfit
 from .frames import Batch
 from .losses import loss_terms
 from .predictions import check_heads, predict
@@ -58,7 +58,13 @@ class TrainingStep:
     settings
         Whose losses and weights are taken.
     compile
-        Whether to compile; this happens at the first step.
+        Whether to compile; this happens at the first step. If it fails, the settings decide:
+        with ``compile`` "auto" steps are plain from there on, and a warning says so.
+
+    Raises
+    ------
+    ValueError
+        If the potential lacks a head that the losses need.
 
     Attributes
     ----------
@@ -113,6 +119,11 @@ class TrainingStep:
             except Unfit as problem:
                 self.plain_steps += 1
                 log.info("a training step was not run compiled: %s", problem)
+            except CompilationError as problem:
+                if self.settings.compile != "auto":
+                    raise
+                log.warning("steps run plainly from here on: %s", problem)
+                self._compiled = None
         total, terms = self._losses(self.potential, inputs)
         return terms.detach(), torch.autograd.grad([total], parameters, allow_unused=True)
 
