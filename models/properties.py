@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,10 +20,10 @@ import torch
 from ase.data import atomic_masses
 from torch import Tensor, nn
 
-from .cartesian import BASIS
+from .cartesian import BASIS, ROWS
 from .double import DoubleConstants
 from .graph import Graph
-from .harmonics import clebsch_gordan
+from .harmonics import clebsch_gordan, degree_slices
 from .tdn import TDN
 from .tensornet import TensorNet
 
@@ -58,27 +57,23 @@ def orders_of(representation: nn.Module) -> Orders:
         If it is neither a `TensorNet` nor a `TDN`.
     """
     if isinstance(representation, TensorNet):
-        parts = str(representation.config.get("irreps", "IAS"))
-        places = _places([{"I": 1, "A": 3, "S": 5}[part] for part in parts])
-        found = dict(zip(parts, places, strict=True))
-        return Orders(True, tuple(places), found.get("A"), found.get("S"), BASIS[4:])
+        found, end = {}, 0
+        for irrep in str(representation.config["irreps"]):
+            size = ROWS[irrep].stop - ROWS[irrep].start
+            found[irrep] = slice(end, end + size)
+            end += size
+        basis = BASIS[ROWS["S"]]
+        return Orders(True, tuple(found.values()), found.get("A"), found.get("S"), basis)
     if isinstance(representation, TDN):
         lmax: Any = representation.config["lmax"]
         degrees: Any = representation.config.get("degrees")
-        degrees = list(range(lmax + 1)) if degrees is None else list(degrees)
-        places = _places([2 * degree + 1 for degree in degrees])
-        by_degree = dict(zip(degrees, places, strict=True))
+        places = degree_slices(range(lmax + 1) if degrees is None else degrees)
         basis = torch.from_numpy(math.sqrt(5) * clebsch_gordan(1, 1, 2)).permute(2, 0, 1)
-        return Orders(False, (), by_degree.get(1), by_degree.get(2), basis)
+        return Orders(False, (), places.get(1), places.get(2), basis)
     raise ValueError(
         f"a {type(representation).__name__} has no vectors or tensors that are known: expected a "
         "TensorNet or a TDN"
     )
-
-
-def _places(sizes: Sequence[int]) -> list[slice]:
-    ends = np.cumsum([0, *sizes]).tolist()
-    return [slice(a, b) for a, b in pairwise(ends)]
 
 
 class HeadConstants(DoubleConstants):

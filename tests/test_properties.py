@@ -37,16 +37,18 @@ from tensormd.models import Committee, Potential, batch_graphs, export_torchscri
 from tensormd.models.checkpoint import describe, save_potential
 from tensormd.models.graph import Graph, displacements, pair_edges
 from tensormd.models.kernels import fuse
-from tensormd.models.properties import DipoleReadout, PolarizabilityReadout
+from tensormd.models.properties import DipoleReadout, PolarizabilityReadout, orders_of
 from tensormd.models.script import compile_potential
 
 MODELS: dict[str, dict[str, Any]] = {
     "TensorNet": {},
     "TensorNet-0-layers": {"layers": 0},
     "TensorNet-SO(3)": {"group": "SO(3)"},
+    "TensorNet-IA": {"irreps": "IA"},
     "TensorNet-nm": {"length_unit": "nm", "cutoff": CUTOFF / 10},
     "TDN-L1": {"lmax": 1, "scale": 1.0},
     "TDN-L2": {"lmax": 2, "scale": 1.0},
+    "TDN-0,1,3": {"lmax": 3, "degrees": (0, 1, 3), "scale": 1.0},
     "TDN-L2-SO(3)": {"lmax": 2, "scale": 1.0, "group": "SO(3)"},
 }
 EXACT = 1e-10  # what symmetry demands, left to rounding alone
@@ -57,7 +59,7 @@ def add_heads(potential: Potential, charges: bool = True) -> Potential:
     torch.manual_seed(7)
     network = potential.representation
     heads: dict[str, Any] = {"dipole": DipoleReadout(network, charges=charges)}
-    if getattr(network, "config", {}).get("lmax", 2) > 1:
+    if orders_of(network).tensor is not None:
         heads["polarizability"] = PolarizabilityReadout(network)
         heads["polarizability"].constants.references += torch.rand(
             len(heads["polarizability"].constants.references), dtype=torch.float64
