@@ -43,10 +43,16 @@ def _orthonormal_basis() -> Tensor:
 BASIS = _orthonormal_basis()
 """(9, 3, 3) float64, orthonormal: ``(BASIS[k] * BASIS[l]).sum()`` is 1 if k = l, else 0."""
 
+COMPONENTS = {"I": 1, "A": 3, "S": 5}
+"""Of each irrep."""
 ROWS = {"I": slice(0, 1), "A": slice(1, 4), "S": slice(4, 9)}
 """Of the basis, by irrep."""
 SUBSETS = ("IAS", "IS", "IA", "I")
 """What a network may have: I, which all others are scaled by, is always among it."""
+
+
+BY_COMPONENTS = {9: "IAS", 6: "IS", 4: "IA", 1: "I"}
+"""The same by the number of their components."""
 
 
 def check_irreps(irreps: str) -> str:
@@ -112,13 +118,13 @@ class TensorAlgebra(DoubleConstants):
         """Components (n, N, F) -> matrices (3, 3, N, F)."""
         n, f = x.shape[1], x.shape[2]
         basis = self.basis.to(x.dtype)
-        return (basis.t() @ x.reshape(-1, n * f)).view(3, 3, n, f)
+        return (basis.t() @ x.reshape(x.shape[0], n * f)).view(3, 3, n, f)
 
     def decompose(self, matrices: Tensor) -> Tensor:
         """Matrices (3, 3, N, F) -> components (n, N, F)."""
         n, f = matrices.shape[2], matrices.shape[3]
         basis = self.basis.to(matrices.dtype)
-        return (basis @ matrices.reshape(9, n * f)).view(-1, n, f)
+        return (basis @ matrices.reshape(9, n * f)).view(basis.shape[0], n, f)
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """Matrix product of every atom and channel, (3, 3, N, F)."""

@@ -23,8 +23,6 @@ which is linear in those kept: the first matrix W of the head, with the norm's w
 and the norm, without w and b, still divides by n (`readout.PaddedLayerNorm`).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from tensormd.models import Potential
 from tensormd.models.activations import activation
-from tensormd.models.cartesian import TensorAlgebra
+from tensormd.models.cartesian import SUBSETS, TensorAlgebra, split_irreps
 from tensormd.models.graph import NeighborList
 from tensormd.models.kernels import fuse
-from tensormd.models.kernels.cpu import algebra, dense, perceptron, simd
+from tensormd.models.kernels.cpu import algebra, components, dense, perceptron, simd
 from tensormd.models.kernels.weights import dense_layers
+from tensormd.models.orders import prune_irreps
 from tensormd.models.tabulated import FORCE_BOUND, tabulated_potential
 
 DTYPES = (np.float32, np.float64)
@@ -170,31 +171,36 @@ def test_layer_norm_of_padded_channels_and_its_gradient(dtype: Any) -> None:
 
 
 @njit
-def tensor_products(x: Array, y: Array, out: Array) -> None:
-    a, b = algebra.load_tensor(x, 0), algebra.load_tensor(y, 0)
-    size = algebra.FEATURES
-    algebra.store_tensor(out, 0, algebra.anticommutator(a, b))
-    algebra.store_tensor(out, size, algebra.product(a, algebra.transposed(b)))
+def tensor_products(shape: Array, x: Array, y: Array, out: Array) -> None:
+    a, b = components.load_all(shape, x, 0), components.load_all(shape, y, 0)
+    size = algebra.features(shape)
+    components.store_all(out, 0, algebra.anticommutator(a, b))
+    components.store_all(out, size, algebra.product(a, algebra.transposed(b)))
     simd.store(out, 2 * size, algebra.dot(a, b))
+    algebra.store_irreps(out, 2 * size + LANES, LANES, algebra.dots(a, b))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tensor_algebra(dtype: Any) -> None:
-    rng = np.random.default_rng(2)
-    size = algebra.FEATURES
-    x, y, out = numbers(rng, size, dtype), numbers(rng, size, dtype), np.zeros(3 * size, dtype)
-    tensor_products(x, y, out)
-    torch_algebra = TensorAlgebra()
-    a, b = (torch.tensor(t.reshape(9, 1, 16), dtype=torch.float64) for t in (x, y))
+@pytest.mark.parametrize("irreps", SUBSETS)
+def test_tensor_algebra(irreps: str, dtype: Any) -> None:
+    rng, torch_algebra = np.random.default_rng(2), TensorAlgebra(irreps)
+    rows = len(torch_algebra.basis)
+    size = rows * LANES
+    x, y = numbers(rng, size, dtype), numbers(rng, size, dtype)
+    out = np.zeros(2 * size + 4 * LANES, dtype)
+    tensor_products(components.shape_of(rows), x, y, out)
+    a, b = (torch.tensor(t.reshape(rows, 1, LANES), dtype=torch.float64) for t in (x, y))
     b_transposed = torch_algebra.decompose(torch_algebra.compose(b).transpose(0, 1))
     expected = [torch_algebra.anticommutator(a, b), torch_algebra.product(a, b_transposed)]
     bound = 20 * ROUNDING[dtype]
     for k, tensor in enumerate(expected):
-        found = out[k * size : (k + 1) * size].reshape(9, 1, 16)
+        found = out[k * size : (k + 1) * size].reshape(rows, 1, LANES)
         np.testing.assert_allclose(found, tensor.numpy(), atol=bound)
-    np.testing.assert_allclose(
-        out[2 * size : 2 * size + 16], (a * b).sum((0, 1)).numpy(), atol=bound
-    )
+    dots = torch.cat([part.sum(0) for part in split_irreps(a * b)]).numpy().ravel()
+    found = out[2 * size : 2 * size + LANES]
+    np.testing.assert_allclose(found, (a * b).sum((0, 1)).numpy(), atol=bound)
+    found = out[2 * size + LANES :][: len(dots)]
+    np.testing.assert_allclose(found, dots, atol=bound)
 
 
 # The whole pass. What it means physically is tested in test_potential_physics.py.
@@ -224,11 +230,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SYSTEMS)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_equals_plain_torch_with_the_same_tables(name: str, kind: str) -> None:
+def assert_equals_plain_torch(potential: Potential, kind: str) -> None:
     """In float64, to rounding; and a wrong table would be seen."""
-    potential = make_potential(**NETWORKS[name])
     found = predict(fuse(potential), SYSTEMS[kind], skin=0.7)
     expected = predict(tabulated_potential(potential), SYSTEMS[kind])
     for field, a, b in zip(expected._fields, found, expected, strict=True):
@@ -238,8 +241,26 @@ def test_equals_plain_torch_with_the_same_tables(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", SYSTEMS)
 @pytest.mark.parametrize("name", NETWORKS)
+def test_equals_plain_torch_with_the_same_tables(name: str, kind: str) -> None:
+    assert_equals_plain_torch(make_potential(**NETWORKS[name]), kind)
+
+
+@pytest.mark.parametrize("kind", SYSTEMS)
+@pytest.mark.parametrize("name", ["default", "SO(3)-gated", "no-layers", "odd-channels"])
+@pytest.mark.parametrize("irreps", ["IS", pytest.param("IA", marks=pytest.mark.slow), "I"])
+def test_networks_without_irreps(irreps: str, name: str, kind: str) -> None:
+    """Each number of components is compiled: pruned ones, and ones that never had more."""
+    assert_equals_plain_torch(prune_irreps(make_potential(**NETWORKS[name]), irreps), kind)
+    assert_equals_plain_torch(make_potential(**NETWORKS[name] | {"irreps": irreps}), kind)
+
+
+FLOAT32 = NETWORKS | {"IS": {"irreps": "IS"}}
+
+
+@pytest.mark.parametrize("kind", SYSTEMS)
+@pytest.mark.parametrize("name", FLOAT32)
 def test_float32_is_near_the_network(name: str, kind: str) -> None:
-    potential = make_potential(**NETWORKS[name])
+    potential = make_potential(**FLOAT32[name])
     fused = fuse(copy.deepcopy(potential).float())
     found, expected = predict(fused, SYSTEMS[kind]), predict(potential, SYSTEMS[kind])
     size = max(1.0, float(expected.forces.abs().max()))
@@ -324,8 +345,9 @@ from test_kernels_cpu import NETWORKS, SYSTEMS, water
 from helpers import make_potential, predict
 from tensormd.models.kernels import fuse
 torch.set_num_threads(2)
-for name in ("three-layers", "SO(3)-gated", "no-layers"):
-    fused = fuse(make_potential(**NETWORKS[name]).float())
+options = [NETWORKS[name] for name in ("three-layers", "SO(3)-gated", "no-layers")]
+for option in (*options, {"irreps": "IS", "channels": 24}):
+    fused = fuse(make_potential(**option).float())
     for system in (SYSTEMS["molecule"], SYSTEMS["atom"], water(70), SYSTEMS["apart"]):
         predict(fused, system)
 print("within bounds")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 from tensormd.models import TDN, Potential, ScalarReadout
 from tensormd.models.graph import NeighborList, within
 from tensormd.models.harmonics import SphericalHarmonics
+from tensormd.models.kernels import fuse
 from tensormd.models.kernels import tdn_equations as twin
 from tensormd.models.kernels.cpu.tdn_potential import FusedTDN
 from tensormd.models.kernels.tdn_weights import extract_tdn_weights
@@ -50,11 +52,15 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "L2": {"lmax": 2, "scale": 1.0},
     "L2-SO(3)": {"lmax": 2, "group": "SO(3)", "channels": 24, "layers": 3, "scale": 0.5},
     "L2-cp": {"lmax": 2, "product": "cp", "channels": 32, "heads": 2, "scale": 1.0},
+    "l02": {"degrees": (0, 2), "scale": 1.0},
+    "l02-cp": {"lmax": 3, "degrees": (0, 2), "group": "SO(3)", "product": "cp", "scale": 1.0},
 }
 TWIN_NETWORKS = {
     **NETWORKS,
     "L3": {"lmax": 3, "layers": 1},
     "L4-SO(3)": {"lmax": 4, "layers": 1, "group": "SO(3)"},
+    "l034": {"degrees": (0, 3, 4), "layers": 1},
+    "l0": {"degrees": (0,)},
 }
 
 
@@ -77,13 +83,13 @@ def tabulated_of(name: str) -> nn.Module:
 # The twin
 
 
-@pytest.mark.parametrize("lmax", [1, 2, 3, 4, 6])
-def test_harmonics_and_their_derivatives(lmax: int) -> None:
+@pytest.mark.parametrize("degrees", [(0, 1), (0, 1, 2), (0, 2), (0, 3, 4), range(7)], ids=str)
+def test_harmonics_and_their_derivatives(degrees: Sequence[int]) -> None:
     unit = nn.functional.normalize(torch.randn(5, 3, dtype=torch.float64), dim=1)
     unit[0] = torch.tensor([0.0, 1.0, 0.0])
     unit.requires_grad_(True)
-    values, slopes = twin.harmonics(unit.detach(), lmax)
-    expected = SphericalHarmonics(lmax)(unit)
+    values, slopes = twin.harmonics(unit.detach(), degrees)
+    expected = SphericalHarmonics(max(degrees), degrees)(unit)
     torch.testing.assert_close(values, expected.detach(), rtol=0, atol=1e-12)
     for k in range(expected.shape[1]):
         (row,) = torch.autograd.grad(expected[:, k].sum(), unit, retain_graph=True)
@@ -134,7 +140,9 @@ def test_equals_plain_torch_with_the_same_tables(name: str, kind: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:rank 4 leaves")
 @pytest.mark.parametrize("kind", SYSTEMS)
-@pytest.mark.parametrize("name", [name for name in NETWORKS if "lmax" not in NETWORKS[name]])
+@pytest.mark.parametrize(
+    "name", [name for name in NETWORKS if not NETWORKS[name].keys() & {"lmax", "degrees"}]
+)
 def test_float32_is_near_the_network(name: str, kind: str) -> None:
     expected = predict(potential_of(name), SYSTEMS[kind])
     found = predict(fused_of(name, torch.float32), SYSTEMS[kind])
@@ -146,7 +154,15 @@ def test_float32_is_near_the_network(name: str, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "dtype"), [("L3", torch.float64), ("L2", torch.float32)])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("L3", torch.float64),
+        ("L2", torch.float32),
+        ("l034", torch.float64),
+        ("l02", torch.float32),
+    ],
+)
 def test_other_kernels(name: str, dtype: torch.dtype) -> None:
     """Of one more degree, and of float32 at L = 2: each is compiled."""
     expected = predict(tabulated_of(name), SYSTEMS["molecule"])
@@ -230,6 +246,11 @@ def test_edges_that_cannot_be_used_are_refused() -> None:
     swapped = graph._replace(edge_index=graph.edge_index[:, order].contiguous())
     with pytest.raises(ValueError, match="then sender"):
         fused(swapped)
+
+
+def test_degree_0_alone_has_no_kernels() -> None:
+    with pytest.raises(ValueError, match="TDN of degree 0 alone"):
+        fuse(make_tdn(degrees=(0,)))
 
 
 def test_another_architecture_is_refused() -> None:

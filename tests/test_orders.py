@@ -6,17 +6,21 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from helpers import crystal, ethanol, make_potential, predict
 from test_tdn import make_tdn
 from torch import Tensor, nn
 
+from tensormd.calculators import PotentialCalculator
 from tensormd.models import (
     TDN,
     EnergyReadout,
     Potential,
     TensorNet,
+    export_torchscript,
     load_potential,
     save_potential,
 )
@@ -24,6 +28,7 @@ from tensormd.models.cartesian import ROWS
 from tensormd.models.harmonics import degree_slices
 from tensormd.models.orders import projected, prune_degrees, prune_irreps
 from tensormd.models.properties import DipoleReadout, PolarizabilityReadout
+from tensormd.models.tabulated import tabulated
 
 SYSTEMS = {"ion": ethanol(charge=-1.0), "crystal": crystal()}
 TENSORNETS: dict[str, dict[str, Any]] = {
@@ -107,7 +112,7 @@ def test_weights_of_zero_make_a_network_without_the_irrep() -> None:
         for name, parameter in network.named_parameters():
             if "mix" in name:
                 parameter[1] = 0
-    assert max(float(x[1:4].abs().max()) for x in features(whole, SYSTEMS["ion"])) < 1e-14
+    assert max(float(x[1:4].detach().abs().max()) for x in features(whole, SYSTEMS["ion"])) < 1e-14
     without = TensorNet(**network.config | {"irreps": "IS"}).double()
     tensors = network.state_dict()
     for name, tensor in without.state_dict().items():
@@ -247,6 +252,39 @@ def test_checkpoints(make: Any, tmp_path: Path) -> None:
     assert (tmp_path / "fewer.safetensors").stat().st_size < len(_bytes(whole))
     with pytest.raises(ValueError, match="cannot save a ProjectedPotential"):
         save_potential(projected(whole, kept), tmp_path / "projected.safetensors")
+
+
+@pytest.mark.parametrize("tables", [True, False])
+@pytest.mark.parametrize("make", [make_potential, lambda: make_tdn(lmax=2)], ids=["IS", "l"])
+def test_exported_files(make: Any, tables: bool, tmp_path: Path) -> None:
+    whole: Potential = make()
+    kept: Any = "IS" if isinstance(whole.representation, TensorNet) else (0, 2)
+    fewer = prune_irreps(whole, kept) if isinstance(kept, str) else prune_degrees(whole, kept)
+    export_torchscript(fewer, tmp_path / "model.pt", tables=tables)
+    ion = SYSTEMS["ion"]
+    energy, forces = torch.jit.load(tmp_path / "model.pt")(
+        torch.tensor(ion.positions),
+        torch.tensor(ion.numbers),
+        torch.zeros(3, 3, dtype=torch.float64),
+        torch.zeros(3, dtype=torch.bool),
+        ion.charge,
+    )
+    expected = predict(tabulated(fewer) if tables else fewer, ion)
+    assert energy.item() == pytest.approx(expected.energy.item(), abs=1e-10)
+    torch.testing.assert_close(forces, expected.forces, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("make", [make_potential, lambda: make_tdn(lmax=2)], ids=["IS", "l"])
+def test_calculators(make: Any) -> None:
+    whole: Potential = make()
+    kept: Any = "IS" if isinstance(whole.representation, TensorNet) else (0, 2)
+    fewer = prune_irreps(whole, kept) if isinstance(kept, str) else prune_degrees(whole, kept)
+    atoms = Atoms(SYSTEMS["ion"].numbers, SYSTEMS["ion"].positions, info={"charge": -1})
+    expected = predict(fewer, SYSTEMS["ion"])
+    for potential in (fewer, projected(whole, kept)):
+        atoms.calc = PotentialCalculator(potential, dtype="float64", backend="reference")
+        np.testing.assert_allclose(atoms.get_forces(), expected.forces, atol=1e-10)
+        assert atoms.get_potential_energy() == pytest.approx(expected.energy.item(), abs=1e-10)
 
 
 def _bytes(potential: Potential) -> bytes:

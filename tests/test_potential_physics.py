@@ -61,6 +61,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "zbl": {"zbl": 3.0},
     "long-zbl": {"zbl": 5.5},
     "references": {"references": REFERENCES},
+    "no-A": {"irreps": "IS"},
     "bohr-hartree": {
         "length_unit": "bohr",
         "energy_unit": "hartree",

@@ -54,6 +54,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "L1-cp-factored": {"product": "cp", "evaluation": "factored"},
     "L2-cp": {"lmax": 2, "scale": 1.4, "product": "cp"},
     "L2-by-path": {"lmax": 2, "scale": 1.4, "evaluation": "factored"},
+    "l02": {"degrees": (0, 2), "scale": 1.4},
     "zbl-references": {"zbl": 3.0, "references": REFERENCES},
     "bohr-hartree": {
         "length_unit": "bohr",

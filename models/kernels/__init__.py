@@ -29,8 +29,14 @@ def fused_problem(potential: nn.Module) -> str | None:
         architecture = getattr(potential, "architecture", type(potential).__name__)
         return f"there are no fused kernels for {architecture}"
     assert isinstance(potential, Potential)
-    if _on_gpu(potential) and not isinstance(potential.representation, TensorNet):
-        return f"the kernels of {potential.architecture} run on a CPU alone"
+    network = potential.representation
+    if _on_gpu(potential):
+        if not isinstance(network, TensorNet):
+            return f"the kernels of {potential.architecture} run on a CPU alone"
+        if network.irreps != "IAS":
+            return f"the kernels of a TensorNet of {network.irreps} alone run on a CPU"
+    if isinstance(network, TDN) and network.degrees == [0]:
+        return "there are no fused kernels for a TDN of degree 0 alone"
     package = "triton" if _on_gpu(potential) else "numba"
     if importlib.util.find_spec(package) is None:
         return f"{package} is not installed: pip install {package}"

@@ -6,7 +6,9 @@ with respect to the function's result and returns that with respect to its argum
 
 Notation: N atoms, E edges, F channels; X, Y, M features (9, N, F) in the orthonormal
 components of `cartesian`; <A, B> the sum of products of components, which is the Frobenius
-product; i receives from j; u = -r_ij / d the direction and d the distance of an edge.
+product; i receives from j; u = -r_ij / d the direction and d the distance of an edge. Of a
+network without A or S features have fewer components, which say what there is; 3F stands for as
+many factors as there are irreps, and products are projected onto these.
 """
 
 from __future__ import annotations
@@ -17,11 +19,18 @@ import torch
 from torch import Tensor
 
 from ..activations import LOG_2
-from ..cartesian import BASIS, TensorAlgebra, norm_squared, scale_irreps
+from ..cartesian import (
+    BASIS,
+    BY_COMPONENTS,
+    TensorAlgebra,
+    norm_squared,
+    scale_irreps,
+    split_irreps,
+)
 from .edges import Edges, Geometry
 from .weights import LAYER_NORM_EPSILON, Dense
 
-_ALGEBRA = TensorAlgebra()
+_ALGEBRAS = {n: TensorAlgebra(irreps) for n, irreps in BY_COMPONENTS.items()}
 
 
 def geometry(
@@ -142,6 +151,7 @@ def embed(
     receiver: Tensor,
     sender: Tensor,
     numbers: Tensor,
+    components: int = 9,
 ) -> Tensor:
     r"""The sum over neighbours that starts the network (eqs. 6 to 8 of the paper).
 
@@ -164,6 +174,8 @@ def embed(
         (Z, F), a and b by atomic number.
     numbers
         (N,) atomic numbers.
+    components
+        Of the result.
 
     Returns
     -------
@@ -171,9 +183,10 @@ def embed(
     """
     a, b = receiver[numbers], sender[numbers]
     i, j = receivers(edges), edges.senders.long()
-    factors = _by_irrep(spline(table, at)[0]) * (a[i] + b[j])
-    sent = scale_irreps(_ALGEBRA.directions(at.unit).unsqueeze(2), factors)
-    x = sent.new_zeros(9, *a.shape).index_add(1, i, sent)
+    algebra = _ALGEBRAS[components]
+    factors = _by_irrep(spline(table, at)[0], algebra.irreps) * (a[i] + b[j])
+    sent = scale_irreps(algebra.directions(at.unit).unsqueeze(2), factors)
+    x = sent.new_zeros(components, *a.shape).index_add(1, i, sent)
     x[0] += at_zero * (a + b)
     return x
 
@@ -202,14 +215,21 @@ def embed_backward(
     a, b = receiver[numbers], sender[numbers]
     i, j = receivers(edges), edges.senders.long()
     value, slope = spline(table, at)
-    f, df = _by_irrep(value) * (a[i] + b[j]), _by_irrep(slope) * (a[i] + b[j])
-    g_i = g[:, i]
+    irreps = BY_COMPONENTS[g.shape[0]]
+    f, df = (_by_irrep(each, irreps) * (a[i] + b[j]) for each in (value, slope))
     u = at.unit.t().unsqueeze(2)
-    matrices = BASIS[4:].to(g)
-    p = torch.einsum("kab,kef,eb->aef", matrices, g_i[4:], at.unit)
-    g_a = math.sqrt(2) * g_i[1:4]
-    d_distance = math.sqrt(3) * df[0] * g_i[0] + df[1] * (u * g_a).sum(0) + df[2] * (u * p).sum(0)
-    d_unit = (f[1] * g_a + 2 * f[2] * p).sum(2).t()
+    d_distance, d_unit = torch.zeros_like(f[0]), torch.zeros_like(at.unit)
+    for irrep, part, f_k, df_k in zip(irreps, split_irreps(g[:, i]), f, df, strict=True):
+        if irrep == "I":
+            d_distance = d_distance + math.sqrt(3) * df_k * part[0]
+        elif irrep == "A":
+            g_a = math.sqrt(2) * part
+            d_distance = d_distance + df_k * (u * g_a).sum(0)
+            d_unit = d_unit + (f_k * g_a).sum(2).t()
+        else:
+            p = torch.einsum("kab,kef,eb->aef", BASIS[4:].to(g), part, at.unit)
+            d_distance = d_distance + df_k * (u * p).sum(0)
+            d_unit = d_unit + (2 * f_k * p).sum(2).t()
     across = d_unit - (d_unit * at.unit).sum(1, keepdim=True) * at.unit
     return -d_distance.sum(1, keepdim=True) * at.unit - across / at.distance.unsqueeze(1)
 
@@ -235,8 +255,9 @@ def message(at: Geometry, edges: Edges, table: Tensor, at_zero: Tensor, y: Tenso
     (9, N, F)
     """
     i, j = receivers(edges), edges.senders.long()
-    sent = scale_irreps(y[:, j], _by_irrep(spline(table, at)[0]))
-    own = scale_irreps(y, _by_irrep(at_zero.unsqueeze(0)))
+    irreps = BY_COMPONENTS[y.shape[0]]
+    sent = scale_irreps(y[:, j], _by_irrep(spline(table, at)[0], irreps))
+    own = scale_irreps(y, _by_irrep(at_zero.unsqueeze(0), irreps))
     return own.index_add(1, i, sent)
 
 
@@ -265,7 +286,7 @@ def message_backward(
     (9, N, F) and (E,).
     """
     i, j = receivers(edges), edges.senders.long()
-    slope = _by_irrep(spline(table, at)[1])
+    slope = _by_irrep(spline(table, at)[1], BY_COMPONENTS[y.shape[0]])
     d_distance = (scale_irreps(y[:, i], slope) * g[:, j]).sum((0, 2))
     return message(at, edges, table, at_zero, g), d_distance
 
@@ -328,7 +349,8 @@ def normalize_adjoint(x: Tensor, g: Tensor) -> Tensor:
 
 def transpose(x: Tensor) -> Tensor:
     """Components of the transposed matrices: A changes its sign."""
-    return torch.cat([x[:1], -x[1:4], x[4:]])
+    parts = zip(BY_COMPONENTS[x.shape[0]], split_irreps(x), strict=True)
+    return torch.cat([-part if irrep == "A" else part for irrep, part in parts])
 
 
 def combine(y: Tensor, m: Tensor, charge_factor: Tensor, parity_conserving: bool) -> Tensor:
@@ -356,24 +378,23 @@ def combine_adjoint(
         \partial_Y = 2 h M^T, \quad \partial_M = 2 Y^T h \text{ for SO(3)}
     """
     h = normalize_adjoint(_product(y, m, charge_factor, parity_conserving), g)
+    algebra = _ALGEBRAS[y.shape[0]]
     if parity_conserving:
         h = h * charge_factor.unsqueeze(1)
-        return (
-            _ALGEBRA.anticommutator(h, transpose(m)),
-            _ALGEBRA.anticommutator(h, transpose(y)),
-        )
-    return 2 * _ALGEBRA.product(h, transpose(m)), 2 * _ALGEBRA.product(transpose(y), h)
+        return algebra.anticommutator(h, transpose(m)), algebra.anticommutator(h, transpose(y))
+    return 2 * algebra.product(h, transpose(m)), 2 * algebra.product(transpose(y), h)
 
 
 def _product(y: Tensor, m: Tensor, charge_factor: Tensor, parity_conserving: bool) -> Tensor:
+    algebra = _ALGEBRAS[y.shape[0]]
     if parity_conserving:
-        return charge_factor.unsqueeze(1) * _ALGEBRA.anticommutator(y, m)
-    return 2 * _ALGEBRA.product(y, m)
+        return charge_factor.unsqueeze(1) * algebra.anticommutator(y, m)
+    return 2 * algebra.product(y, m)
 
 
 def update(x: Tensor, dx: Tensor, charge_factor: Tensor) -> Tensor:
     r""":math:`X + \Delta X + q \Delta X^2` (eq. 13 of the paper); q (N,)."""
-    return x + dx + charge_factor.unsqueeze(1) * _ALGEBRA.square(dx)
+    return x + dx + charge_factor.unsqueeze(1) * _ALGEBRAS[x.shape[0]].square(dx)
 
 
 def update_adjoint(dx: Tensor, charge_factor: Tensor, g: Tensor) -> Tensor:
@@ -381,7 +402,8 @@ def update_adjoint(dx: Tensor, charge_factor: Tensor, g: Tensor) -> Tensor:
 
     That with respect to X is g itself.
     """
-    return g + charge_factor.unsqueeze(1) * _ALGEBRA.anticommutator(g, transpose(dx))
+    algebra = _ALGEBRAS[dx.shape[0]]
+    return g + charge_factor.unsqueeze(1) * algebra.anticommutator(g, transpose(dx))
 
 
 def norm_squared_adjoint(x: Tensor, g: Tensor) -> Tensor:
@@ -391,18 +413,17 @@ def norm_squared_adjoint(x: Tensor, g: Tensor) -> Tensor:
 
 def irrep_norms_squared_adjoint(x: Tensor, g: Tensor) -> Tensor:
     """2 X g, of `cartesian.irrep_norms_squared`; g (N, 3F)."""
-    return scale_irreps(2 * x, _by_irrep(g))
+    return gate(2 * x, g)
 
 
 def gate(x: Tensor, factors: Tensor) -> Tensor:
     """Scale I, A and S by (N, 3F) factors."""
-    return scale_irreps(x, _by_irrep(factors))
+    return scale_irreps(x, _by_irrep(factors, BY_COMPONENTS[x.shape[0]]))
 
 
 def gate_adjoint(x: Tensor, factors: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of `gate` with respect to x, (9, N, F), and to the factors, (N, 3F)."""
-    i, a, s = torch.split(x * g, [1, 3, 5])
-    return gate(g, factors), torch.cat([i.sum(0), a.sum(0), s.sum(0)], dim=1)
+    return gate(g, factors), torch.cat([part.sum(0) for part in split_irreps(x * g)], dim=1)
 
 
 def mix(x: Tensor, weight: Tensor) -> Tensor:
@@ -446,6 +467,29 @@ def layer_norm_adjoint(
     return torch.ops.aten.native_layer_norm_backward(
         g, x, x.shape[-1:], mean, inverse, weight, bias, only_x
     )[0]
+
+
+def padded_layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`layer_norm` of x and of zeros behind it, ``size`` in all (`readout.PaddedLayerNorm`)."""
+    if size == x.shape[-1]:
+        return layer_norm(x, weight, bias)
+    mean = x.sum(-1, keepdim=True) / size
+    squares = (x - mean).square().sum(-1, keepdim=True) + (size - x.shape[-1]) * mean.square()
+    inverse = (squares / size + LAYER_NORM_EPSILON).rsqrt()
+    return (x - mean) * inverse * weight + bias, mean, inverse
+
+
+def padded_layer_norm_adjoint(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tensor, g: Tensor, size: int
+) -> Tensor:
+    """Gradient of `padded_layer_norm` with respect to x: as above, means being sums over size."""
+    if size == x.shape[-1]:
+        return layer_norm_adjoint(x, weight, bias, mean, inverse, g)
+    hat, h = (x - mean) * inverse, g * weight
+    along = (h * hat).sum(-1, keepdim=True) / size
+    return inverse * (h - h.sum(-1, keepdim=True) / size - hat * along)
 
 
 def activate(name: str, x: Tensor) -> Tensor:
@@ -505,6 +549,7 @@ def perceptron_adjoint(layers: list[Dense], linear: list[Tensor], g: Tensor) -> 
     return g
 
 
-def _by_irrep(factors: Tensor) -> Tensor:
+def _by_irrep(factors: Tensor, irreps: str) -> Tensor:
     """(E, 3F) -> (3, E, F)."""
-    return factors.view(factors.shape[0], 3, factors.shape[1] // 3).transpose(0, 1)
+    parts = len(irreps)
+    return factors.view(factors.shape[0], parts, factors.shape[1] // parts).transpose(0, 1)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cartesian import COMPONENTS
 from .weights import TensorNetWeights
 
 
@@ -24,13 +25,13 @@ def pack_weights(
     packed = dataclasses.replace(
         weights,
         table=with_slopes(weights.table, spacing),
-        mix=by_component(weights.mix),
+        mix=by_component(weights.mix, weights.irreps),
         layers=[
             dataclasses.replace(
                 layer,
                 table=with_slopes(layer.table, spacing),
-                mix_in=by_component(layer.mix_in),
-                mix_out=by_component(layer.mix_out),
+                mix_in=by_component(layer.mix_in, weights.irreps),
+                mix_out=by_component(layer.mix_out, weights.irreps),
             )
             for layer in weights.layers
         ],
@@ -39,9 +40,10 @@ def pack_weights(
     return cast
 
 
-def by_component(weight: Tensor) -> Tensor:
+def by_component(weight: Tensor, irreps: str = "IAS") -> Tensor:
     """Matrices of I, A and S -> of the nine components: one product instead of three."""
-    return torch.cat([weight[k : k + 1].expand(n, -1, -1) for k, n in enumerate((1, 3, 5))])
+    sizes = [COMPONENTS[irrep] for irrep in irreps]
+    return torch.cat([weight[k : k + 1].expand(n, -1, -1) for k, n in enumerate(sizes)])
 
 
 def with_slopes(table: Tensor, spacing: float) -> Tensor:

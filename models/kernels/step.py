@@ -20,6 +20,8 @@ from .equations import (
     layer_norm_adjoint,
     mix,
     mix_adjoint,
+    padded_layer_norm,
+    padded_layer_norm_adjoint,
     perceptron,
     perceptron_adjoint,
 )
@@ -81,6 +83,7 @@ class Operators(Protocol):
         receiver: Tensor,
         sender: Tensor,
         numbers: Tensor,
+        components: int = 9,
     ) -> Tensor: ...
 
     def embed_backward(  # noqa: D102
@@ -210,7 +213,8 @@ def tensornet_step(
     species = (w.receiver, w.sender, inputs.numbers)
 
     # Embedding (eqs. 6 to 10 of the paper)
-    embedded = op.embed(at, edges, w.table, w.at_zero, *species)
+    components = sum(cartesian.COMPONENTS[irrep] for irrep in w.irreps)
+    embedded = op.embed(at, edges, w.table, w.at_zero, *species, components)
     norm = op.norm_squared(embedded)
     normal, mean, inverse = layer_norm(norm, w.norm_weight, w.norm_bias)
     factors, gate_linear = perceptron(w.gate, normal)
@@ -254,8 +258,8 @@ def tensornet_step(
 
 def _readout(invariants: Tensor, w: TensorNetWeights) -> tuple[Tensor, Tensor]:
     """Outputs (N,) of the network, and the gradient of their sum, (N, 3F)."""
-    weight, bias = w.readout_norm_weight, w.readout_norm_bias
-    x, mean, inverse = layer_norm(invariants, weight, bias)
+    weight, bias, size = w.readout_norm_weight, w.readout_norm_bias, w.readout_norm_size
+    x, mean, inverse = padded_layer_norm(invariants, weight, bias, size)
     outputs, linear = perceptron(w.values, x)
     one = torch.ones_like(outputs)
     if not w.gates:
@@ -265,5 +269,5 @@ def _readout(invariants: Tensor, w: TensorNetWeights) -> tuple[Tensor, Tensor]:
         outputs = values * gates
         g = perceptron_adjoint(w.values, linear, gates)
         g = g + perceptron_adjoint(w.gates, gates_linear, values)
-    g = layer_norm_adjoint(invariants, weight, bias, mean, inverse, g)
+    g = padded_layer_norm_adjoint(invariants, weight, bias, mean, inverse, g, size)
     return outputs.squeeze(1), g

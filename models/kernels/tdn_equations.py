@@ -3,7 +3,7 @@ r"""TDN forward and backward as plain functions of tensors: the twin of the fuse
 Each operator stands beside its adjoint, which takes the gradient g of the energy with respect to
 the operator's result and returns that with respect to its arguments.
 
-Notation: N atoms, E edges, features x (n, d, C) of d = (L + 1)^2 components and C channels; i
+Notation: N atoms, E edges, features x (n, d, C) of d components of some degrees and C channels; i
 receives from j; an edge of length r and direction u = r_ij / r has the harmonics Y(u), the
 envelope phi(r), the radial weights w(r) of a tensor product and its matrix
 
@@ -15,6 +15,7 @@ so that features x of the edge become w M x. A bar denotes the gradient of the e
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,7 +50,7 @@ class EdgeGradients(NamedTuple):
 # Geometry
 
 
-def harmonics(unit: Tensor, lmax: int) -> tuple[Tensor, Tensor]:
+def harmonics(unit: Tensor, degrees: Sequence[int]) -> tuple[Tensor, Tensor]:
     r"""Harmonics (E, d) of unit vectors (E, 3) and their derivatives (E, d, 3).
 
     With the notation of `SphericalHarmonics`, :math:`d \Pi_l^m / dy = \Pi_l^{m+1}` and, for
@@ -63,11 +64,11 @@ def harmonics(unit: Tensor, lmax: int) -> tuple[Tensor, Tensor]:
     x, y, z = unit.unbind(1)
     zero = torch.zeros_like(x)
     c, s = [torch.ones_like(x)], [zero]
-    for m in range(lmax):
+    for m in range(max(degrees)):
         c.append(z * c[m] - x * s[m])
         s.append(z * s[m] + x * c[m])
     values, slopes = [], []
-    for degree in range(lmax + 1):
+    for degree in degrees:
         for k in range(-degree, degree + 1):
             m = abs(k)
             norm = math.sqrt((2 * degree + 1) * (1 if m == 0 else 2)) * math.sqrt(
@@ -126,7 +127,7 @@ def spline(table: Tensor, cutoff: float, distance: Tensor) -> tuple[Tensor, Tens
 
 def norm(x: Tensor, weights: Norm) -> Tensor:
     """`DegreeNorm`."""
-    fields = [_hat(x, weights, n)[0] * weights.weight[n] for n in range(_degrees(x))]
+    fields = [_hat(x, weights, n)[0] * weights.weight[n] for n in range(len(weights.sizes))]
     return torch.cat(fields, 1) + _at_zero(weights.bias, x)
 
 
@@ -140,25 +141,22 @@ def norm_adjoint(x: Tensor, weights: Norm, g: Tensor) -> Tensor:
     and its mean over channels is subtracted from degree 0.
     """
     parts = []
-    for n in range(_degrees(x)):
+    for n, field in enumerate(torch.split(g, weights.sizes, dim=1)):
         hat, scale = _hat(x, weights, n)
-        h = g[:, n * n : (n + 1) ** 2] * weights.weight[n]
+        h = field * weights.weight[n]
         part = (h - hat * (h * hat).mean((1, 2), keepdim=True)) * scale
         parts.append(part - part.mean(2, keepdim=True) if n == 0 else part)
     return torch.cat(parts, 1)
 
 
-def _hat(x: Tensor, weights: Norm, degree: int) -> tuple[Tensor, Tensor]:
-    field = x[:, degree * degree : (degree + 1) ** 2]
-    if degree == 0:
+def _hat(x: Tensor, weights: Norm, n: int) -> tuple[Tensor, Tensor]:
+    """Of the n-th degree."""
+    field = torch.split(x, weights.sizes, dim=1)[n]
+    if n == 0:
         field = field - field.mean(2, keepdim=True)
     square = field.square().mean((1, 2), keepdim=True)
-    scale = (square + weights.epsilons[degree]).rsqrt()
+    scale = (square + weights.epsilons[n]).rsqrt()
     return field * scale, scale
-
-
-def _degrees(x: Tensor) -> int:
-    return math.isqrt(x.shape[1])
 
 
 def _at_zero(bias: Tensor, x: Tensor) -> Tensor:
@@ -350,7 +348,7 @@ def outputs_and_gradient(
     """
     atoms, distance = len(numbers), torch.linalg.vector_norm(vectors, dim=1)
     unit = vectors / distance.unsqueeze(1)
-    y, y_slope = harmonics(unit, net.lmax)
+    y, y_slope = harmonics(unit, net.degrees)
     phase = math.pi / net.cutoff * distance
     envelope, fall = torch.ones_like(distance), torch.zeros_like(distance)
     if net.smooth:

@@ -37,11 +37,13 @@ class Norm:
     """Of each degree, see `DegreeNorm`."""
 
     weight: Tensor
-    """(L + 1, C)."""
+    """(degrees, C)."""
     bias: Tensor
     """(C,)."""
     epsilons: list[float]
     """Of each degree."""
+    sizes: list[int]
+    """Components of each degree."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class TDNWeights:
 
     channels: int
     heads: int
-    lmax: int
+    degrees: list[int]
+    """Those that there are, 0 first."""
     smooth: bool
     """Whether there is an envelope."""
     slope: float
@@ -136,7 +139,7 @@ def extract_tdn_weights(potential: Potential, table: RadialTable) -> TDNWeights:
         return TDNWeights(
             channels=network.channels,
             heads=config["heads"],
-            lmax=config["lmax"],
+            degrees=network.degrees,
             smooth=network.smooth,
             slope=blocks[0].attention.score_act.slope if blocks else 0.0,
             cutoff=table.cutoff,
@@ -180,7 +183,7 @@ def _block(block: Block, table: Tensor) -> BlockWeights:
 
 def _norm(norm: torch.nn.Module) -> Norm:
     assert isinstance(norm, DegreeNorm)
-    return Norm(norm.weight.detach(), norm.bias.detach(), list(norm.epsilons))
+    return Norm(norm.weight.detach(), norm.bias.detach(), list(norm.epsilons), list(norm.sizes))
 
 
 def _linear(linear: DegreeLinear | torch.nn.Linear) -> Linear:

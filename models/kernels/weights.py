@@ -60,6 +60,8 @@ class TensorNetWeights:
     """Of a whole TensorNet potential; its units of length and energy are the network's own."""
 
     channels: int
+    irreps: str
+    """Those that there are; where I, A and S are spoken of, 3 stands for their number."""
     parity_conserving: bool
     cutoff: float
     lower: float
@@ -85,6 +87,8 @@ class TensorNetWeights:
     readout_norm_weight: Tensor
     """(3F,), layer norm of |I|^2, |A|^2, |S|^2."""
     readout_norm_bias: Tensor
+    readout_norm_size: int
+    """Numbers that the norm is taken of; those beyond the invariants are zero."""
     values: list[Dense]
     """3F -> ... -> 1."""
     gates: list[Dense]
@@ -119,15 +123,17 @@ def extract_weights(potential: Potential, table: RadialTable) -> TensorNetWeight
     assert isinstance(readout, EnergyReadout)
     embedding, channels = network.embedding, network.channels
     layers = cast("list[Interaction]", list(network.layers))
+    width = len(network.irreps) * channels
     with torch.no_grad():
-        parts = torch.split(table.coefficients, 3 * channels, dim=1)
-        at_zero = torch.split(table(torch.zeros(1, dtype=torch.float64))[0], 3 * channels)
+        parts = torch.split(table.coefficients, width, dim=1)
+        at_zero = torch.split(table(torch.zeros(1, dtype=torch.float64))[0], width)
         if not embedding.self_interaction:
             at_zero = tuple(torch.zeros_like(part) for part in at_zero)
         species, pair = embedding.species.weight.detach(), embedding.species_pair
         values, gates = _head(readout.head)
         return TensorNetWeights(
             channels=channels,
+            irreps=network.irreps,
             parity_conserving=network.config["group"] == "O(3)",
             cutoff=table.cutoff,
             lower=table.lower,
@@ -148,6 +154,7 @@ def extract_weights(potential: Potential, table: RadialTable) -> TensorNetWeight
             ],
             readout_norm_weight=readout.norm.weight.detach(),
             readout_norm_bias=readout.norm.bias.detach(),
+            readout_norm_size=readout.norm_size,
             values=values,
             gates=gates,
         )

@@ -1,28 +1,37 @@
 """Sixteen channels of d components each: tuples of d vectors, for any d, with loops unrolled.
 
-A function is told d by the length of a tuple of vectors, or by ``shape``, an array of L + 1
-dimensions that holds nothing, d = (L + 1)^2: what is part of a type is known when compiled, and
-of a tuple of arrays and numbers all threads get a copy, of nested tuples none.
+A function is told d by the length of a tuple of vectors, or by ``shape`` (`shape_of`), an array of
+strings of d bytes that holds nothing: what is part of a type is known when compiled, and of a
+tuple of arrays and numbers all threads get a copy, of nested tuples none.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from .simd import LANES, Vector, broadcast, call_lanewise, vector_pointer
+
+
+def shape_of(components: int) -> NDArray[Any]:
+    """What tells a compiled function the number of components."""
+    return np.zeros(0, f"S{components}")
 
 
 def _constant(index: Any, value: int) -> Any:
     return ir.Constant(index.type, value)
 
 
-def _load(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+def load_at(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    """The vector at array[index], in LLVM."""
     pointer = vector_pointer(context, builder, kind, array, index)
     return builder.load(pointer, align=kind.dtype.bitwidth // 8)
 
@@ -30,18 +39,19 @@ def _load(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
 @intrinsic
 def load_all(typing: Any, shape: Any, array: Any, start: Any) -> Any:
     """The d vectors that begin at array[start]."""
-    result = types.UniTuple(Vector(array.dtype), shape.ndim**2)
+    count = shape.dtype.count
+    result = types.UniTuple(Vector(array.dtype), count)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         values = [
-            _load(
+            load_at(
                 context,
                 builder,
                 array,
                 args[1],
                 builder.add(args[2], _constant(args[2], LANES * k)),
             )
-            for k in range(shape.ndim**2)
+            for k in range(count)
         ]
         return context.make_tuple(builder, result, values)
 
@@ -82,6 +92,21 @@ def times(typing: Any, factor: Any, x: Any) -> Any:
         return context.make_tuple(builder, x, [builder.fmul(args[0], each) for each in values])
 
     return x(factor, x), generate
+
+
+@intrinsic
+def plus_times(typing: Any, t: Any, factor: Any, x: Any) -> Any:
+    """T + times(factor, x)."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        terms, values = (cgutils.unpack_tuple(builder, args[k]) for k in (0, 2))
+        sums = [
+            call_lanewise(builder, "fma", args[1], value, term)
+            for term, value in zip(terms, values, strict=True)
+        ]
+        return context.make_tuple(builder, x, sums)
+
+    return x(x, factor, x), generate
 
 
 @intrinsic
@@ -145,19 +170,27 @@ def outer_sums(
 ) -> Any:  # fmt: skip
     """Vectors (d, d) of sums over chunks, a_k b_i + c_k e_i; `lane_sums` ends them.
 
-    Features lie as [chunk][component][16].
+    Features lie as [chunk][component][16]. The sums are made tile by tile; where d is no whole
+    number of them the last one is moved back, and some are made twice.
     """
-    tile, d, whole = shape.ndim, shape.ndim**2, types.intp
+    d, whole = shape.dtype.count, types.intp
+    tile = math.isqrt(d - 1) + 1
+    tiles = -(-d // tile)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = signature.args
         index = args[2]
         zero = ir.Constant(ir.VectorType(_element(a.dtype), LANES), [0.0] * LANES)
 
-        with cgutils.for_range(builder, _constant(index, tile)) as outer:
-            k_first = builder.mul(outer.index, _constant(index, tile * LANES))
-            with cgutils.for_range(builder, _constant(index, tile)) as inner:
-                i_first = builder.mul(inner.index, _constant(index, tile * LANES))
+        def first_of(which: Any) -> Any:
+            first = builder.mul(which, _constant(index, tile * LANES))
+            last = _constant(index, (d - tile) * LANES)
+            return builder.select(builder.icmp_signed("<", first, last), first, last)
+
+        with cgutils.for_range(builder, _constant(index, tiles)) as outer:
+            k_first = first_of(outer.index)
+            with cgutils.for_range(builder, _constant(index, tiles)) as inner:
+                i_first = first_of(inner.index)
                 sums = [
                     [cgutils.alloca_once_value(builder, zero) for _ in range(tile)]
                     for _ in range(tile)
@@ -171,7 +204,7 @@ def outer_sums(
                     def vectors(which: int, offset: Any, here: Any = here) -> list[Any]:
                         start = builder.add(builder.add(args[which + 1], here), offset)
                         return [
-                            _load(
+                            load_at(
                                 context,
                                 builder,
                                 kind[which],
@@ -220,7 +253,7 @@ def lane_sums(typing: Any, array: Any, start: Any) -> Any:
         even = ir.Constant(index, list(range(0, 2 * LANES, 2)))
         odd = ir.Constant(index, list(range(1, 2 * LANES, 2)))
         values = [
-            _load(
+            load_at(
                 context,
                 builder,
                 array,

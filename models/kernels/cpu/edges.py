@@ -26,13 +26,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .algebra import FEATURES, dots, load_tensor, plus_scaled, scaled, store_tensor
+from .algebra import (
+    dots,
+    features,
+    irreps_of,
+    load_irreps,
+    only,
+    plus_scaled,
+    scaled,
+    splines,
+    weighted,
+    with_zeros,
+)
 from .compiled import inlined
+from .components import load_all, store_all, times
 from .simd import LANES, fma, like, load, splat, total
 
-TABLE_ROW = 6 * LANES
-"""Numbers of one knot and chunk of channels: the spline coefficients c of the factors of I, A
-and S, then the differences to the next row, (c_{k+1} - c_k) / h."""
 WEIGHTS = 7
 """Of a slot: four of the spline, then three of its derivative."""
 FRAME = 12
@@ -124,177 +133,165 @@ def place(
 
 
 @inlined
-def spline(table: Any, at: int, w0: Any, w1: Any, w2: Any, w3: Any) -> Any:
-    """One factor of sixteen channels: four consecutive rows."""
-    upper = fma(w2, load(table, at + 2 * TABLE_ROW), w3 * load(table, at + 3 * TABLE_ROW))
-    return fma(w0, load(table, at), fma(w1, load(table, at + TABLE_ROW), upper))
+def table_row(shape: Any) -> int:
+    """Numbers of one knot and chunk of channels.
+
+    The spline coefficients c of the factors of I, A and S, then the differences to the next row,
+    (c_{k+1} - c_k) / h.
+    """
+    return 2 * irreps_of(shape) * LANES
 
 
 @inlined
-def factors(table: Any, at: int, weights: Any, w: int) -> Any:
-    """The factors of I, A and S."""
+def factors(shape: Any, table: Any, at: int, weights: Any, w: int) -> Any:
+    """The factors of I, A and S: four consecutive rows."""
     w0, w1 = splat(weights[w]), splat(weights[w + 1])
     w2, w3 = splat(weights[w + 2]), splat(weights[w + 3])
-    return (
-        spline(table, at, w0, w1, w2, w3),
-        spline(table, at + LANES, w0, w1, w2, w3),
-        spline(table, at + 2 * LANES, w0, w1, w2, w3),
-    )
+    return splines(shape, table, at, (w0, w1, w2, w3))
 
 
 @inlined
-def spline_slope(table: Any, at: int, w0: Any, w1: Any, w2: Any) -> Any:
-    """Derivative of one factor: three rows of differences, which float32 holds to its last digit.
+def factor_slopes(shape: Any, table: Any, at: int, weights: Any, w: int) -> Any:
+    """Their derivatives: three rows of differences, which float32 holds to its last digit.
 
-    From the coefficients themselves it would lose digits as 1 / h.
+    From the coefficients themselves they would lose digits as 1 / h.
     """
-    last = w2 * load(table, at + 2 * TABLE_ROW)
-    return fma(w0, load(table, at), fma(w1, load(table, at + TABLE_ROW), last))
-
-
-@inlined
-def factor_slopes(table: Any, at: int, weights: Any, w: int) -> Any:
-    """Derivatives of the factors of I, A and S."""
     w0, w1, w2 = splat(weights[w + 4]), splat(weights[w + 5]), splat(weights[w + 6])
-    return (
-        spline_slope(table, at + 3 * LANES, w0, w1, w2),
-        spline_slope(table, at + 4 * LANES, w0, w1, w2),
-        spline_slope(table, at + 5 * LANES, w0, w1, w2),
-    )
+    return splines(shape, table, at + irreps_of(shape) * LANES, (w0, w1, w2))
 
 
 @inlined
-def direction(frame: Any, f: int, x: Any) -> Any:
-    """The nine components of D(-u) of a slot, in vectors like x."""
-    return (
-        like(x, ROOT_3),
-        splat(frame[f + 4]),
-        splat(frame[f + 5]),
-        splat(frame[f + 6]),
-        splat(frame[f + 7]),
-        splat(frame[f + 8]),
-        splat(frame[f + 9]),
-        splat(frame[f + 10]),
-        splat(frame[f + 11]),
+def direction(shape: Any, frame: Any, f: int, x: Any) -> Any:
+    """The components of D(-u) of a slot, in vectors like x."""
+    return only(
+        shape,
+        (
+            like(x, ROOT_3),
+            splat(frame[f + 4]),
+            splat(frame[f + 5]),
+            splat(frame[f + 6]),
+            splat(frame[f + 7]),
+            splat(frame[f + 8]),
+            splat(frame[f + 9]),
+            splat(frame[f + 10]),
+            splat(frame[f + 11]),
+        ),
     )
 
 
 @inlined
 def embed(
-    first: int, last: int, chunk: int, chunks: int, species: Any, receiver: Any, sender: Any,
-    table: Any, at_zero: Any, rows: int, pairs: Pairs, slots: Slots, x: Any,
+    first: int, last: int, chunk: int, chunks: int, shape: Any, species: Any, receiver: Any,
+    sender: Any, table: Any, at_zero: Any, rows: int, pairs: Pairs, slots: Slots, x: Any,
 ) -> None:  # fmt: skip
     """The embedding's sum for atoms ``first`` to ``last`` and one chunk of channels.
 
     ``species`` (N,) are rows of the tables ``receiver`` and ``sender``, p and q above;
     ``at_zero`` times P_ii is what an atom adds to its own scalar part.
     """
-    atoms = species.size
-    start, c = chunk * rows * TABLE_ROW, chunk * LANES
+    atoms, row = species.size, table_row(shape)
+    start, c = chunk * rows * row, chunk * LANES
     for i in range(first, last):
         p = load(receiver, species[i] * chunks * LANES + c)
         own = load(at_zero, c) * (p + load(sender, species[i] * chunks * LANES + c))
         zero = own - own
-        sums = (own, zero, zero, zero, zero, zero, zero, zero, zero)
+        sums = only(shape, (own, zero, zero, zero, zero, zero, zero, zero, zero))
         for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
             q = load(sender, species[slots.sender[slot]] * chunks * LANES + c)
-            at = start + slots.row[slot] * TABLE_ROW
-            f_i, f_a, f_s = factors(table, at, slots.weights, slot * WEIGHTS)
+            at = start + slots.row[slot] * row
+            f = factors(shape, table, at, slots.weights, slot * WEIGHTS)
             pair = p + q
-            d = direction(slots.frame, slot * FRAME, pair)
-            sums = plus_scaled(sums, pair * f_i, pair * f_a, pair * f_s, d)
-        store_tensor(x, (chunk * atoms + i) * FEATURES, sums)
+            d = direction(shape, slots.frame, slot * FRAME, pair)
+            sums = plus_scaled(sums, times(pair, f), d)
+        store_all(x, (chunk * atoms + i) * features(shape), sums)
 
 
 @inlined
 def gather(
-    first: int, last: int, chunk: int, atoms: int, table: Any, start: int, at_zero: Any, z: int,
-    pairs: Pairs, slots: Slots, y: Any, message: Any,
+    first: int, last: int, chunk: int, atoms: int, shape: Any, table: Any, start: int,
+    at_zero: Any, z: int, pairs: Pairs, slots: Slots, y: Any, message: Any,
 ) -> None:  # fmt: skip
     """The messages to atoms ``first`` to ``last`` in one chunk of channels.
 
     ``start`` is where the chunk's table begins, ``z`` where its factors at distance zero do:
     those of the message of an atom to itself.
     """
-    own = load(at_zero, z), load(at_zero, z + LANES), load(at_zero, z + 2 * LANES)
-    begin = chunk * atoms * FEATURES
+    size, row = features(shape), table_row(shape)
+    own, begin = load_irreps(shape, at_zero, z, LANES), chunk * atoms * size
     for i in range(first, last):
-        sums = scaled(own[0], own[1], own[2], load_tensor(y, begin + i * FEATURES))
+        sums = scaled(own, load_all(shape, y, begin + i * size))
         for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
-            at = start + slots.row[slot] * TABLE_ROW
-            f_i, f_a, f_s = factors(table, at, slots.weights, slot * WEIGHTS)
-            sent = load_tensor(y, begin + slots.sender[slot] * FEATURES)
-            sums = plus_scaled(sums, f_i, f_a, f_s, sent)
-        store_tensor(message, begin + i * FEATURES, sums)
+            at = start + slots.row[slot] * row
+            f = factors(shape, table, at, slots.weights, slot * WEIGHTS)
+            sums = plus_scaled(sums, f, load_all(shape, y, begin + slots.sender[slot] * size))
+        store_all(message, begin + i * size, sums)
 
 
 @inlined
 def gather_back(
-    first: int, last: int, chunk: int, atoms: int, table: Any, start: int, at_zero: Any, z: int,
-    pairs: Pairs, slots: Slots, y: Any, g_message: Any, g_y: Any, begins: bool,
+    first: int, last: int, chunk: int, atoms: int, shape: Any, table: Any, start: int,
+    at_zero: Any, z: int, pairs: Pairs, slots: Slots, y: Any, g_message: Any, g_y: Any,
+    begins: bool,
 ) -> None:  # fmt: skip
     """The way back of `gather`: adds to the gradient of Y, and to the slopes dE/dr.
 
     ``begins`` says that there are no slopes yet: this is the last layer.
     """
-    own = load(at_zero, z), load(at_zero, z + LANES), load(at_zero, z + 2 * LANES)
-    begin, slope = chunk * atoms * FEATURES, chunk * slots.edge.size
+    size, row = features(shape), table_row(shape)
+    own = load_irreps(shape, at_zero, z, LANES)
+    begin, slope = chunk * atoms * size, chunk * slots.edge.size
     for i in range(first, last):
-        here = load_tensor(y, begin + i * FEATURES)
-        sums = load_tensor(g_y, begin + i * FEATURES)
-        mine = load_tensor(g_message, begin + i * FEATURES)
-        sums = plus_scaled(sums, own[0], own[1], own[2], mine)
+        here = load_all(shape, y, begin + i * size)
+        sums = load_all(shape, g_y, begin + i * size)
+        mine = load_all(shape, g_message, begin + i * size)
+        sums = plus_scaled(sums, own, mine)
         for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
-            at, w = start + slots.row[slot] * TABLE_ROW, slot * WEIGHTS
-            f_i, f_a, f_s = factors(table, at, slots.weights, w)
-            s_i, s_a, s_s = factor_slopes(table, at, slots.weights, w)
-            g = load_tensor(g_message, begin + slots.sender[slot] * FEATURES)
-            sums = plus_scaled(sums, f_i, f_a, f_s, g)
-            d_i, d_a, d_s = dots(g, here)
-            rise = fma(s_i, d_i, fma(s_a, d_a, s_s * d_s))
+            at, w = start + slots.row[slot] * row, slot * WEIGHTS
+            f = factors(shape, table, at, slots.weights, w)
+            slopes = factor_slopes(shape, table, at, slots.weights, w)
+            g = load_all(shape, g_message, begin + slots.sender[slot] * size)
+            sums = plus_scaled(sums, f, g)
+            rise = weighted(slopes, dots(g, here))
             before = 0.0 if begins else slots.slope[slope + slot]
             slots.slope[slope + slot] = before + total(rise)
-        store_tensor(g_y, begin + i * FEATURES, sums)
+        store_all(g_y, begin + i * size, sums)
 
 
 @inlined
 def embed_back(
-    first: int, last: int, chunks: int, species: Any, receiver: Any, sender: Any, table: Any,
-    rows: int, pairs: Pairs, slots: Slots, g: Any, layers: int,
+    first: int, last: int, chunks: int, shape: Any, species: Any, receiver: Any, sender: Any,
+    table: Any, rows: int, pairs: Pairs, slots: Slots, g: Any, layers: int,
 ) -> None:  # fmt: skip
     r"""The way back of `embed`, to dE/dr_ij of each slot, the slopes of the layers included.
 
-        With :math:`
-    ho` the derivative along u and v the gradient of the sum with respect to the
-        components of D(-u),
+    With :math:`\rho` the derivative along u and v the gradient of the sum with respect to the
+    components of D(-u),
 
-        .. math:: rac{dE}{dr_{ij}} =
-    ho \, u + (1 - u u^T) \, J(u)^T v / r
+    .. math:: \frac{dE}{dr_{ij}} = \rho \, u + (1 - u u^T) \, J(u)^T v / r
     """
     atoms, edges = species.size, slots.edge.size
+    size, row = features(shape), table_row(shape)
     for i in range(first, last):
         mine = species[i] * chunks * LANES
         for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
             theirs = species[slots.sender[slot]] * chunks * LANES
-            d = direction(slots.frame, slot * FRAME, load(receiver, mine))
+            d = direction(shape, slots.frame, slot * FRAME, load(receiver, mine))
             zero = d[0] - d[0]
-            along = zero
-            v = (zero, zero, zero, zero, zero, zero, zero, zero, zero)
+            along, v = zero, times(zero, d)
             rho = 0.0
             for chunk in range(chunks):
                 c = chunk * LANES
                 pair = load(receiver, mine + c) + load(sender, theirs + c)
-                at = (chunk * rows + slots.row[slot]) * TABLE_ROW
-                _, f_a, f_s = factors(table, at, slots.weights, slot * WEIGHTS)
-                s_i, s_a, s_s = factor_slopes(table, at, slots.weights, slot * WEIGHTS)
-                x = load_tensor(g, (chunk * atoms + i) * FEATURES)
-                d_i, d_a, d_s = dots(x, d)
-                along = fma(pair, fma(s_i, d_i, fma(s_a, d_a, s_s * d_s)), along)
-                v = plus_scaled(v, zero, pair * f_a, pair * f_s, x)
+                at, w = (chunk * rows + slots.row[slot]) * row, slot * WEIGHTS
+                f = factors(shape, table, at, slots.weights, w)
+                slopes = factor_slopes(shape, table, at, slots.weights, w)
+                x = load_all(shape, g, (chunk * atoms + i) * size)
+                along = fma(pair, weighted(slopes, dots(x, d)), along)
+                v = plus_scaled(v, times(pair, f), x)
                 if layers > 0:
                     rho += slots.slope[chunk * edges + slot]
             rho += total(along)
-            turn(slots, slot, rho, v)
+            turn(slots, slot, rho, with_zeros(v))
 
 
 @inlined

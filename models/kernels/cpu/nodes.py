@@ -21,27 +21,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .algebra import (
-    FEATURES,
     anticommutator,
     dot,
     dots,
-    load_tensor,
-    plus,
-    plus_scaled,
+    features,
+    irreps_of,
+    load_irreps,
     product,
     scaled,
-    store_tensor,
+    store_irreps,
     transposed,
 )
 from .compiled import inlined
+from .components import load_all, plus, plus_times, store_all, times
 from .dense import multiply
 from .perceptron import Perceptron, backward, forward, normalise, normalise_back
 from .simd import LANES, lane, like, load, splat, store
 
 
 class Network(NamedTuple):
-    """The weights of a TensorNet, packed; channels padded with zeros to chunks of sixteen."""
+    """The weights of a TensorNet, packed; channels padded with zeros to chunks of sixteen.
 
+    Where I, A and S are spoken of, 3 stands for as many of them as there are.
+    """
+
+    shape: NDArray[Any]
+    """Tells the number of components when compiled, see `components`; it holds nothing."""
+    sizes: NDArray[np.int64]
+    """Components of each irrep."""
     channels: int
     """Without padding."""
     chunks: int
@@ -65,6 +72,8 @@ class Network(NamedTuple):
     mixes_transposed: NDArray[Any]
     readout_norm_weight: NDArray[Any]
     readout_norm_bias: NDArray[Any]
+    readout_norm_size: int
+    """Numbers that the norm is taken of; those beyond the invariants are zero."""
     zeros: NDArray[Any]
     """Where a product has no bias."""
 
@@ -100,10 +109,8 @@ class Work(NamedTuple):
     """(N,), of the network."""
     rows: NDArray[np.int64]
     """(block,), offsets of the rows of scalars."""
-    rows_i: NDArray[np.int64]
-    rows_a: NDArray[np.int64]
-    rows_s: NDArray[np.int64]
-    """(block,), (3 block,), (5 block,), offsets of the rows of features."""
+    irrep_rows: NDArray[np.int64]
+    """(3, 5 block), offsets of the rows of features that belong to each irrep."""
     scratch: NDArray[Any]
     """(threads, ...): two features of a block, then scalars."""
     scalars: int
@@ -120,21 +127,13 @@ def mix(
     y_start: int, y_stride: int, n: int, work: Work,
 ) -> None:  # fmt: skip
     """One matrix on the channels for each irrep."""
-    chunks = net.chunks
+    chunks, irreps = net.chunks, net.sizes.size
     size = (chunks * LANES) ** 2
-    first = 3 * which * size
-    multiply(
-        x, x_start, x_stride, work.rows_i, n, matrices, first, net.zeros, 0, chunks, chunks,
-        y, y_start, y_stride,
-    )  # fmt: skip
-    multiply(
-        x, x_start, x_stride, work.rows_a, 3 * n, matrices, first + size, net.zeros, 0, chunks,
-        chunks, y, y_start, y_stride,
-    )  # fmt: skip
-    multiply(
-        x, x_start, x_stride, work.rows_s, 5 * n, matrices, first + 2 * size, net.zeros, 0,
-        chunks, chunks, y, y_start, y_stride,
-    )  # fmt: skip
+    for k in range(irreps):
+        multiply(
+            x, x_start, x_stride, work.irrep_rows[k], net.sizes[k] * n, matrices,
+            (irreps * which + k) * size, net.zeros, 0, chunks, chunks, y, y_start, y_stride,
+        )  # fmt: skip
 
 
 @inlined
@@ -142,7 +141,7 @@ def compressed(x: Any) -> Any:
     """X / (|x|^2 + 1)."""
     one = like(x[0], 1.0)
     v = one / (dot(x, x) + one)
-    return scaled(v, v, v, x)
+    return times(v, x)
 
 
 @inlined
@@ -151,7 +150,7 @@ def compressed_back(x: Any, g: Any) -> Any:
     one = like(x[0], 1.0)
     v = one / (dot(x, x) + one)
     w = like(v, -2.0) * v * v * dot(g, x)
-    return plus_scaled(scaled(v, v, v, g), w, w, w, x)
+    return plus_times(times(v, g), w, x)
 
 
 @inlined
@@ -160,11 +159,12 @@ def embed_atoms(
 ) -> None:
     """From the embedding's sums to what enters the first layer."""
     n, atoms, block = last - first, work.outputs.size, work.block
+    size = features(net.shape)
     scratch, row = work.scratch[thread], block * LANES
     at = work.scalars
     for chunk in range(net.chunks):
         for a in range(n):
-            x = load_tensor(work.embedded, (chunk * atoms + first + a) * FEATURES)
+            x = load_all(net.shape, work.embedded, (chunk * atoms + first + a) * size)
             store(scratch, at + chunk * row + a * LANES, dot(x, x))
     for a in range(n):
         mean, deviation = normalise(
@@ -176,34 +176,31 @@ def embed_atoms(
     slopes = first // block * (work.gate_slopes.size // ((atoms + block - 1) // block))
     at = forward(gate, scratch, at, work.gate_slopes, slopes, work.rows, n, block)
     mix(
-        net, net.mixes, 0, work.embedded, first * FEATURES, atoms * FEATURES, work.mixed,
-        first * FEATURES, atoms * FEATURES, n, work,
+        net, net.mixes, 0, work.embedded, first * size, atoms * size, work.mixed,
+        first * size, atoms * size, n, work,
     )  # fmt: skip
     for chunk in range(net.chunks):
         for a in range(n):
             i = first + a
-            s_i = load(scratch, at + chunk * row + a * LANES)
-            s_a = load(scratch, at + (net.chunks + chunk) * row + a * LANES)
-            s_s = load(scratch, at + (2 * net.chunks + chunk) * row + a * LANES)
-            store(work.scale, (chunk * atoms + i) * LANES, s_i)
-            store(work.scale, ((net.chunks + chunk) * atoms + i) * LANES, s_a)
-            store(work.scale, ((2 * net.chunks + chunk) * atoms + i) * LANES, s_s)
-            here = (chunk * atoms + i) * FEATURES
-            store_tensor(work.x[0], here, scaled(s_i, s_a, s_s, load_tensor(work.mixed, here)))
+            s = load_irreps(net.shape, scratch, at + chunk * row + a * LANES, net.chunks * row)
+            store_irreps(work.scale, (chunk * atoms + i) * LANES, net.chunks * atoms * LANES, s)
+            here = (chunk * atoms + i) * size
+            store_all(work.x[0], here, scaled(s, load_all(net.shape, work.mixed, here)))
 
 
 @inlined
 def enter_layer(first: int, last: int, thread: int, layer: int, net: Network, work: Work) -> None:
     """Y of the layer, which is what is sent."""
     n, atoms, block = last - first, work.outputs.size, work.block
+    size = features(net.shape)
     scratch = work.scratch[thread]
     for chunk in range(net.chunks):
         for a in range(n):
-            x = load_tensor(work.x[layer], (chunk * atoms + first + a) * FEATURES)
-            store_tensor(scratch, (chunk * block + a) * FEATURES, compressed(x))
+            x = load_all(net.shape, work.x[layer], (chunk * atoms + first + a) * size)
+            store_all(scratch, (chunk * block + a) * size, compressed(x))
     mix(
-        net, net.mixes, 1 + 2 * layer, scratch, 0, block * FEATURES, work.y[layer],
-        first * FEATURES, atoms * FEATURES, n, work,
+        net, net.mixes, 1 + 2 * layer, scratch, 0, block * size, work.y[layer],
+        first * size, atoms * size, n, work,
     )  # fmt: skip
 
 
@@ -211,38 +208,38 @@ def enter_layer(first: int, last: int, thread: int, layer: int, net: Network, wo
 def interact(first: int, last: int, thread: int, layer: int, net: Network, work: Work) -> None:
     """From Y and its message to what leaves the layer."""
     n, atoms, block = last - first, work.outputs.size, work.block
+    size = features(net.shape)
     scratch = work.scratch[thread]
     for chunk in range(net.chunks):
         for a in range(n):
-            here = (chunk * atoms + first + a) * FEATURES
+            here = (chunk * atoms + first + a) * size
             c = interaction(
-                load_tensor(work.y[layer], here),
-                load_tensor(work.message[layer], here),
+                load_all(net.shape, work.y[layer], here),
+                load_all(net.shape, work.message[layer], here),
                 splat(work.charge[first + a]),
                 net.parity_conserving,
             )
-            store_tensor(scratch, (chunk * block + a) * FEATURES, compressed(c))
+            store_all(scratch, (chunk * block + a) * size, compressed(c))
     mix(
-        net, net.mixes, 2 + 2 * layer, scratch, 0, block * FEATURES, work.delta[layer],
-        first * FEATURES, atoms * FEATURES, n, work,
+        net, net.mixes, 2 + 2 * layer, scratch, 0, block * size, work.delta[layer],
+        first * size, atoms * size, n, work,
     )  # fmt: skip
     for chunk in range(net.chunks):
         for a in range(n):
-            here = (chunk * atoms + first + a) * FEATURES
-            delta = load_tensor(work.delta[layer], here)
+            here = (chunk * atoms + first + a) * size
+            delta = load_all(net.shape, work.delta[layer], here)
             q = splat(work.charge[first + a])
-            x = plus(compressed(load_tensor(work.x[layer], here)), delta)
-            x = plus_scaled(x, q, q, q, product(delta, delta))
-            store_tensor(work.x[layer + 1], here, x)
+            x = plus(compressed(load_all(net.shape, work.x[layer], here)), delta)
+            x = plus_times(x, q, product(delta, delta))
+            store_all(work.x[layer + 1], here, x)
 
 
 @inlined
 def interaction(y: Any, m: Any, q: Any, parity_conserving: bool) -> Any:
     """C of a layer."""
     if parity_conserving:
-        return scaled(q, q, q, anticommutator(y, m))
-    two = like(q, 2.0)
-    return scaled(two, two, two, product(y, m))
+        return times(q, anticommutator(y, m))
+    return times(like(q, 2.0), product(y, m))
 
 
 @inlined
@@ -251,37 +248,39 @@ def interact_back(
 ) -> None:
     """From the gradient of what leaves the layer to those of the message and, so far, of Y."""
     n, atoms, block = last - first, work.outputs.size, work.block
-    scratch, second = work.scratch[thread], net.chunks * block * FEATURES
+    size = features(net.shape)
+    scratch, second = work.scratch[thread], net.chunks * block * size
     for chunk in range(net.chunks):
         for a in range(n):
-            here = (chunk * atoms + first + a) * FEATURES
-            g = load_tensor(work.gradient, here)
-            delta = load_tensor(work.delta[layer], here)
+            here = (chunk * atoms + first + a) * size
+            g = load_all(net.shape, work.gradient, here)
+            delta = load_all(net.shape, work.delta[layer], here)
             q = splat(work.charge[first + a])
-            g = plus_scaled(g, q, q, q, anticommutator(g, transposed(delta)))
-            store_tensor(scratch, (chunk * block + a) * FEATURES, g)
+            g = plus_times(g, q, anticommutator(g, transposed(delta)))
+            store_all(scratch, (chunk * block + a) * size, g)
     mix(
-        net, net.mixes_transposed, 2 + 2 * layer, scratch, 0, block * FEATURES, scratch, second,
-        block * FEATURES, n, work,
+        net, net.mixes_transposed, 2 + 2 * layer, scratch, 0, block * size, scratch, second,
+        block * size, n, work,
     )  # fmt: skip
     for chunk in range(net.chunks):
         for a in range(n):
-            here = (chunk * atoms + first + a) * FEATURES
-            y, m = load_tensor(work.y[layer], here), load_tensor(work.message[layer], here)
+            here = (chunk * atoms + first + a) * size
+            y = load_all(net.shape, work.y[layer], here)
+            m = load_all(net.shape, work.message[layer], here)
             q = splat(work.charge[first + a])
             c = interaction(y, m, q, net.parity_conserving)
-            g = compressed_back(c, load_tensor(scratch, second + (chunk * block + a) * FEATURES))
+            g = load_all(net.shape, scratch, second + (chunk * block + a) * size)
+            g = compressed_back(c, g)
             if net.parity_conserving:
-                g = scaled(q, q, q, g)
+                g = times(q, g)
                 g_message = anticommutator(g, transposed(y))
                 g_y = anticommutator(g, transposed(m))
             else:
-                two = like(q, 2.0)
-                g = scaled(two, two, two, g)
+                g = times(like(q, 2.0), g)
                 g_message = product(transposed(y), g)
                 g_y = product(g, transposed(m))
-            store_tensor(work.message[layer], here, g_message)
-            store_tensor(work.delta[layer], here, g_y)
+            store_all(work.message[layer], here, g_message)
+            store_all(work.delta[layer], here, g_y)
 
 
 @inlined
@@ -290,18 +289,19 @@ def enter_layer_back(
 ) -> None:
     """The gradient of what entered the layer from those of Y and of what left it."""
     n, atoms, block = last - first, work.outputs.size, work.block
+    size = features(net.shape)
     scratch = work.scratch[thread]
     mix(
-        net, net.mixes_transposed, 1 + 2 * layer, work.delta[layer], first * FEATURES,
-        atoms * FEATURES, scratch, 0, block * FEATURES, n, work,
+        net, net.mixes_transposed, 1 + 2 * layer, work.delta[layer], first * size,
+        atoms * size, scratch, 0, block * size, n, work,
     )  # fmt: skip
     for chunk in range(net.chunks):
         for a in range(n):
-            here = (chunk * atoms + first + a) * FEATURES
-            g = load_tensor(scratch, (chunk * block + a) * FEATURES)
-            g = plus(g, load_tensor(work.gradient, here))
-            x = load_tensor(work.x[layer], here)
-            store_tensor(work.gradient, here, compressed_back(x, g))
+            here = (chunk * atoms + first + a) * size
+            g = load_all(net.shape, scratch, (chunk * block + a) * size)
+            g = plus(g, load_all(net.shape, work.gradient, here))
+            x = load_all(net.shape, work.x[layer], here)
+            store_all(work.gradient, here, compressed_back(x, g))
 
 
 @inlined
@@ -310,8 +310,9 @@ def embed_atoms_back(
 ) -> None:
     """The gradient of the embedding's sums."""
     n, atoms, block = last - first, work.outputs.size, work.block
+    size = features(net.shape)
     scratch, row = work.scratch[thread], block * LANES
-    second, norms, at = net.chunks * block * FEATURES, work.half, work.scalars
+    second, norms, at = net.chunks * block * size, work.half, work.scalars
     hidden = 0
     for layer in range(gate.activations.size):
         hidden += gate.chunks[layer]
@@ -319,21 +320,18 @@ def embed_atoms_back(
     for chunk in range(net.chunks):
         for a in range(n):
             i = first + a
-            here = (chunk * atoms + i) * FEATURES
-            x = load_tensor(work.embedded, here)
+            here = (chunk * atoms + i) * size
+            x = load_all(net.shape, work.embedded, here)
             store(scratch, norms + chunk * row + a * LANES, dot(x, x))
-            g = load_tensor(work.gradient, here)
-            g_i, g_a, g_s = dots(g, load_tensor(work.mixed, here))
-            store(scratch, out + chunk * row + a * LANES, g_i)
-            store(scratch, out + (net.chunks + chunk) * row + a * LANES, g_a)
-            store(scratch, out + (2 * net.chunks + chunk) * row + a * LANES, g_s)
-            s_i = load(work.scale, (chunk * atoms + i) * LANES)
-            s_a = load(work.scale, ((net.chunks + chunk) * atoms + i) * LANES)
-            s_s = load(work.scale, ((2 * net.chunks + chunk) * atoms + i) * LANES)
-            store_tensor(scratch, (chunk * block + a) * FEATURES, scaled(s_i, s_a, s_s, g))
+            g = load_all(net.shape, work.gradient, here)
+            g_s = dots(g, load_all(net.shape, work.mixed, here))
+            store_irreps(scratch, out + chunk * row + a * LANES, net.chunks * row, g_s)
+            scale, stride = (chunk * atoms + i) * LANES, net.chunks * atoms * LANES
+            s = load_irreps(net.shape, work.scale, scale, stride)
+            store_all(scratch, (chunk * block + a) * size, scaled(s, g))
     mix(
-        net, net.mixes_transposed, 0, scratch, 0, block * FEATURES, scratch, second,
-        block * FEATURES, n, work,
+        net, net.mixes_transposed, 0, scratch, 0, block * size, scratch, second,
+        block * size, n, work,
     )  # fmt: skip
     slopes = first // block * (work.gate_slopes.size // ((atoms + block - 1) // block))
     backward(gate, scratch, at, work.gate_slopes, slopes, work.rows, n, block, net.zeros)
@@ -344,12 +342,12 @@ def embed_atoms_back(
         )  # fmt: skip
     for chunk in range(net.chunks):
         for a in range(n):
-            here = (chunk * atoms + first + a) * FEATURES
-            g = load_tensor(scratch, second + (chunk * block + a) * FEATURES)
+            here = (chunk * atoms + first + a) * size
+            g = load_all(net.shape, scratch, second + (chunk * block + a) * size)
             w = load(scratch, at + chunk * row + a * LANES)
             w = w + w
-            x = load_tensor(work.embedded, here)
-            store_tensor(work.gradient, here, plus_scaled(g, w, w, w, x))
+            x = load_all(net.shape, work.embedded, here)
+            store_all(work.gradient, here, plus_times(g, w, x))
 
 
 @inlined
@@ -364,18 +362,17 @@ def read_out(
 ) -> None:
     """Outputs of the network, and the gradient of what left the last layer."""
     n, atoms, block = last - first, work.outputs.size, work.block
-    scratch, row, chunks = work.scratch[thread], block * LANES, 3 * net.chunks
+    size = features(net.shape)
+    scratch, row = work.scratch[thread], block * LANES
+    chunks = irreps_of(net.shape) * net.chunks
     slopes, slopes_half = work.slopes[thread], work.slopes.shape[1] // 2
     # The features' part of the scratch memory is free: it holds the invariants.
     raw, at, half = 0, work.scalars, work.half
     gated = gates.activations.size > 0
     for chunk in range(net.chunks):
         for a in range(n):
-            x = load_tensor(work.x[net.layers], (chunk * atoms + first + a) * FEATURES)
-            i, v, s = dots(x, x)
-            store(scratch, raw + chunk * row + a * LANES, i)
-            store(scratch, raw + (net.chunks + chunk) * row + a * LANES, v)
-            store(scratch, raw + (2 * net.chunks + chunk) * row + a * LANES, s)
+            x = load_all(net.shape, work.x[net.layers], (chunk * atoms + first + a) * size)
+            store_irreps(scratch, raw + chunk * row + a * LANES, net.chunks * row, dots(x, x))
     for a in range(n):
         normalise_row(scratch, raw + a * LANES, row, net, scratch, at + a * LANES)
         if gated:
@@ -404,23 +401,21 @@ def read_out(
             scratch, raw + a * LANES, row, net, scratch, half + a * LANES
         )
         normalise_back(
-            scratch, raw + a * LANES, row, chunks, 3 * net.channels, net.readout_norm_weight,
+            scratch, raw + a * LANES, row, chunks, net.readout_norm_size, net.readout_norm_weight,
             mean, deviation, scratch, at + a * LANES,
         )  # fmt: skip
     for chunk in range(net.chunks):
         for a in range(n):
-            here = (chunk * atoms + first + a) * FEATURES
-            w_i = load(scratch, at + chunk * row + a * LANES)
-            w_a = load(scratch, at + (net.chunks + chunk) * row + a * LANES)
-            w_s = load(scratch, at + (2 * net.chunks + chunk) * row + a * LANES)
-            x = load_tensor(work.x[net.layers], here)
-            store_tensor(work.gradient, here, scaled(w_i + w_i, w_a + w_a, w_s + w_s, x))
+            here = (chunk * atoms + first + a) * size
+            w = load_irreps(net.shape, scratch, at + chunk * row + a * LANES, net.chunks * row)
+            x = load_all(net.shape, work.x[net.layers], here)
+            store_all(work.gradient, here, scaled(plus(w, w), x))
 
 
 @inlined
 def normalise_row(x: Any, at: int, row: int, net: Network, y: Any, y_at: int) -> Any:
     """The readout's layer norm of one atom's invariants."""
     return normalise(
-        x, at, row, 3 * net.chunks, 3 * net.channels, net.readout_norm_weight,
-        net.readout_norm_bias, y, y_at,
+        x, at, row, irreps_of(net.shape) * net.chunks, net.readout_norm_size,
+        net.readout_norm_weight, net.readout_norm_bias, y, y_at,
     )  # fmt: skip

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...cartesian import COMPONENTS
 from ..packing import with_slopes
 from ..weights import TensorNetWeights
-from .algebra import FEATURES
 from .compiled import inlined
+from .components import shape_of
 from .dense import pack_matrix
 from .edges import FRAME, WEIGHTS, Pairs, Slots
 from .nodes import Network, Work
@@ -22,21 +23,22 @@ from .simd import LANES
 
 def pack_network(weights: TensorNetWeights, dtype: np.dtype[Any]) -> Network:
     """Weights in float64 -> arrays of a dtype, padded to multiples of sixteen channels."""
-    chunks = -(-weights.channels // LANES)
+    chunks, irreps = -(-weights.channels // LANES), len(weights.irreps)
+    sizes = [COMPONENTS[irrep] for irrep in weights.irreps]
 
     def flat(array: Tensor, parts: int = 1) -> NDArray[Any]:
         return padded(array.numpy(), array.ndim - 1, parts).astype(dtype).ravel()
 
     def table(coefficients: Tensor) -> NDArray[Any]:
-        """(rows, 3F) -> flat (chunks, rows, 6, 16), see `edges.TABLE_ROW`."""
+        """(rows, 3F) -> flat (chunks, rows, 6, 16), see `edges.table_row`."""
         spacing = (weights.cutoff - weights.lower) / weights.intervals
         both = with_slopes(coefficients, spacing).numpy()
-        rows = padded(both, 1, 6).reshape(-1, 6, chunks, LANES)
+        rows = padded(both, 1, 2 * irreps).reshape(-1, 2 * irreps, chunks, LANES)
         return rows.transpose(2, 0, 1, 3).astype(dtype).ravel()
 
     def by_chunk(numbers: Tensor) -> NDArray[Any]:
         """(3F,) -> flat (chunks, 3, 16)."""
-        parts = padded(numbers.numpy(), 0, 3).reshape(3, chunks, LANES)
+        parts = padded(numbers.numpy(), 0, irreps).reshape(irreps, chunks, LANES)
         return parts.transpose(1, 0, 2).astype(dtype).ravel()
 
     mixes = [weights.mix]
@@ -46,6 +48,8 @@ def pack_network(weights: TensorNetWeights, dtype: np.dtype[Any]) -> Network:
     back = [padded(padded(mix.numpy(), 1), 2).astype(dtype) for mix in mixes]
     matrices = [matrix.transpose(0, 2, 1) for matrix in back]
     return Network(
+        shape=shape_of(sum(sizes)),
+        sizes=np.array(sizes),
         channels=weights.channels,
         chunks=chunks,
         parity_conserving=weights.parity_conserving,
@@ -62,8 +66,9 @@ def pack_network(weights: TensorNetWeights, dtype: np.dtype[Any]) -> Network:
         norm_bias=flat(weights.norm_bias),
         mixes=np.concatenate([pack_matrix(m) for matrix in matrices for m in matrix]),
         mixes_transposed=np.concatenate([pack_matrix(m) for matrix in back for m in matrix]),
-        readout_norm_weight=flat(weights.readout_norm_weight, 3),
-        readout_norm_bias=flat(weights.readout_norm_bias, 3),
+        readout_norm_weight=flat(weights.readout_norm_weight, irreps),
+        readout_norm_bias=flat(weights.readout_norm_bias, irreps),
+        readout_norm_size=weights.readout_norm_size,
         zeros=np.zeros(3 * chunks * LANES, dtype),
     )
 
@@ -72,10 +77,11 @@ def pack_perceptrons(
     weights: TensorNetWeights, dtype: np.dtype[Any]
 ) -> tuple[Perceptron, Perceptron, Perceptron]:
     """The embedding's gate, and the readout's values and gates."""
+    irreps = len(weights.irreps)
     return (
-        pack_perceptron(weights.gate, 1, 3, dtype),
-        pack_perceptron(weights.values, 3, 1, dtype),
-        pack_perceptron(weights.gates, 3, 1, dtype),
+        pack_perceptron(weights.gate, 1, irreps, dtype),
+        pack_perceptron(weights.values, irreps, 1, dtype),
+        pack_perceptron(weights.gates, irreps, 1, dtype),
     )
 
 
@@ -167,22 +173,26 @@ def make_work(net: Network, perceptrons: Sequence[Perceptron], atoms: int, threa
     blocks = threads * -(-atoms // (LARGEST_BLOCK * threads))
     block = max(1, -(-atoms // max(1, blocks)))
     blocks = -(-atoms // block)
-    features = atoms * net.chunks * FEATURES
+    irreps, size = len(net.sizes), LANES * int(net.sizes.sum())
+    features = atoms * net.chunks * size
     row, place = block * LANES, np.arange(block)
     # Scalars: inputs and values of a perceptron, twice; the gate's norms need a little more.
     scalars = max(int(p.chunks.sum()) for p in perceptrons) * row
     slopes = max(int(p.chunks[1:].sum()) for p in perceptrons[1:]) * row
-    begin = 2 * net.chunks * block * FEATURES
-
-    def rows(first: int, count: int) -> NDArray[np.int64]:
-        return (FEATURES * place[:, None] + LANES * np.arange(first, first + count)).ravel()
+    # Of the features' part the readout takes one row for each invariant.
+    begin = 2 * net.chunks * block * size
+    irrep_rows, first = np.zeros((irreps, block * int(net.sizes.max())), np.int64), 0
+    for rows, count in zip(irrep_rows, net.sizes, strict=True):
+        components = LANES * np.arange(first, first + count)
+        rows[: block * count] = (size * place[:, None] + components).ravel()
+        first += count
 
     return Work(
         block=block,
         charge=np.ones(atoms, dtype),
         embedded=np.empty(features, dtype),
         mixed=np.empty(features, dtype),
-        scale=np.empty(3 * atoms * net.chunks * LANES, dtype),
+        scale=np.empty(irreps * atoms * net.chunks * LANES, dtype),
         statistics=np.empty((atoms, 2)),
         gate_slopes=np.empty(blocks * int(perceptrons[0].chunks[1:].sum()) * row, dtype),
         x=np.empty((net.layers + 1, features), dtype),
@@ -192,9 +202,7 @@ def make_work(net: Network, perceptrons: Sequence[Perceptron], atoms: int, threa
         gradient=np.empty(features, dtype),
         outputs=np.empty(atoms),
         rows=LANES * place,
-        rows_i=rows(0, 1),
-        rows_a=rows(1, 3),
-        rows_s=rows(4, 5),
+        irrep_rows=irrep_rows,
         scratch=np.zeros((threads, begin + 2 * scalars), dtype),
         scalars=begin,
         half=begin + scalars,

@@ -11,9 +11,9 @@ from typing import Any
 
 from numba import prange
 
+from .algebra import irreps_of
 from .compiled import inlined
 from .edges import (
-    TABLE_ROW,
     Pairs,
     Slots,
     collect,
@@ -22,6 +22,7 @@ from .edges import (
     gather,
     gather_back,
     place,
+    table_row,
 )
 from .nodes import (
     Network,
@@ -108,7 +109,8 @@ def take_part(
     block = work.block
     blocks = (atoms + block - 1) // block
     parts = (atoms + part - 1) // part
-    table = chunks * rows * TABLE_ROW
+    row, size = table_row(net.shape), irreps_of(net.shape) * LANES
+    table = chunks * rows * row
     phase = 0
 
     task = take(state, phase)
@@ -123,8 +125,8 @@ def take_part(
     while task < chunks * parts:
         chunk, first = task // parts, task % parts * part
         embed(
-            first, min(first + part, atoms), chunk, chunks, species, net.receiver, net.sender,
-            net.tables, net.embedding_at_zero, rows, pairs, slots, work.embedded,
+            first, min(first + part, atoms), chunk, chunks, net.shape, species, net.receiver,
+            net.sender, net.tables, net.embedding_at_zero, rows, pairs, slots, work.embedded,
         )  # fmt: skip
         done(state, phase)
         task = take(state, phase)
@@ -147,9 +149,9 @@ def take_part(
         while task < chunks * parts:
             chunk, first = task // parts, task % parts * part
             gather(
-                first, min(first + part, atoms), chunk, atoms, net.tables,
-                (layer + 1) * table + chunk * rows * TABLE_ROW, net.at_zero,
-                (layer * chunks + chunk) * 3 * LANES, pairs, slots, work.y[layer],
+                first, min(first + part, atoms), chunk, atoms, net.shape, net.tables,
+                (layer + 1) * table + chunk * rows * row, net.at_zero,
+                (layer * chunks + chunk) * size, pairs, slots, work.y[layer],
                 work.message[layer],
             )  # fmt: skip
             done(state, phase)
@@ -174,9 +176,9 @@ def take_part(
         while task < chunks * parts:
             chunk, first = task // parts, task % parts * part
             gather_back(
-                first, min(first + part, atoms), chunk, atoms, net.tables,
-                (layer + 1) * table + chunk * rows * TABLE_ROW, net.at_zero,
-                (layer * chunks + chunk) * 3 * LANES, pairs, slots, work.y[layer],
+                first, min(first + part, atoms), chunk, atoms, net.shape, net.tables,
+                (layer + 1) * table + chunk * rows * row, net.at_zero,
+                (layer * chunks + chunk) * size, pairs, slots, work.y[layer],
                 work.message[layer], work.delta[layer], layer == layers - 1,
             )  # fmt: skip
             done(state, phase)
@@ -198,8 +200,8 @@ def take_part(
         first, last = task * block, min((task + 1) * block, atoms)
         embed_atoms_back(first, last, rank, net, gate, work)
         embed_back(
-            first, last, chunks, species, net.receiver, net.sender, net.tables, rows, pairs,
-            slots, work.gradient, layers,
+            first, last, chunks, net.shape, species, net.receiver, net.sender, net.tables, rows,
+            pairs, slots, work.gradient, layers,
         )  # fmt: skip
         done(state, phase)
         task = take(state, phase)

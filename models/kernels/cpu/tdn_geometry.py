@@ -55,7 +55,7 @@ def harmonics(x: float, y: float, z: float, net: Network, out: Any) -> None:
 
     (7, d) or more; what is behind is overwritten. See `tdn_equations.harmonics`.
     """
-    degrees = net.degrees
+    degrees, kept = net.degrees[-1] + 1, 0
     cosines, sines = out[4], out[5]
     before, now, coming = out[6], out[7], out[8]
     cosines[0], sines[0] = 1.0, 0.0
@@ -74,8 +74,12 @@ def harmonics(x: float, y: float, z: float, net: Network, out: Any) -> None:
             coming[0] = 1.0
         coming[degree + 1] = 0.0
         before, now, coming = now, coming, before
+        if net.degrees[kept] != degree:
+            continue
+        first = net.starts[kept]
+        kept += 1
         for k in range(-degree, degree + 1):
-            m, at = abs(k), degree * degree + degree + k
+            m, at = abs(k), first + degree + k
             p = net.norms[degree, m] * now[m]
             rise = net.norms[degree, m] * now[m + 1]
             out[0, at] = p * (sines[m] if k < 0 else cosines[m])

@@ -17,9 +17,11 @@ class Network(NamedTuple):
     """The weights of a TDN, packed; each head's channels are padded to chunks of sixteen."""
 
     shape: NDArray[Any]
-    """Of L + 1 dimensions, see `components`; it holds nothing."""
-    degrees: int
-    """L + 1."""
+    """Tells d when compiled, see `components`; it holds nothing."""
+    degrees: NDArray[np.int64]
+    """Those that there are, 0 first."""
+    starts: NDArray[np.int64]
+    """(degrees + 1,), first component of each, and d."""
     components: int
     """d."""
     matrix: int
@@ -58,11 +60,11 @@ class Network(NamedTuple):
     score_dots: NDArray[Any]
     """Flat (layers, channels)."""
     norm_weights: NDArray[Any]
-    """Flat (layers, 2, L + 1, channels)."""
+    """Flat (layers, 2, degrees, channels)."""
     norm_biases: NDArray[Any]
     """Flat (layers, 2, channels)."""
     epsilons: NDArray[np.float64]
-    """(layers, 2, L + 1)."""
+    """(layers, 2, degrees)."""
     species: NDArray[Any]
     """Flat (Z, channels)."""
     readout_norm_weight: NDArray[Any]

@@ -71,7 +71,7 @@ def add(x: Any, x_start: int, y: Any, y_start: int, count: int) -> None:
 @internal
 def norm(net: Network, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int) -> None:
     """Layer norm of each degree of n atoms; ``which`` is 2 layer, and 1 more for the second."""
-    d, chunks, degrees = net.components, net.chunks, net.degrees
+    d, chunks, degrees = net.components, net.chunks, net.degrees.size
     width, features = chunks * LANES, chunks * d * LANES
     for a in range(n):
         at, to = x_start + a * features, y_start + a * features
@@ -86,20 +86,21 @@ def norm(net: Network, which: int, x: Any, x_start: int, y: Any, y_start: int, n
                 c = chunk * LANES
                 factor = load(net.norm_weights, weight + degree * width + c)
                 factor = factor * like(factor, scale)
-                for k in range(degree * degree, (degree + 1) * (degree + 1)):
+                for k in range(net.starts[degree], net.starts[degree + 1]):
                     here = (chunk * d + k) * LANES
                     store(y, to + here, factor * load(x, at + here))
 
 
 @internal
 def degree_scale(net: Network, which: int, degree: int, x: Any, at: int) -> float:
-    """1 / sqrt of the mean square of one degree l > 0."""
+    """1 / sqrt of the mean square of the degree in that place, not the first."""
     d, sums = net.components, load(net.zeros, 0)
+    begin, end = net.starts[degree], net.starts[degree + 1]
     for chunk in range(net.chunks):
-        for k in range(degree * degree, (degree + 1) * (degree + 1)):
+        for k in range(begin, end):
             value = load(x, at + (chunk * d + k) * LANES)
             sums = fma(value, value, sums)
-    mean = total(sums) / (net.channels * (2 * degree + 1))
+    mean = total(sums) / (net.channels * (end - begin))
     return 1 / math.sqrt(mean + net.epsilons[which // 2, which % 2, degree])
 
 
@@ -111,7 +112,7 @@ def norm_back(
 
     The normalised features are computed anew, at ``work.second``, where they are not needed.
     """
-    d, chunks, degrees = net.components, net.chunks, net.degrees
+    d, chunks, degrees = net.components, net.chunks, net.degrees.size
     width, features = chunks * LANES, chunks * d * LANES
     for a in range(n):
         at, to = x_start + a * features, work.first + a * features
@@ -129,15 +130,16 @@ def norm_back(
             sums = load(net.zeros, 0)
             for chunk in range(chunks):
                 factor = load(net.norm_weights, weight + degree * width + chunk * LANES)
-                for k in range(degree * degree, (degree + 1) * (degree + 1)):
+                for k in range(net.starts[degree], net.starts[degree + 1]):
                     here = (chunk * d + k) * LANES
                     h = factor * load(scratch, to + here)
                     store(scratch, to + here, h)
                     sums = fma(h, load(x, at + here), sums)
-            mean = total(sums) / (net.channels * (2 * degree + 1))
+            size = net.starts[degree + 1] - net.starts[degree]
+            mean = total(sums) / (net.channels * size)
             own, theirs = like(sums, scale), like(sums, -mean * scale * scale * scale)
             for chunk in range(chunks):
-                for k in range(degree * degree, (degree + 1) * (degree + 1)):
+                for k in range(net.starts[degree], net.starts[degree + 1]):
                     here = (chunk * d + k) * LANES
                     g = own * load(scratch, to + here)
                     store(scratch, to + here, fma(theirs, load(x, at + here), g))

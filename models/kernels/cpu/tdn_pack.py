@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..tdn_weights import BlockWeights, Linear, TDNWeights
+from .components import shape_of
 from .dense import pack_matrix
 from .edges import FRAME, Pairs
 from .perceptron import Perceptron, pack_perceptron, padded
@@ -49,12 +50,14 @@ def pack_tdn(weights: TDNWeights, unit: float, dtype: np.dtype[Any]) -> Network:
     """
     heads, layers = weights.heads, weights.layers
     width = -(-weights.channels // heads // LANES) * LANES * heads
-    degrees, d = weights.lmax + 1, (weights.lmax + 1) ** 2
+    degrees = np.array(weights.degrees)
+    starts = np.concatenate([[0], np.cumsum(2 * degrees + 1)])
+    d = int(starts[-1])
     size = -(-d * d // LANES) * LANES
     product = np.zeros((d, size), dtype)
     product[:, : d * d] = weights.product.permute(1, 2, 0).reshape(d, d * d).numpy()
-    norms = np.zeros((degrees, degrees))
-    for degree in range(degrees):
+    norms = np.zeros((degrees[-1] + 1, degrees[-1] + 1))
+    for degree in weights.degrees:
         for m in range(degree + 1):
             ratio = math.factorial(degree - m) / math.factorial(degree + m)
             norms[degree, m] = math.sqrt((2 * degree + 1) * (2 - (m == 0)) * ratio)
@@ -79,8 +82,9 @@ def pack_tdn(weights: TDNWeights, unit: float, dtype: np.dtype[Any]) -> Network:
     of_layers = [norm for layer in layers for norm in (layer.norm_1, layer.norm_2)]
     epsilons = np.array([norm.epsilons for norm in of_layers], dtype=np.float64)
     return Network(
-        shape=np.zeros((0,) * degrees),
+        shape=shape_of(d),
         degrees=degrees,
+        starts=starts,
         components=d,
         matrix=size,
         norms=norms,
@@ -107,7 +111,7 @@ def pack_tdn(weights: TDNWeights, unit: float, dtype: np.dtype[Any]) -> Network:
         score_dots=flat(layer.score_dot for layer in layers),
         norm_weights=flat(norm.weight for norm in of_layers),
         norm_biases=flat(norm.bias for norm in of_layers),
-        epsilons=epsilons.reshape(len(layers), 2, degrees),
+        epsilons=epsilons.reshape(len(layers), 2, len(degrees)),
         species=flat([weights.species]),
         readout_norm_weight=flat([weights.readout_norm_weight]),
         readout_norm_bias=flat([weights.readout_norm_bias]),
@@ -255,6 +259,6 @@ def make_tdn_work(net: Network, head: Perceptron, pairs: Pairs, plan: Plan) -> W
         rows_rest=(places[:, None] + components[1:]).ravel(),
         rows_scalars=LANES * np.arange(BLOCK),
         scratch=np.zeros((threads, end), dtype),
-        own=np.zeros((threads, HARMONICS_ROWS, d + 2)),
+        own=np.zeros((threads, HARMONICS_ROWS, max(d, int(net.degrees[-1])) + 2)),
         **starts,
     )

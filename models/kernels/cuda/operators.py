@@ -78,8 +78,11 @@ class TritonOperators:
         receiver: Tensor,
         sender: Tensor,
         numbers: Tensor,
+        components: int = 9,
     ) -> Tensor:
-        """See `equations.embed`."""
+        """See `equations.embed`; of nine components."""
+        if components != 9:
+            raise ValueError(f"{components} components: these kernels are of nine")
         atoms, channels = numbers.shape[0], receiver.shape[1]
         x = table.new_empty(9, atoms, channels)
         block, blocks = _channel_blocks(channels)
