@@ -51,6 +51,11 @@ class Processes:
         dist.all_reduce(sum_of_flags)
         return bool(sum_of_flags > 0)
 
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.count > 1:
+            dist.barrier()
+
     def from_first(self, values: Sequence[float]) -> list[float]:
         """The first process's numbers, in all."""
         if self.count == 1:

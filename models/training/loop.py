@@ -130,7 +130,10 @@ def train(
     total = per_epoch * settings.epochs
     potential.to(device=torch.device(device), dtype=parse_dtype(settings.dtype))
     state = None
-    if state_file is not None and state_file.exists():
+    begun = state_file is not None and state_file.exists()
+    if processes.any(begun) != begun:
+        raise ValueError(f"{state_file} is seen by some processes only: expected a shared folder")
+    if begun and state_file is not None:
         state = read_state(state_file, settings)
     compiled = _whether_to_compile(settings, total, torch.device(device), state)
     run = Run(potential, settings, per_epoch, compiled, processes)

@@ -205,11 +205,14 @@ class Run:
     def save(self, file: Path | None) -> None:
         """Write the state under a temporary name, then rename it; the first process does."""
         random = self.processes.gather(torch.get_rng_state())
-        cuda = []
+        cuda: list[Tensor] = []
         if self.parameters[0].device.type == "cuda":
             cuda = self.processes.gather(torch.cuda.get_rng_state())
-        if file is None or not self.processes.first:
-            return
+        if file is not None and self.processes.first:
+            self._write(file, random, cuda)
+        self.processes.wait()
+
+    def _write(self, file: Path, random: list[Tensor], cuda: list[Tensor]) -> None:
         state = {
             "settings": dataclasses.asdict(self.settings),
             "compiled": self.training_step.compiled,
