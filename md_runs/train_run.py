@@ -197,7 +197,7 @@ def start_training(
             refuse_existing(path, ALREADY.format(path))
         plan = plan_training(config, processes.device)
         if not processes.first:
-            _train(plan, path)
+            _train(plan, path, first=False)
             return None
         with RunFolder.create(path, ALREADY.format(path)) as folder:
             content = plain(config)
@@ -237,7 +237,7 @@ def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary 
         plan = plan_training(config, processes.device)
         _check_unchanged(plan, content, path)
         if not processes.first:
-            _train(plan, path)
+            _train(plan, path, first=False)
             return None
         folder.lock()
         with folder:
@@ -266,8 +266,8 @@ def _check_unchanged(plan: Plan, content: dict[str, Any], path: Path) -> None:
         )
 
 
-def _train(plan: Plan, path: Path, **hooks: Any) -> Potential:
-    """The loop, which a signal ends after a step."""
+def _train(plan: Plan, path: Path, *, first: bool, **hooks: Any) -> Potential:
+    """The loop, which a signal ends after a step; the first process alone writes."""
     try:
         with StopRequest() as stop:
             return train(
@@ -285,6 +285,12 @@ def _train(plan: Plan, path: Path, **hooks: Any) -> Potential:
             f"{stopped}; go on with: tensormd train --resume {path}",
             stop.signal or signal.SIGTERM,
         ) from None
+    except BadLossError as error:
+        if first:
+            _write_frames(path / BAD_BATCH, plan.parts.training, error.frames)
+        raise RunStopped(
+            f"{error} (written to {path / BAD_BATCH}); checkpoints and state of before are kept"
+        ) from error
 
 
 def _run(folder: RunFolder, plan: Plan, watcher: Watcher | None) -> TrainSummary:
@@ -307,12 +313,7 @@ def _run(folder: RunFolder, plan: Plan, watcher: Watcher | None) -> TrainSummary
             watcher.stepped(epoch, step, steps, loss)
 
     try:
-        trained = _train(plan, path, tell=tell, keep=keep, step_done=step_done)
-    except BadLossError as error:
-        _write_frames(path / BAD_BATCH, plan.parts.training, error.frames)
-        raise RunStopped(
-            f"{error} (written to {path / BAD_BATCH}); checkpoints and state of before are kept"
-        ) from error
+        trained = _train(plan, path, first=True, tell=tell, keep=keep, step_done=step_done)
     finally:
         log.close()
     return _finish(folder, plan, trained, log)
@@ -379,6 +380,7 @@ def _metadata(plan: Plan, progress: Progress) -> dict[str, Any]:
             "step": progress.step,
             "seconds": round(progress.seconds, 1),
             "device": str(plan.device),
+            "compiled": progress.compiled,
             "validation_errors": _plain_errors(progress.errors),
         },
     }

@@ -37,6 +37,7 @@ from tensormd.models import (
     write_torchmdnet_checkpoint,
 )
 from tensormd.models import files as model_files
+from tensormd.models.properties import DipoleReadout
 from tensormd.models.repulsion import ZBLRepulsion
 from tensormd.models.tabulated import tabulated
 
@@ -215,6 +216,16 @@ def refused() -> dict[str, tuple[nn.Module, str]]:
         "linear": (
             Potential(TensorNet(channels=4), EnergyReadout(4, "linear"), elements=[1]),
             "no head 'linear'",
+        ),
+        "no A": (
+            Potential(
+                TensorNet(channels=4, irreps="IS"), EnergyReadout(4, irreps="IS"), elements=[1]
+            ),
+            "its TensorNet has I, A and S, this one IS",
+        ),
+        "dipole": (
+            make_ours(heads={"dipole": DipoleReadout(TensorNet(channels=16))}),
+            "beside the energy it would lose dipole",
         ),
         "two activations": (
             Potential(TensorNet(channels=4), EnergyReadout(4, activation="ssp"), elements=[1]),
