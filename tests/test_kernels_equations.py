@@ -25,7 +25,7 @@ from tensormd.models import TensorNet, batch_graphs
 from tensormd.models.activations import LOG_2
 from tensormd.models.cartesian import TensorLinear, irrep_norms_squared, norm_squared
 from tensormd.models.graph import Graph, displacements
-from tensormd.models.kernels import equations
+from tensormd.models.kernels import equations, perceptrons
 from tensormd.models.kernels.edges import Edges, Geometry, edges_of
 from tensormd.models.kernels.fused import FusedTensorNet
 from tensormd.models.kernels.packing import (
@@ -34,6 +34,7 @@ from tensormd.models.kernels.packing import (
 )
 from tensormd.models.kernels.step import StepInputs, TorchOperators, tensornet_step
 from tensormd.models.kernels.weights import Dense, extract_weights
+from tensormd.models.orders import prune_irreps
 from tensormd.models.potential import Potential
 from tensormd.models.radial_table import RadialTable, spline_coefficients
 
@@ -259,10 +260,10 @@ def test_layer_norm(case: Case) -> None:
     norm.bias.normal_()
     x = case.factors.clone().requires_grad_(True)
     g = torch.randn_like(x)
-    found, *moments = equations.layer_norm(case.factors, norm.weight, norm.bias)
+    found, *moments = perceptrons.layer_norm(case.factors, norm.weight, norm.bias)
     assert_equal(found, norm(x))
     (expected,) = gradients(norm(x), g, x)
-    found = equations.layer_norm_adjoint(case.factors, norm.weight, norm.bias, *moments, g)
+    found = perceptrons.layer_norm_adjoint(case.factors, norm.weight, norm.bias, *moments, g)
     assert_equal(found, expected)
 
 
@@ -287,18 +288,18 @@ def test_perceptron(name: str) -> None:
     y = x
     for layer in layers:
         y = ACTIVATIONS[name](y @ layer.weight.t() + layer.bias)
-    found, linear = equations.perceptron(layers, x.detach())
+    found, linear = perceptrons.perceptron(layers, x.detach())
     assert_equal(found, y)
     (expected,) = gradients(y, g, x)
-    assert_equal(equations.perceptron_adjoint(layers, linear, g), expected)
+    assert_equal(perceptrons.perceptron_adjoint(layers, linear, g), expected)
 
 
 def test_an_unknown_activation_is_refused() -> None:
     x = torch.zeros(1)
     with pytest.raises(ValueError, match="'relu'"):
-        equations.activate("relu", x)
+        perceptrons.activate("relu", x)
     with pytest.raises(ValueError, match="'relu'"):
-        equations.activate_adjoint("relu", x, x)
+        perceptrons.activate_adjoint("relu", x, x)
 
 
 # The whole pass
@@ -350,9 +351,20 @@ def largest_errors(found: Any, expected: Any) -> dict[str, float]:
     }
 
 
+@pytest.mark.parametrize("irreps", ["IS", "IA", "I"])
+@pytest.mark.parametrize("variant", ["mlp", "linear-SO(3)", "no layers"])
+def test_pass_of_networks_without_irreps(variant: str, irreps: str) -> None:
+    assert_pass_is_that_of_the_network(make_potential(**VARIANTS[variant] | {"irreps": irreps}))
+    pruned = prune_irreps(make_potential(**VARIANTS[variant]), irreps)
+    assert_pass_is_that_of_the_network(pruned)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_pass_is_that_of_the_network_with_tables(variant: str) -> None:
-    potential = make_potential(**VARIANTS[variant])
+    assert_pass_is_that_of_the_network(make_potential(**VARIANTS[variant]))
+
+
+def assert_pass_is_that_of_the_network(potential: Potential) -> None:
     table = table_of(potential, 256)
     fused, reference = FusedTensorNet(potential, table), with_table(potential, table)
     systems = [ethanol(charge=1.0), crystal(charge=-2.0), slab(), tiny(2)]

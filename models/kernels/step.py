@@ -15,11 +15,10 @@ from torch import Tensor
 from .. import cartesian
 from . import equations
 from .edges import Edges, Geometry
-from .equations import (
+from .equations import mix, mix_adjoint
+from .perceptrons import (
     layer_norm,
     layer_norm_adjoint,
-    mix,
-    mix_adjoint,
     padded_layer_norm,
     padded_layer_norm_adjoint,
     perceptron,
