@@ -34,6 +34,7 @@ from tensormd.models.training import (
     TrainingSettings,
     quantity_errors,
     read_frames,
+    read_state,
     train,
 )
 from tensormd.models.units import bohr_in_angstrom, hartree_in_ev
@@ -41,6 +42,7 @@ from tensormd.models.units import bohr_in_angstrom, hartree_in_ev
 MOLECULES = {"fit": 10_000, "validation": 300, "test": 1000}
 SPLIT_SEED = 0
 CUTOFF = 5.0
+ELEMENTS = (1, 6, 7, 8, 9)
 NETWORK: dict[str, Any] = {
     "channels": 48,
     "layers": 2,
@@ -85,7 +87,7 @@ def build(fit: Frames, seed: int) -> Potential:
     return Potential(
         network,
         EnergyReadout(int(NETWORK["channels"])),
-        elements=fit.elements,
+        elements=ELEMENTS,
         heads={"dipole": dipole, "polarizability": polarizability},
         metadata={"name": "QM9 properties", "trained_on": list(QUANTITIES)},
     )
@@ -100,9 +102,7 @@ def trivial_errors(fit: Frames, test: Frames) -> dict[str, float]:
     """Mean absolute errors of the predictors that know no geometry."""
 
     def counts(frames: Frames) -> NDArray[np.float64]:
-        return np.array(
-            [[float((g.numbers == z).sum()) for z in fit.elements] for g in frames.graphs]
-        )
+        return np.array([[float((g.numbers == z).sum()) for z in ELEMENTS] for g in frames.graphs])
 
     found = {}
     for quantity in QUANTITIES:
@@ -160,23 +160,13 @@ def main() -> None:
     settings = TrainingSettings(
         epochs=arguments.epochs, seed=arguments.seed, compile=compiled, **SETTINGS
     )
-    last: list[Progress] = []
-
-    def keep(progress: Progress, _: Potential) -> None:
-        last[:] = [progress]
-
-    potential = train(
-        build(fit, arguments.seed),
-        fit,
-        validation,
-        settings,
-        arguments.state / f"seed-{arguments.seed}.state",
-        tell,
-        keep=keep,
-    )
+    state = arguments.state / f"seed-{arguments.seed}.state"
+    potential = train(build(fit, arguments.seed), fit, validation, settings, state, tell)
     potential = potential.double().eval()
     save_potential(potential, arguments.state / f"seed-{arguments.seed}.safetensors")
-    errors = {name: error.mae for name, error in quantity_errors(potential, test).items()}
+    errors = {
+        name: error.mae for name, error in quantity_errors(potential, test, QUANTITIES).items()
+    }
     print(f"{len(test)} molecules that were not trained on: {show(errors)}", flush=True)
     content = {
         "molecules": MOLECULES,
@@ -186,7 +176,7 @@ def main() -> None:
         "threads": arguments.threads,
         "cpus": os.cpu_count(),
         "parameters": sum(p.numel() for p in potential.parameters()),
-        "seconds": last[0].seconds if last else None,
+        "seconds": read_state(state, settings)["seconds"],
         "mae": {"model": in_usual_units(errors), "trivial": in_usual_units(trivial)},
     }
     write_atomically(arguments.json, (json.dumps(content, indent=1) + "\n").encode())
