@@ -127,7 +127,8 @@ class Potential(nn.Module):
     Raises
     ------
     ValueError
-        If an element has no place in the tables, or a unit or a head is unknown.
+        If an element has no place in the tables, a unit or a head is unknown, or the readout is
+        of other irreps than the network.
     """
 
     def __init__(
@@ -156,6 +157,11 @@ class Potential(nn.Module):
             raise ValueError(
                 f"elements are {self.elements}: the network and its references have a place for "
                 f"atomic numbers 1 to {places - 1}"
+            )
+        own, read = getattr(representation, "irreps", None), readout.config.get("irreps")
+        if own is not None and read is not None and own != read:
+            raise ValueError(
+                f"the network has the irreps {own}, the readout reads {read}: give both the same"
             )
         self.length_unit = length_unit.lower()
         self.energy_unit = energy_unit.lower()

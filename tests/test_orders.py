@@ -329,6 +329,8 @@ def test_mistakes() -> None:
         TDN(lmax=2, degrees=(0, 3))
     with pytest.raises(ValueError, match="no part of them"):
         prune_degrees(make_tdn(), (0, 2))
+    with pytest.raises(ValueError, match="irreps IS, the readout reads IAS"):
+        Potential(TensorNet(channels=8, irreps="IS"), EnergyReadout(8), elements=[1])
     with pytest.raises(ValueError, match="norm_size is 10"):
         EnergyReadout(8, norm_size=10)
 
