@@ -72,7 +72,7 @@ class CompiledFunction:
     def __init__(self, potential: Potential, function: Function) -> None:
         self.potential = potential
         self.function = function
-        self._graphs: dict[bool, _Graph] = {}
+        self._graph: _Graph | None = None
 
     def __call__(
         self, inputs: Sequence[Tensor], axes: Sequence[Axis | None]
@@ -94,17 +94,17 @@ class CompiledFunction:
             If this needs a new graph, and torch cannot make it.
         """
         sizes = Sizes.of(inputs, axes)
-        if min(sizes.atoms, sizes.edges, sizes.pairs) < 2:
-            raise Unfit(f"it has {sizes.atoms} atoms, {sizes.edges} edges: fewer than 2")
-        single = sizes.systems == 1
-        if single not in self._graphs:
+        # Torch takes no size of 0 or 1 for a symbol; and a graph of one system alone, which it
+        # would compile, was found to give NaN.
+        if min(sizes) < 2:
+            raise Unfit(f"{sizes}: expected 2 or more of each")
+        if self._graph is None:
             try:
-                graph = _trace(self.potential, self.function, inputs, axes, sizes)
+                self._graph = _trace(self.potential, self.function, inputs, axes, sizes)
             except Exception as problem:  # of any kind, from deep inside torch
                 reason = f"{type(problem).__name__}: {problem}".splitlines()[0]
                 raise CompilationError(f"the step could not be compiled: {reason}") from problem
-            self._graphs[single] = graph
-        return self._graphs[single].run(self._weights(), inputs, sizes)
+        return self._graph.run(self._weights(), inputs, sizes)
 
     def _weights(self) -> list[Tensor]:
         return [x.detach() for _, x in _tensors_of(self.potential)]
@@ -286,9 +286,7 @@ def _fakes(
         source = ConstantSource(name)
         symbol = env.create_symbol(size, source, DimDynamic.DYNAMIC)
         symbols.append(symbol)
-        # Of one system everything is known, and torch takes no size of 0 or 1 for a symbol.
-        known = name == "systems" and size == 1
-        sized[name] = size if known else env.create_symintnode(symbol, hint=size, source=source)
+        sized[name] = env.create_symintnode(symbol, hint=size, source=source)
     fakes = []
     with fake_mode:
         for x, axis in zip(inputs, axes, strict=True):

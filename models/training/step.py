@@ -42,9 +42,9 @@ class TrainingStep:
 
     Compiled, a step is one graph of tensor operators: forward pass, derivatives by the edge
     vectors, loss, and its derivatives by the parameters, traced with symbolic sizes and compiled
-    by Inductor (C++ on a CPU, Triton on CUDA) for all batches at once. Two graphs serve batches
-    of one system and of several. Every condition on the sizes under which a graph was traced is
-    checked for each batch; one that fits no graph takes the plain step and is counted. On a CPU
+    by Inductor (C++ on a CPU, Triton on CUDA), once for batches of all sizes. Every condition on
+    the sizes under which the graph was traced is checked for each batch; one that does not fit
+    takes the plain step and is counted. So do batches of one system, or of one pair. On a CPU
     matrix products use all threads and the other loops one, so that results repeat to the last
     bit; several processes (see `distributed`) use more cores better.
 
