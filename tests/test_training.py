@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,15 @@ def same(a: Potential, b: Potential) -> None:
         assert torch.equal(value, b.state_dict()[name]), name
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as in a terminal: processes in the background may be born to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("how", ["kill", "stop", "interrupt"])
 def test_whatever_ends_a_run_it_goes_on_to_the_last_bit(
     frames: Frames, tmp_path: Path, how: str
@@ -155,13 +165,12 @@ def test_whatever_ends_a_run_it_goes_on_to_the_last_bit(
     told: dict[bool, list[Progress]] = {True: [], False: []}
     whole = train(student(frames), fit, held, settings, tell=told[True].append)
     expected = {"kill": KilledError, "stop": TrainingStopped, "interrupt": KeyboardInterrupt}[how]
-    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(expected):
         train(
             student(frames), fit, held, settings, state, told[False].append,
             step_done=step_done, stop=stop,
         )  # fmt: skip
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert read_state(state, settings)["steps_done"] == (16 if how == "kill" else ends)
     same(whole, train(student(frames), fit, held, settings, state, told[False].append))
     plain = [dataclasses.replace(p, seconds=0) for p in told[True]]
