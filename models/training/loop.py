@@ -29,7 +29,7 @@ from .settings import TrainingSettings
 log = logging.getLogger("tensormd")
 
 WORTH_COMPILING = 3000
-"""Steps that pay for a compilation of one or two minutes."""
+"""Steps that pay for a compilation of some minutes."""
 
 
 class TrainingStopped(Exception):  # noqa: N818
