@@ -91,7 +91,7 @@ class TrainingSettings:
     """Epochs between validations, at which the state of the run is saved."""
     compile: str | bool = "auto"
     """Whether to compile the step (see `TrainingStep`), which takes one to four minutes, less than
-    one the second time. ``auto``: where there is a compiler and the run has 3,000 steps or more."""
+    one the second time. ``auto``: where there is a compiler and the run has 3,000 steps."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
