@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first target that needs it creates.
 PYTHON ?= python3
 BIN := .venv/bin
-FOLDERS := $(shell find models calculators md_runs -type d -not -name __pycache__)
+FOLDERS := $(shell find package models calculators md_runs -type d -not -name __pycache__)
 
 .PHONY: install demo test lint format bench clean
 

@@ -38,7 +38,7 @@ import torch
 from rmd17 import CUTOFF, MOLECULES, add_data_option, data_files
 from torch import nn
 
-from tensormd.md_runs.benchmark_machine import describe_machine
+from tensormd.md_runs.benchmark.machine import describe_machine
 from tensormd.models import TDN, EnergyReadout, Potential, ScalarReadout, TensorNet, save_potential
 from tensormd.models.files import write_atomically
 from tensormd.models.training import (

@@ -13,8 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from tensormd.md_runs.benchmark_report import markdown, read_results
-from tensormd.md_runs.cli import main as tensormd
+from tensormd.md_runs.benchmark.report import markdown, read_results
+from tensormd.md_runs.command.main import main as tensormd
 
 FULL = [
     *("--systems", "alanine_dipeptide,testosterone,chignolin,dhfr"),

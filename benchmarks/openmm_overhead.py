@@ -22,7 +22,7 @@ from ase.build import molecule
 
 from tensormd.calculators import create_force
 from tensormd.models import EnergyReadout, Potential, TensorNet
-from tensormd.models.kernels.operator import model_tensor
+from tensormd.models.inference.torch_operator import model_tensor
 from tensormd.models.units import nm_in_angstrom
 
 import openmm  # isort: skip

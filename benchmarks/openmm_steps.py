@@ -13,8 +13,8 @@ import json
 import sys
 from pathlib import Path
 
-from tensormd.md_runs.benchmark_openmm import openmm_steps
-from tensormd.md_runs.console import say
+from tensormd.md_runs.benchmark.openmm_steps import openmm_steps
+from tensormd.md_runs.command.console import say
 from tensormd.models.files import write_atomically
 
 

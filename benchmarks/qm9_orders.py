@@ -7,7 +7,7 @@ After Lee, Galkin & Miret, "Deconstructing equivariant representations in molecu
 the same molecules for the same number of epochs, energies of the elements taken off by least
 squares; seeds differ in weights and in the order of the molecules. Reported are the mean absolute
 error on molecules that were not trained on, that of the trivial predictor (the elements alone),
-and what each degree holds and carries in the end (`tensormd.models.irreps`).
+and what each degree holds and carries in the end (`tensormd.models.analysis`).
 
 Needs ``pip install 'tensormd[datasets]'``. A run that is stopped goes on where it was saved; with
 ``--minutes`` it stops by itself.
@@ -24,16 +24,16 @@ from typing import Any
 import torch
 
 from tensormd.models import TDN, Potential, ScalarReadout
+from tensormd.models.analysis import layout_of, maps_of, measure_shares, predict
+from tensormd.models.analysis.maps import explained_by
+from tensormd.models.data.standardise import standardise
 from tensormd.models.files import write_atomically
-from tensormd.models.irreps import layout_of, maps_of, measure_shares, predict
-from tensormd.models.irreps.maps import explained_by
 from tensormd.models.training import (
     Frames,
     Progress,
     TrainingSettings,
     TrainingStopped,
     read_frames,
-    standardise,
     train,
 )
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from tensormd.models import EnergyReadout, Potential, TensorNet, save_potential
 from tensormd.models.files import write_atomically
-from tensormd.models.properties import DipoleReadout, PolarizabilityReadout
+from tensormd.models.heads.properties import DipoleReadout, PolarizabilityReadout
 from tensormd.models.training import (
     Frames,
     Progress,

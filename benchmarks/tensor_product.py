@@ -32,9 +32,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensormd.models.cp import factors_for, paper_rank
-from tensormd.models.harmonics import paths
-from tensormd.models.tdn_product import ContractedProduct, ExactCoupling, chunk_size
+from tensormd.models.maths.cp import factors_for, paper_rank
+from tensormd.models.maths.harmonics import paths
+from tensormd.models.networks.tdn_product import ContractedProduct, ExactCoupling, chunk_size
 
 GROUP = "SO(3)"
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]

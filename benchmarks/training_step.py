@@ -45,17 +45,11 @@ import torch
 from rmd17 import CUTOFF, add_data_option, data_files
 from torch import nn
 
-from tensormd.md_runs.benchmark_machine import describe_machine
+from tensormd.md_runs.benchmark.machine import describe_machine
 from tensormd.models import EnergyReadout, Potential, TensorNet
 from tensormd.models.checkpoint.torchmdnet_writer import write_torchmdnet_checkpoint
 from tensormd.models.files import write_atomically
-from tensormd.models.training import (
-    Frames,
-    TrainingSettings,
-    TrainingStep,
-    read_rmd17,
-    train,
-)
+from tensormd.models.training import Frames, TrainingSettings, TrainingStep, read_rmd17, train
 
 NETWORKS = {
     "small": {"channels": 128, "layers": 2},  # torchmd-net's examples/TensorNet-rMD17.yaml

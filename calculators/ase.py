@@ -21,13 +21,14 @@ from torch import nn
 
 from ..models.checkpoint import load_potential
 from ..models.committee import Committee, CommitteePrediction, combine, members_of
-from ..models.graph import Graph, NeighborList, batch_graphs, displacements, within
-from ..models.hessian import hessian
+from ..models.graph import Graph, batch_graphs, displacements, within
+from ..models.heads.properties import HEADS, NO_DIPOLE
+from ..models.inference.backends import compile_potential, engine_of, why_not_fused
+from ..models.inference.hessian import hessian
+from ..models.inference.tables import TableInfo
+from ..models.neighbors import NeighborList
 from ..models.potential import Prediction, parse_dtype
-from ..models.properties import HEADS, NO_DIPOLE
-from ..models.script import compile_potential, engine_of, why_not_fused
-from ..models.tabulated import TableInfo
-from .validation import (
+from .checks import (
     UntrainedError,
     check_elements,
     check_energies,

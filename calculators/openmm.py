@@ -17,14 +17,19 @@ from torch import nn
 
 from ..models.checkpoint import load_potential
 from ..models.committee import members_of
-from ..models.export import Evaluator, OpenMMModule, OperatorEvaluator, scriptable_members
-from ..models.graph import NeighborList
-from ..models.kernels import operator  # noqa: F401 (registers tensormd::evaluate)
+from ..models.inference import torch_operator as operator  # noqa: F401 (registers tensormd::evaluate)
+from ..models.inference.backends import compile_potential, script, why_not_fused
+from ..models.inference.torchscript import (
+    Evaluator,
+    OpenMMModule,
+    OperatorEvaluator,
+    scriptable_members,
+)
+from ..models.neighbors import NeighborList
 from ..models.potential import parse_dtype
-from ..models.script import compile_potential, script, why_not_fused
 from ..models.units import kj_per_mol_in_ev, nm_in_angstrom
-from .openmm_engines import choose_engine
-from .validation import check_elements, check_energies, parse_backend, parse_charge, parse_device
+from .checks import check_elements, check_energies, parse_backend, parse_charge, parse_device
+from .openmm_versions import choose_engine
 
 if TYPE_CHECKING:
     import openmm

@@ -2,12 +2,13 @@
 
 from .checkpoint import load_potential, save_potential, write_torchmdnet_checkpoint
 from .committee import Committee
-from .export import export_torchscript
-from .graph import Graph, NeighborList, batch_graphs
+from .graph import Graph, batch_graphs
+from .heads.energy import EnergyReadout, ScalarReadout
+from .inference.torchscript import export_torchscript
+from .neighbors import NeighborList
+from .networks.tdn import TDN
+from .networks.tensornet import TensorNet
 from .potential import Potential, Prediction
-from .readout import EnergyReadout, ScalarReadout
-from .tdn import TDN
-from .tensornet import TensorNet
 
 __all__ = [
     "TDN",

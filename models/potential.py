@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .double import DoubleConstants
 from .graph import Graph, Pairs, within
-from .properties import HEADS, NO_DIPOLE, Head
-from .readout import EnergyReadout, ScalarReadout
-from .repulsion import ZBLRepulsion
+from .heads.energy import EnergyReadout, ScalarReadout
+from .heads.properties import HEADS, NO_DIPOLE, Head
+from .heads.repulsion import ZBLRepulsion
+from .maths.double import DoubleConstants
 from .units import energy_in_ev, length_in_angstrom
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

@@ -19,7 +19,7 @@ from tensormd.models import (
     batch_graphs,
 )
 from tensormd.models.graph import Graph, displacements
-from tensormd.models.repulsion import ZBLRepulsion
+from tensormd.models.heads.repulsion import ZBLRepulsion
 
 Array = NDArray[np.float64]
 CUTOFF = 4.5

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tensormd.models import NeighborList, batch_graphs
 from tensormd.models.graph import Graph
-from tensormd.models.kernels.edges import Edges, edges_of
-from tensormd.models.kernels.packing import with_slopes
+from tensormd.models.inference.kernels.edges import Edges, edges_of
+from tensormd.models.inference.kernels.packing import with_slopes
 
 LOWER, CUTOFF = 0.4, 3.0
 INTERVALS = 12

@@ -15,10 +15,10 @@ from ase.build import molecule
 from ase.io import read
 from test_md_runs_support import ethanol, waters, write_tiny_potential
 
-from tensormd.calculators.openmm_engines import python_problem
-from tensormd.md_runs.launch import launch_md
-from tensormd.md_runs.run_folder import RunFolder
-from tensormd.md_runs.settings import MDSettings, ModelSettings
+from tensormd.calculators.openmm_versions import python_problem
+from tensormd.md_runs.md.launch import launch_md
+from tensormd.md_runs.runs.folder import RunFolder
+from tensormd.md_runs.runs.settings import MDSettings, ModelSettings
 
 if python_problem() is not None:
     pytest.skip(f"needs OpenMM: {python_problem()}", allow_module_level=True)

@@ -24,15 +24,16 @@ from helpers import REFERENCES, make_potential
 from numpy.typing import NDArray
 
 from tensormd.calculators import PotentialCalculator, TensorNetCalculator, create_force
-from tensormd.calculators import openmm_engines as engines
-from tensormd.models import Committee, EnergyReadout, Potential, TensorNet, kernels, save_potential
-from tensormd.models.kernels import operator
-from tensormd.models.script import compile_potential
-from tensormd.models.tabulated import tabulated
+from tensormd.calculators import openmm_versions as engines
+from tensormd.models import Committee, EnergyReadout, Potential, TensorNet, save_potential
+from tensormd.models.inference import kernels
+from tensormd.models.inference import torch_operator as operator
+from tensormd.models.inference.backends import compile_potential
+from tensormd.models.inference.tables import tabulated
 from tensormd.models.units import kj_per_mol_in_ev, nm_in_angstrom
 
 pytest.importorskip("numba", reason="numba is not installed")
-compiled = pytest.importorskip("tensormd.models.kernels.cpu.compiled")
+compiled = pytest.importorskip("tensormd.models.inference.kernels.cpu.compiled")
 
 BOUNDS = {"float32": (1e-4, 1e-5), "float64": (3e-5, 1e-5)}
 """Largest and root mean square error of forces, eV/A."""

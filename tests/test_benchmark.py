@@ -20,24 +20,25 @@ from data import data_file
 from helpers import make_potential
 from test_md_runs_support import ethanol, run, write_tiny_potential
 
-from tensormd.calculators.openmm_engines import python_problem
-from tensormd.md_runs import benchmark, benchmark_report
-from tensormd.md_runs.benchmark import BenchmarkSettings, run_benchmark
-from tensormd.md_runs.benchmark_model import (
+from tensormd.calculators.openmm_versions import python_problem
+from tensormd.md_runs.benchmark import report as benchmark_report
+from tensormd.md_runs.benchmark import rounds as benchmark
+from tensormd.md_runs.benchmark.model import (
     NotTransferableError,
     product_flops_per_atom,
     random_potential,
     write_torchmdnet,
 )
-from tensormd.md_runs.benchmark_programs import (
+from tensormd.md_runs.benchmark.programs import (
     Contestant,
     fits_minimum_image,
     make_program,
     peer_quiet,
     places_for_neighbors,
 )
-from tensormd.md_runs.benchmark_systems import AMPLITUDE, Motion, collect_systems, water_box
-from tensormd.md_runs.benchmark_worker import TrialError, one_line, run_trial
+from tensormd.md_runs.benchmark.rounds import BenchmarkSettings, run_benchmark
+from tensormd.md_runs.benchmark.systems import AMPLITUDE, Motion, collect_systems, water_box
+from tensormd.md_runs.benchmark.worker import TrialError, one_line, run_trial
 from tensormd.models import NeighborList, Potential, load_potential, save_potential
 
 ROOT = Path(__file__).parents[1]
@@ -461,7 +462,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.skipif(python_problem() is not None, reason=str(python_problem()))
 def test_steps_in_openmm() -> None:
-    from tensormd.md_runs.benchmark_openmm import openmm_steps
+    from tensormd.md_runs.benchmark.openmm_steps import openmm_steps
 
     found = openmm_steps(peer=False, rounds=1, steps=1, threads=1, platform="Reference")
     assert found["atoms"] == 22

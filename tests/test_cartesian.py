@@ -11,7 +11,7 @@ import torch
 from helpers import rotation
 from torch import Tensor
 
-from tensormd.models.cartesian import (
+from tensormd.models.maths.cartesian import (
     BASIS,
     TensorAlgebra,
     TensorLinear,

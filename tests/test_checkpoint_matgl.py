@@ -18,7 +18,7 @@ from helpers import System, ethanol
 
 from tensormd.models import NeighborList, Potential
 from tensormd.models.checkpoint import load_potential, save_potential
-from tensormd.models.radial import SmoothBesselBasis
+from tensormd.models.maths.radial import SmoothBesselBasis
 
 DATA = Path(os.environ.get("TENSORMD_DATA", Path(__file__).parents[2] / "shared" / "data"))
 FOLDER = DATA / "matgl" / "TensorNet-MatPES-PBE-v2025.1-PES"

@@ -40,8 +40,8 @@ from tensormd.calculators import PotentialCalculator
 from tensormd.models import NeighborList, batch_graphs
 from tensormd.models.checkpoint import describe, load_potential, save_potential
 from tensormd.models.graph import displacements
-from tensormd.models.hessian import hessian
-from tensormd.models.torchmdnet import TorchMDNetPotential
+from tensormd.models.inference.hessian import hessian
+from tensormd.models.networks.torchmdnet import TorchMDNetPotential
 from tensormd.models.units import kcal_per_mol_in_ev
 
 pytestmark = [

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tensormd.models import EnergyReadout, Potential, TensorNet
 from tensormd.models.checkpoint import convert, describe, load_potential, save_potential
 from tensormd.models.committee import Committee
-from tensormd.models.repulsion import ZBLRepulsion
+from tensormd.models.heads.repulsion import ZBLRepulsion
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},

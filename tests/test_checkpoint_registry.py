@@ -14,7 +14,7 @@ from checkpoint_helpers import make_model, save
 from tensormd.models import Potential
 from tensormd.models.checkpoint import load_potential, registry, registry_names
 from tensormd.models.checkpoint.registry import HubFile, WebFile
-from tensormd.models.torchmdnet import TorchMDNetPotential
+from tensormd.models.networks.torchmdnet import TorchMDNetPotential
 
 COMMIT = "a" * 40
 

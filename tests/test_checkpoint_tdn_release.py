@@ -20,7 +20,7 @@ from tensormd.models import Potential, batch_graphs
 from tensormd.models.checkpoint import describe, load_potential, save_potential
 from tensormd.models.checkpoint.loading import convert
 from tensormd.models.checkpoint.tdn_release import HARTREE, REFERENCES, read_tdn_release
-from tensormd.models.script import script
+from tensormd.models.inference.backends import script
 
 SHAPES: dict[str, dict[str, Any]] = {
     "L1": {},

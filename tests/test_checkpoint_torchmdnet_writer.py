@@ -37,9 +37,9 @@ from tensormd.models import (
     write_torchmdnet_checkpoint,
 )
 from tensormd.models import files as model_files
-from tensormd.models.properties import DipoleReadout
-from tensormd.models.repulsion import ZBLRepulsion
-from tensormd.models.tabulated import tabulated
+from tensormd.models.heads.properties import DipoleReadout
+from tensormd.models.heads.repulsion import ZBLRepulsion
+from tensormd.models.inference.tables import tabulated
 
 ELEMENTS = sorted(set(NUMBERS.tolist()))
 

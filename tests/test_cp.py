@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tensormd.models import cp, cp_fit
-from tensormd.models.harmonics import coupling_tensor
+from tensormd.models.maths import cp, cp_fit
+from tensormd.models.maths.harmonics import coupling_tensor
 
 CASES = [(lmax, group) for lmax in range(1, 5) for group in ("O(3)", "SO(3)")]
 

@@ -20,7 +20,7 @@ from data import data_file
 from tdn_release_model import ReleasedTDN
 from test_checkpoint_modelforge import make_state
 
-from tensormd.calculators.openmm_engines import python_problem, torchforce_problem
+from tensormd.calculators.openmm_versions import python_problem, torchforce_problem
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "models" / "pretrained" / "tensornet-ethanol.safetensors"

@@ -16,8 +16,8 @@ from helpers import System, crystal, ethanol, make_potential, predict, slab, tin
 from test_tdn import make_tdn
 
 from tensormd.models import Committee, NeighborList, Potential, export_torchscript
-from tensormd.models.pairs import neighbor_pairs
-from tensormd.models.tabulated import FORCE_BOUND, tabulated_potential
+from tensormd.models.inference.tables import FORCE_BOUND, tabulated_potential
+from tensormd.models.inference.torchscript_pairs import neighbor_pairs
 
 SYSTEMS = {
     "molecule": ethanol(),

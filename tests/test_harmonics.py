@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import rotation
 
-from tensormd.models.harmonics import (
+from tensormd.models.maths.harmonics import (
     MAX_DEGREE,
     SphericalHarmonics,
     clebsch_gordan,

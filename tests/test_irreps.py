@@ -13,10 +13,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from tensormd.models import TDN, EnergyReadout, Potential, ScalarReadout, TensorNet
-from tensormd.models.cartesian import BASIS
-from tensormd.models.committee import Committee
-from tensormd.models.graph import NeighborList
-from tensormd.models.irreps import (
+from tensormd.models.analysis import (
     Accuracy,
     analyse,
     changed,
@@ -30,10 +27,13 @@ from tensormd.models.irreps import (
     work,
     work_without,
 )
-from tensormd.models.irreps.advice import Scale, advise
-from tensormd.models.irreps.batches import slices
-from tensormd.models.irreps.maps import principal_map
-from tensormd.models.irreps.removal import accuracy, predict_without
+from tensormd.models.analysis.advice import Scale, advise
+from tensormd.models.analysis.batches import slices
+from tensormd.models.analysis.maps import principal_map
+from tensormd.models.analysis.removal import accuracy, predict_without
+from tensormd.models.committee import Committee
+from tensormd.models.maths.cartesian import BASIS
+from tensormd.models.neighbors import NeighborList
 from tensormd.models.training import Frames
 
 CUTOFF = 4.0
@@ -234,7 +234,7 @@ def test_batches_change_nothing(
     layout = layout_of(potential)
     whole = measure_shares(potential, frames, layout), graph_embeddings(potential, frames, layout)
     assert len(list(slices(frames))) == 1
-    monkeypatch.setattr("tensormd.models.irreps.batches.EDGES_AT_ONCE", 30)
+    monkeypatch.setattr("tensormd.models.analysis.batches.EDGES_AT_ONCE", 30)
     assert [part.stop for part in slices(frames)] == [2, 3] or len(list(slices(frames))) == 3
     parts = measure_shares(potential, frames, layout), graph_embeddings(potential, frames, layout)
     for name, values in vars(whole[0]).items():

@@ -17,14 +17,14 @@ from numba import njit
 from numpy.typing import NDArray
 
 from tensormd.models import Potential
-from tensormd.models.activations import activation
-from tensormd.models.cartesian import SUBSETS, TensorAlgebra, split_irreps
-from tensormd.models.graph import NeighborList
-from tensormd.models.kernels import fuse
-from tensormd.models.kernels.cpu import algebra, components, dense, perceptron, simd
-from tensormd.models.kernels.weights import dense_layers
-from tensormd.models.orders import prune_irreps
-from tensormd.models.tabulated import FORCE_BOUND, tabulated_potential
+from tensormd.models.analysis.pruning import prune_irreps
+from tensormd.models.inference.kernels import fuse
+from tensormd.models.inference.kernels.cpu import algebra, components, dense, perceptron, simd
+from tensormd.models.inference.kernels.weights import dense_layers
+from tensormd.models.inference.tables import FORCE_BOUND, tabulated_potential
+from tensormd.models.maths.activations import activation
+from tensormd.models.maths.cartesian import SUBSETS, TensorAlgebra, split_irreps
+from tensormd.models.neighbors import NeighborList
 
 DTYPES = (np.float32, np.float64)
 ROUNDING = {np.float32: 2e-6, np.float64: 4e-15}

@@ -20,13 +20,13 @@ from kernel_cases import random_graph
 
 from tensormd.models import NeighborList, batch_graphs
 from tensormd.models.graph import Graph
-from tensormd.models.kernels.cuda.recording import CudaGraphStep, Room, Run, room_for
-from tensormd.models.kernels.cuda.resident import ResidentSystem
-from tensormd.models.kernels.edges import edges_of
-from tensormd.models.kernels.fused import FusedTensorNet
-from tensormd.models.kernels.step import StepInputs
+from tensormd.models.inference.kernels.cuda.recording import CudaGraphStep, Room, Run, room_for
+from tensormd.models.inference.kernels.cuda.resident import ResidentSystem
+from tensormd.models.inference.kernels.edges import edges_of
+from tensormd.models.inference.kernels.fused import FusedTensorNet
+from tensormd.models.inference.kernels.step import StepInputs
+from tensormd.models.inference.tables import build_table
 from tensormd.models.potential import Potential, Prediction
-from tensormd.models.tabulated import build_table
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -261,7 +261,7 @@ def backend(device: str) -> Any:
     """The operators of a device."""
     if device == "cpu":
         return None
-    from tensormd.models.kernels.cuda.operators import TritonOperators
+    from tensormd.models.inference.kernels.cuda.operators import TritonOperators
 
     return TritonOperators()
 

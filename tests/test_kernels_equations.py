@@ -22,21 +22,18 @@ from kernel_cases import CUTOFF, INTERVALS, LOWER, SPACING, Case, make_case, ran
 from torch import Tensor
 
 from tensormd.models import TensorNet, batch_graphs
-from tensormd.models.activations import LOG_2
-from tensormd.models.cartesian import TensorLinear, irrep_norms_squared, norm_squared
+from tensormd.models.analysis.pruning import prune_irreps
 from tensormd.models.graph import Graph, displacements
-from tensormd.models.kernels import equations, perceptrons
-from tensormd.models.kernels.edges import Edges, Geometry, edges_of
-from tensormd.models.kernels.fused import FusedTensorNet
-from tensormd.models.kernels.packing import (
-    by_component,
-    pack_weights,
-)
-from tensormd.models.kernels.step import StepInputs, TorchOperators, tensornet_step
-from tensormd.models.kernels.weights import Dense, extract_weights
-from tensormd.models.orders import prune_irreps
+from tensormd.models.inference.kernels import equations, perceptrons
+from tensormd.models.inference.kernels.edges import Edges, Geometry, edges_of
+from tensormd.models.inference.kernels.fused import FusedTensorNet
+from tensormd.models.inference.kernels.packing import by_component, pack_weights
+from tensormd.models.inference.kernels.step import StepInputs, TorchOperators, tensornet_step
+from tensormd.models.inference.kernels.weights import Dense, extract_weights
+from tensormd.models.maths.activations import LOG_2
+from tensormd.models.maths.cartesian import TensorLinear, irrep_norms_squared, norm_squared
+from tensormd.models.maths.splines import RadialTable, spline_coefficients
 from tensormd.models.potential import Potential
-from tensormd.models.radial_table import RadialTable, spline_coefficients
 
 BOUND = 1e-10
 

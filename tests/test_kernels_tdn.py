@@ -17,13 +17,14 @@ from test_tdn import make_tdn
 from torch import nn
 
 from tensormd.models import TDN, Potential, ScalarReadout
-from tensormd.models.graph import NeighborList, within
-from tensormd.models.harmonics import SphericalHarmonics
-from tensormd.models.kernels import fuse
-from tensormd.models.kernels import tdn_equations as twin
-from tensormd.models.kernels.cpu.tdn_potential import FusedTDN
-from tensormd.models.kernels.tdn_weights import extract_tdn_weights
-from tensormd.models.tabulated import FORCE_BOUND, build_table, tabulated_potential
+from tensormd.models.graph import within
+from tensormd.models.inference.kernels import fuse
+from tensormd.models.inference.kernels import tdn_equations as twin
+from tensormd.models.inference.kernels.cpu.tdn_potential import FusedTDN
+from tensormd.models.inference.kernels.tdn_weights import extract_tdn_weights
+from tensormd.models.inference.tables import FORCE_BOUND, build_table, tabulated_potential
+from tensormd.models.maths.harmonics import SphericalHarmonics
+from tensormd.models.neighbors import NeighborList
 
 SYSTEMS = {
     "molecule": ethanol(),
@@ -172,7 +173,7 @@ def test_other_kernels(name: str, dtype: torch.dtype) -> None:
 
 def test_many_groups_and_chunks_of_receivers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk small enough that senders are summed in many parts: to the bit the same."""
-    from tensormd.models.kernels.cpu import tdn_pack
+    from tensormd.models.inference.kernels.cpu import tdn_pack
 
     system = water(150)
     expected = predict(tabulated_of("L1"), system)

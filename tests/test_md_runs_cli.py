@@ -13,9 +13,9 @@ import pytest
 from ase.io import read, write
 from test_md_runs_support import ethanol, run, waters, write_tiny_potential
 
-from tensormd.calculators.openmm_engines import python_problem
-from tensormd.md_runs import demo as demo_module
-from tensormd.md_runs import doctor
+from tensormd.calculators.openmm_versions import python_problem
+from tensormd.md_runs.command import demo as demo_module
+from tensormd.md_runs.command import doctor
 
 COMMANDS = (
     *("demo", "relax", "md", "report", "evaluate", "info", "convert", "export", "benchmark"),
@@ -42,7 +42,7 @@ def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_is_fast_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from tensormd.md_runs.cli import main\n"
+        "import sys; from tensormd.md_runs.command.main import main\n"
         "try: main(['md', '--help'])\n"
         "except SystemExit: pass\n"
         "print([m for m in ('torch', 'ase', 'matplotlib', 'numpy') if m in sys.modules])"

@@ -12,18 +12,18 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from test_md_runs_support import IdealGas, Springs, ethanol
 
-from tensormd.md_runs.barostat import StochasticCellRescaling, estimate_compressibility
-from tensormd.md_runs.dynamics import last_state, resume_md, start_md
-from tensormd.md_runs.ensembles import Integrator
-from tensormd.md_runs.errors import RunStopped
-from tensormd.md_runs.run_folder import RunFolder
-from tensormd.md_runs.settings import MDSettings
-from tensormd.md_runs.velocities import (
+from tensormd.md_runs.md.barostat import StochasticCellRescaling, estimate_compressibility
+from tensormd.md_runs.md.ensembles import Integrator
+from tensormd.md_runs.md.loop import last_state, resume_md, start_md
+from tensormd.md_runs.md.velocities import (
     degrees_of_freedom,
     remove_rigid_motion,
     temperature_of,
     thermalize,
 )
+from tensormd.md_runs.runs.errors import RunStopped
+from tensormd.md_runs.runs.folder import RunFolder
+from tensormd.md_runs.runs.settings import MDSettings
 from tensormd.models.units import bar_in_ev_per_angstrom3
 
 

@@ -19,7 +19,12 @@ from scipy.stats import spearmanr
 from test_md_runs_support import ethanol, run, waters, write_tiny_potential
 
 from tensormd.calculators import PotentialCalculator
-from tensormd.md_runs.evaluation import Evaluation, batches, evaluate_checkpoint, read_labelled
+from tensormd.md_runs.evaluate.evaluation import (
+    Evaluation,
+    batches,
+    evaluate_checkpoint,
+    read_labelled,
+)
 from tensormd.models.training import calibration, error_statistics
 from tensormd.models.units import kcal_per_mol_in_ev
 

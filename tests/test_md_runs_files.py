@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from test_md_runs_support import Springs, ethanol
 
-from tensormd.md_runs import files
-from tensormd.md_runs.dynamics import resume_md, start_md
-from tensormd.md_runs.files import AppendOnly, Table, read_table
-from tensormd.md_runs.run_folder import Restart, RunFolder
-from tensormd.md_runs.settings import MDSettings
+from tensormd.md_runs.md.loop import resume_md, start_md
+from tensormd.md_runs.runs import files
+from tensormd.md_runs.runs.files import AppendOnly, Table, read_table
+from tensormd.md_runs.runs.folder import Restart, RunFolder
+from tensormd.md_runs.runs.settings import MDSettings
 from tensormd.models import files as whole_files
 from tensormd.models.files import write_atomically
 

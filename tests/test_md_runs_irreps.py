@@ -182,7 +182,7 @@ def test_s_trained_away_is_recognised(here: Path, capsys: pytest.CaptureFixture[
 
 def train_with_penalty(potential: Potential, frames: list[Atoms], penalty: float) -> None:
     """Adam on forces, and on the share of S in the squared norm of the features."""
-    from tensormd.models.irreps import changed
+    from tensormd.models.analysis import changed
     from tensormd.models.training import read_extxyz
 
     batch = read_extxyz("frames.extxyz", potential.cutoff).batch(range(len(frames)))

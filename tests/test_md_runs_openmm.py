@@ -22,11 +22,11 @@ from openmm_runs import (
 from test_md_runs_support import Springs, ethanol, run, waters
 
 from tensormd.calculators import PotentialCalculator
-from tensormd.md_runs import openmm_system
-from tensormd.md_runs.dynamics import last_state, start_md
-from tensormd.md_runs.openmm_barostat import MonteCarloBarostat, molecular_pressure
-from tensormd.md_runs.run_folder import RunFolder
-from tensormd.md_runs.settings import MDSettings
+from tensormd.md_runs.md import openmm_system
+from tensormd.md_runs.md.loop import last_state, start_md
+from tensormd.md_runs.md.openmm_barostat import MonteCarloBarostat, molecular_pressure
+from tensormd.md_runs.runs.folder import RunFolder
+from tensormd.md_runs.runs.settings import MDSettings
 from tensormd.models.units import bar_in_ev_per_angstrom3
 
 

@@ -21,9 +21,9 @@ from openmm_runs import (
 from test_md_runs_support import run
 
 from tensormd.calculators import PotentialCalculator
-from tensormd.md_runs import openmm_system
-from tensormd.md_runs.dynamics import last_state
-from tensormd.md_runs.run_folder import RunFolder
+from tensormd.md_runs.md import openmm_system
+from tensormd.md_runs.md.loop import last_state
+from tensormd.md_runs.runs.folder import RunFolder
 
 pytest.importorskip("openmmml", reason="openmmml is not installed (extra 'openmm')")
 

@@ -17,11 +17,11 @@ from openmm_runs import (
 )
 from test_md_runs_support import wait_for_lines
 
-from tensormd.md_runs.dynamics import last_state
-from tensormd.md_runs.errors import Interrupted, RunStopped
-from tensormd.md_runs.launch import relaunch_md
-from tensormd.md_runs.openmm_engine import OpenMMEngine
-from tensormd.md_runs.run_folder import RunFolder
+from tensormd.md_runs.md.launch import relaunch_md
+from tensormd.md_runs.md.loop import last_state
+from tensormd.md_runs.md.openmm_engine import OpenMMEngine
+from tensormd.md_runs.runs.errors import Interrupted, RunStopped
+from tensormd.md_runs.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(files: Path, out: Path, steps: int, *more: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "tensormd.md_runs.cli", "md", str(files / "ethanol.xyz")),
+        *(sys.executable, "-m", "tensormd.md_runs.command.main", "md", str(files / "ethanol.xyz")),
         *("-m", str(files / "tiny.safetensors"), "--engine", "openmm", "--threads", "1"),
         *("--steps", str(steps), "--seed", "5", "--interval", "4", "-o", str(out), *more),
     ]

@@ -14,11 +14,11 @@ from ase.constraints import FixAtoms
 from ase.io import read, write
 from test_md_runs_support import Springs, ethanol, run, write_tiny_potential
 
-from tensormd.md_runs.errors import Interrupted, RunStopped
-from tensormd.md_runs.relax import plan, relax
-from tensormd.md_runs.run_folder import RunFolder
-from tensormd.md_runs.settings import RelaxSettings
-from tensormd.md_runs.structures import read_structure, read_structures, write_structure
+from tensormd.md_runs.md.relax import plan, relax
+from tensormd.md_runs.runs.errors import Interrupted, RunStopped
+from tensormd.md_runs.runs.folder import RunFolder
+from tensormd.md_runs.runs.settings import RelaxSettings
+from tensormd.md_runs.runs.structures import read_structure, read_structures, write_structure
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "fire", "bfgs"])

@@ -12,7 +12,9 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from test_md_runs_support import Springs, ethanol
 
-from tensormd.md_runs.analysis import (
+from tensormd.md_runs.md.loop import start_md
+from tensormd.md_runs.md.relax import relax
+from tensormd.md_runs.reports.analysis import (
     bonds,
     coordination,
     drift_mev_per_atom_ps,
@@ -20,11 +22,9 @@ from tensormd.md_runs.analysis import (
     read_frames,
     rmsd_angstrom,
 )
-from tensormd.md_runs.dynamics import start_md
-from tensormd.md_runs.relax import relax
-from tensormd.md_runs.report import write_report
-from tensormd.md_runs.run_folder import RunFolder
-from tensormd.md_runs.settings import MDSettings, RelaxSettings
+from tensormd.md_runs.reports.runs import write_report
+from tensormd.md_runs.runs.folder import RunFolder
+from tensormd.md_runs.runs.settings import MDSettings, RelaxSettings
 
 
 def check_page(page: Path, figures: int) -> str:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from test_md_runs_support import Springs, ethanol, wait_for_lines, waters, write_tiny_potential
 
-from tensormd.md_runs.dynamics import start_md
-from tensormd.md_runs.errors import Interrupted
-from tensormd.md_runs.launch import launch_md, relaunch_md
-from tensormd.md_runs.run_folder import RunFolder
-from tensormd.md_runs.settings import MDSettings, ModelSettings
+from tensormd.md_runs.md.launch import launch_md, relaunch_md
+from tensormd.md_runs.md.loop import start_md
+from tensormd.md_runs.runs.errors import Interrupted
+from tensormd.md_runs.runs.folder import RunFolder
+from tensormd.md_runs.runs.settings import MDSettings, ModelSettings
 
 ENSEMBLES = {
     "nve": {"ensemble": "nve"},
@@ -101,7 +101,7 @@ def command(files: Path, out: Path, steps: int, *more: str) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "tensormd.md_runs.cli",
+        "tensormd.md_runs.command.main",
         "md",
         str(files / "ethanol.xyz"),
         "-m",

@@ -14,11 +14,11 @@ from test_md_runs_support import Springs, ethanol
 from test_properties import add_heads, bare
 
 from tensormd.calculators import PotentialCalculator
-from tensormd.md_runs.dynamics import resume_md, start_md
-from tensormd.md_runs.report import write_report
-from tensormd.md_runs.run_folder import RunFolder
-from tensormd.md_runs.settings import MDSettings
-from tensormd.md_runs.spectrum import Spectrum, infrared_spectrum, spectrum_of
+from tensormd.md_runs.md.loop import resume_md, start_md
+from tensormd.md_runs.reports.runs import write_report
+from tensormd.md_runs.reports.spectrum import Spectrum, infrared_spectrum, spectrum_of
+from tensormd.md_runs.runs.folder import RunFolder
+from tensormd.md_runs.runs.settings import MDSettings
 
 LIGHT_CM_PER_FS = 2.99792458e-5
 KM_PER_MOL = 42.25613  # of (D/A)^2/u, as ASE's Infrared has it
@@ -180,7 +180,7 @@ def test_frames_hold_the_dipole_of_the_model(tmp_path: Path) -> None:
 
 
 def test_openmm_stores_dipoles_too(tmp_path: Path) -> None:
-    from tensormd.calculators.openmm_engines import python_problem
+    from tensormd.calculators.openmm_versions import python_problem
 
     if python_problem() is not None:
         pytest.skip(f"needs OpenMM: {python_problem()}")

@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator, all_changes
 
-from tensormd.md_runs.cli import main
+from tensormd.md_runs.command.main import main
 from tensormd.models import EnergyReadout, Potential, TensorNet, save_potential
 
 

@@ -16,8 +16,8 @@ from ase.io import read, write
 from test_md_runs_support import ethanol, run, write_tiny_potential
 from train_runs import SMALL, configuration, labelled, log_of, write_frames
 
-from tensormd.md_runs.config_file import read_config
-from tensormd.md_runs.train_config import TrainConfig
+from tensormd.md_runs.train.config import TrainConfig
+from tensormd.md_runs.train.schema import read_config
 from tensormd.models import Potential, TensorNet, load_potential
 from tensormd.models import files as model_files
 from tensormd.models.training import losses, quantity_errors, read_frames, step

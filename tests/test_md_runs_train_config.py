@@ -12,8 +12,7 @@ import pytest
 import yaml
 from test_md_runs_support import run
 
-from tensormd.md_runs.config_file import parse_config, read_config
-from tensormd.md_runs.train_config import (
+from tensormd.md_runs.train.config import (
     NETWORKS,
     SECTIONS,
     TRAINING,
@@ -24,6 +23,7 @@ from tensormd.md_runs.train_config import (
     markdown_table,
     plain,
 )
+from tensormd.md_runs.train.schema import parse_config, read_config
 from tensormd.models.training.settings import TrainingSettings
 
 DOCS = Path(__file__).parents[1] / "docs" / "training.md"

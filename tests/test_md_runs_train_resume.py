@@ -14,11 +14,11 @@ import torch
 from test_md_runs_support import run, wait_for_lines, write_tiny_potential
 from train_runs import assert_same_run, configuration, labelled, log_of, start, write_frames
 
-from tensormd.md_runs.config_file import read_config
-from tensormd.md_runs.run_folder import RunFolder
-from tensormd.md_runs.train_config import TrainConfig
-from tensormd.md_runs.train_log import steps_in
-from tensormd.md_runs.train_run import start_training
+from tensormd.md_runs.runs.folder import RunFolder
+from tensormd.md_runs.train.config import TrainConfig
+from tensormd.md_runs.train.log import steps_in
+from tensormd.md_runs.train.run import start_training
+from tensormd.md_runs.train.schema import read_config
 from tensormd.models import load_potential
 from tensormd.models.training import Progress
 
@@ -150,7 +150,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-            *("--master-port", str(free_port()), "-m", "tensormd.md_runs.cli", "train"),
+            *("--master-port", str(free_port()), "-m", "tensormd.md_runs.command.main", "train"),
             *("c.yaml", "-o", "two"),
         ],
         cwd=tmp_path,

@@ -12,7 +12,7 @@ from helpers import make_potential
 from numpy.typing import NDArray
 
 from tensormd.calculators import TensorNetCalculator, create_force
-from tensormd.calculators import openmm_engines as engines
+from tensormd.calculators import openmm_versions as engines
 from tensormd.models import Potential
 from tensormd.models.units import kj_per_mol_in_ev, nm_in_angstrom
 

@@ -24,11 +24,11 @@ from tensormd.models import (
     load_potential,
     save_potential,
 )
-from tensormd.models.cartesian import ROWS
-from tensormd.models.harmonics import degree_slices
-from tensormd.models.orders import projected, prune_degrees, prune_irreps
-from tensormd.models.properties import DipoleReadout, PolarizabilityReadout
-from tensormd.models.tabulated import tabulated
+from tensormd.models.analysis.pruning import projected, prune_degrees, prune_irreps
+from tensormd.models.heads.properties import DipoleReadout, PolarizabilityReadout
+from tensormd.models.inference.tables import tabulated
+from tensormd.models.maths.cartesian import ROWS
+from tensormd.models.maths.harmonics import degree_slices
 
 SYSTEMS = {"ion": ethanol(charge=-1.0), "crystal": crystal()}
 TENSORNETS: dict[str, dict[str, Any]] = {

@@ -37,12 +37,12 @@ from helpers import (
 from torch import Tensor, nn
 
 from tensormd.models import Potential, batch_graphs
-from tensormd.models.cartesian import BASIS
 from tensormd.models.graph import Graph, displacements
-from tensormd.models.hessian import hessian
-from tensormd.models.kernels import fuse
-from tensormd.models.radial import CosineCutoff
-from tensormd.models.repulsion import ZBLRepulsion
+from tensormd.models.heads.repulsion import ZBLRepulsion
+from tensormd.models.inference.hessian import hessian
+from tensormd.models.inference.kernels import fuse
+from tensormd.models.maths.cartesian import BASIS
+from tensormd.models.maths.radial import CosineCutoff
 
 MODELS: dict[str, dict[str, Any]] = {
     "0-layers": {"layers": 0},

@@ -14,8 +14,8 @@ from ase.optimize import BFGS
 from data import data_file
 
 from tensormd.calculators import PotentialCalculator, TensorNetCalculator, create_force
-from tensormd.calculators.openmm_engines import torchforce_problem
-from tensormd.md_runs.velocities import thermalize
+from tensormd.calculators.openmm_versions import torchforce_problem
+from tensormd.md_runs.md.velocities import thermalize
 from tensormd.models import load_potential
 from tensormd.models.units import kcal_per_mol_in_ev, kj_per_mol_in_ev, nm_in_angstrom
 

@@ -14,7 +14,7 @@ from helpers import rotation
 from test_pretrained import FOLDER, drift_of, errors_on_test_frames
 
 from tensormd.calculators import TDNCalculator
-from tensormd.md_runs.velocities import thermalize
+from tensormd.md_runs.md.velocities import thermalize
 from tensormd.models import TDN, Potential, load_potential
 
 NAME = "ethanol-tdn"

@@ -32,9 +32,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tensormd.models import Potential, batch_graphs, export_torchscript, load_potential
 from tensormd.models.checkpoint import describe, save_potential
 from tensormd.models.graph import Graph, displacements, pair_edges
-from tensormd.models.kernels import fuse
-from tensormd.models.properties import DipoleReadout, PolarizabilityReadout, orders_of
-from tensormd.models.script import compile_potential
+from tensormd.models.heads.properties import DipoleReadout, PolarizabilityReadout, orders_of
+from tensormd.models.inference.backends import compile_potential
+from tensormd.models.inference.kernels import fuse
 
 MODELS: dict[str, dict[str, Any]] = {
     "TensorNet": {},

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmdnet.models.utils import CosineCutoff as TorchMDCutoff
 from torchmdnet.models.utils import ExpNormalSmearing, GaussianSmearing
 
-from tensormd.models.radial import (
+from tensormd.models.maths.radial import (
     RADIAL_BASES,
     CosineCutoff,
     ExpNormalBasis,

@@ -34,14 +34,14 @@ from test_tdn import make_tdn
 from torch import Tensor, nn
 
 from tensormd.models import Committee, Potential, TensorNet, save_potential
-from tensormd.models.radial_table import RadialTable, end_slopes, spline_coefficients
-from tensormd.models.tabulated import (
+from tensormd.models.inference.tables import (
     TabulatedPotential,
     build_table,
     probes,
     tabulated,
     tabulated_potential,
 )
+from tensormd.models.maths.splines import RadialTable, end_slopes, spline_coefficients
 
 CUTOFF = 4.5
 BOUND = 2e-5
@@ -211,8 +211,8 @@ def test_forces_of_a_protein_keep_the_bound(name: str, size: float) -> None:
 
 def test_too_few_intervals_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: the measurement sees a bad table, and says so."""
-    monkeypatch.setattr("tensormd.models.tabulated.FEWEST_INTERVALS", 32)
-    monkeypatch.setattr("tensormd.models.tabulated.MOST_INTERVALS", 64)
+    monkeypatch.setattr("tensormd.models.inference.tables.FEWEST_INTERVALS", 32)
+    monkeypatch.setattr("tensormd.models.inference.tables.MOST_INTERVALS", 64)
     with pytest.warns(UserWarning, match=r"64 intervals leave an error of .* above the bound"):
         found = tabulated_potential(network("tensornet"))
     assert found.table_info.intervals == 64

@@ -22,8 +22,8 @@ from helpers import (
 )
 from torch import nn
 
-from tensormd.models.activations import ACTIVATIONS
-from tensormd.models.script import compile_potential
+from tensormd.models.inference.backends import compile_potential
+from tensormd.models.maths.activations import ACTIVATIONS
 
 MODELS: dict[str, dict[str, Any]] = {
     "0-layers": {"layers": 0},

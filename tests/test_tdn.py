@@ -39,9 +39,9 @@ from tensormd.models import (
     load_potential,
     save_potential,
 )
-from tensormd.models.hessian import hessian
-from tensormd.models.repulsion import ZBLRepulsion
-from tensormd.models.tdn_product import ContractedProduct, ExactCoupling, PathProduct
+from tensormd.models.heads.repulsion import ZBLRepulsion
+from tensormd.models.inference.hessian import hessian
+from tensormd.models.networks.tdn_product import ContractedProduct, ExactCoupling, PathProduct
 
 CUTOFF = 4.5
 SYSTEMS = contract.SYSTEMS

@@ -18,7 +18,7 @@ from helpers import make_potential
 
 from tensormd.calculators import TensorNetCalculator
 from tensormd.models import TDN, EnergyReadout, Potential, ScalarReadout, TensorNet
-from tensormd.models.properties import DipoleReadout
+from tensormd.models.heads.properties import DipoleReadout
 from tensormd.models.training import (
     BadLossError,
     Frames,

@@ -21,10 +21,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.jsonio import encode
 
 from tensormd.models import units
+from tensormd.models.data.readers import LEVELS, lmdb_files
+from tensormd.models.data.readers.plain_pickle import load_plain
+from tensormd.models.data.splits import split_frames
 from tensormd.models.training import format_of, read_frames
-from tensormd.models.training.plain_pickle import load_plain
-from tensormd.models.training.readers import LEVELS, lmdb_files
-from tensormd.models.training.splits import split_frames
 
 lmdb = pytest.importorskip("lmdb", reason="lmdb is not installed")
 

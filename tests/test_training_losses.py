@@ -11,7 +11,8 @@ import torch
 from helpers import System, crystal, ethanol, make_potential
 from torch.nn import functional
 
-from tensormd.models.training import Frames, TrainingSettings, quantity_errors, standardise
+from tensormd.models.data.standardise import standardise
+from tensormd.models.training import Frames, TrainingSettings, quantity_errors
 from tensormd.models.training.losses import RunningLosses, check_labels, loss_terms
 from tensormd.models.training.schedules import Schedule
 

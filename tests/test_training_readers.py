@@ -18,9 +18,9 @@ from ase.io import write
 from data import data_file
 
 from tensormd.models import units
+from tensormd.models.data.readers import read_database, read_qm9
+from tensormd.models.data.readers.qm9 import anisotropy
 from tensormd.models.training import FORMATS, Frames, format_of, read_extxyz, read_frames
-from tensormd.models.training.readers import read_database, read_qm9
-from tensormd.models.training.readers.qm9 import anisotropy
 
 CUTOFF = 4.5
 RNG = np.random.default_rng

@@ -11,8 +11,8 @@ import pytest
 from ase.build import molecule
 
 from tensormd.models import NeighborList
+from tensormd.models.data.splits import Split, read_index, split_frames
 from tensormd.models.training import Frames
-from tensormd.models.training.splits import Split, read_index, split_frames
 
 
 def frames(count: int, groups: list[int] | None = None) -> Frames:

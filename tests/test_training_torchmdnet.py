@@ -32,13 +32,7 @@ from torchmdnet.module import LNNP
 
 from tensormd.models import NeighborList, Potential
 from tensormd.models.checkpoint.torchmdnet_format import read_torchmdnet
-from tensormd.models.training import (
-    Frames,
-    TrainingSettings,
-    TrainingStep,
-    read_rmd17,
-    train,
-)
+from tensormd.models.training import Frames, TrainingSettings, TrainingStep, read_rmd17, train
 
 Y_WEIGHT, NEG_DY_WEIGHT = 0.3, 0.7  # unequal, so that a mix-up is seen
 TRAINING: dict[str, Any] = {

@@ -14,8 +14,8 @@ from ase.io import write
 from test_training_readers import CUTOFF, MOLECULES, RNG, check_against, references, waters
 
 from tensormd.models import units
+from tensormd.models.data.readers import DataUnits, check_one_unit
 from tensormd.models.training import read_frames
-from tensormd.models.training.readers import DataUnits, check_one_unit
 
 
 def test_labels_in_other_units(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from ase.units import create_units
 from helpers import CUTOFF, REFERENCES, crystal, ethanol, make_potential, predict, tiny
 
 from tensormd.models import Potential, units
-from tensormd.models.repulsion import ZBLRepulsion
+from tensormd.models.heads.repulsion import ZBLRepulsion
 
 ASE = create_units("2022")
 

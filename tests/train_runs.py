@@ -17,7 +17,7 @@ from ase.io import write
 from test_md_runs_support import ethanol
 
 from tensormd.calculators import PotentialCalculator
-from tensormd.md_runs.files import read_table
+from tensormd.md_runs.runs.files import read_table
 from tensormd.models import load_potential
 
 SMALL: dict[str, Any] = {
@@ -81,7 +81,7 @@ def configuration(path: Path, **changes: Any) -> Path:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "tensormd.md_runs.cli", "train", *map(str, arguments)]
+    return [sys.executable, "-m", "tensormd.md_runs.command.main", "train", *map(str, arguments)]
 
 
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:

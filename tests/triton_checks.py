@@ -21,11 +21,11 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from tensormd.models import batch_graphs
-from tensormd.models.kernels.cuda.operators import TritonOperators
-from tensormd.models.kernels.edges import Geometry
-from tensormd.models.kernels.fused import FusedTensorNet
-from tensormd.models.kernels.step import TorchOperators
-from tensormd.models.tabulated import build_table
+from tensormd.models.inference.kernels.cuda.operators import TritonOperators
+from tensormd.models.inference.kernels.edges import Geometry
+from tensormd.models.inference.kernels.fused import FusedTensorNet
+from tensormd.models.inference.kernels.step import TorchOperators
+from tensormd.models.inference.tables import build_table
 
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
 SHAPES = [(0, 16), (1, 24), (5, 16), (5, 64), (5, 128), (5, 160), (33, 24)]

@@ -19,8 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from tensormd.models.kernels.cuda import algebra, edges
-from tensormd.models.kernels.cuda.operators import EDGE_BLOCK, ELEMENT_BLOCK
+from tensormd.models.inference.kernels.cuda import algebra, edges
+from tensormd.models.inference.kernels.cuda.operators import EDGE_BLOCK, ELEMENT_BLOCK
 
 TYPES = {
     **dict.fromkeys(["positions", "cell", "shift", "force", "virial", "values", "sums"], "*fp64"),

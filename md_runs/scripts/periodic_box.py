@@ -12,8 +12,8 @@ import sys
 import numpy as np
 from ase.io import read
 
-from tensormd.calculators import create_force  # imports torch, which goes before openmm
-from tensormd.md_runs.openmm_system import reduced
+from ...calculators import create_force  # imports torch, which goes before openmm
+from ..md.openmm_system import reduced
 
 import openmm  # isort: skip
 from openmm import app, unit  # isort: skip

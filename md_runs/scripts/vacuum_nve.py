@@ -8,7 +8,7 @@ import sys
 
 from ase.build import molecule
 
-from tensormd.calculators import create_force  # imports torch, which goes before openmm
+from ...calculators import create_force  # imports torch, which goes before openmm
 
 import openmm  # isort: skip
 from openmm import app, unit  # isort: skip

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..heads.energy import EnergyReadout, ScalarReadout
+from ..heads.properties import HEADS
+from ..heads.repulsion import ZBLRepulsion
+from ..networks.tdn import TDN
+from ..networks.tensornet import TensorNet
 from ..potential import Potential
-from ..properties import HEADS
-from ..readout import EnergyReadout, ScalarReadout
-from ..repulsion import ZBLRepulsion
 from ..state import check_fit
-from ..tdn import TDN
-from ..tensornet import TensorNet
 
 MAX_LAYERS = 1000
 

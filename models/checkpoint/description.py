@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..committee import Committee
+from ..networks.torchmdnet import TorchMDNetPotential
 from ..potential import Potential
-from ..torchmdnet import TorchMDNetPotential
 
 
 def describe(potential: Potential | TorchMDNetPotential | Committee) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..committee import Committee
+from ..networks.torchmdnet import TorchMDNetPotential
 from ..potential import Potential
-from ..torchmdnet import TorchMDNetPotential
 from ..units import energy_in_ev, length_in_angstrom
 from . import matgl, modelforge, registry, tdn_release
 from .files import is_torch, is_torchscript, is_zip, load_torch, read_bytes, unzip

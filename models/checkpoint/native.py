@@ -20,9 +20,9 @@ from torch import nn
 
 from ..committee import Committee
 from ..files import write_atomically
+from ..inference.tables import TabulatedPotential
+from ..networks.torchmdnet import TorchMDNetPotential
 from ..potential import Potential
-from ..tabulated import TabulatedPotential
-from ..torchmdnet import TorchMDNetPotential
 from .build import REPRESENTATIONS, build_potential
 from .files import is_zip, require_finite, unzip
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..networks.torchmdnet import ARCHITECTURES, TorchMDNetPotential, parse_priors
 from ..potential import Potential
-from ..torchmdnet import ARCHITECTURES, TorchMDNetPotential, parse_priors
 from .build import TensorPool
 from .files import require_finite
 from .layout import by_blocks, embedding_state, finish, interaction_state

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..files import replacing
+from ..heads.energy import EnergyReadout
+from ..networks.tensornet import TensorNet
 from ..potential import Potential
-from ..readout import EnergyReadout
-from ..tensornet import TensorNet
 from .files import require_finite
 from .torchmdnet_format import BOHR_M, COULOMB_J_M, NOTE
 

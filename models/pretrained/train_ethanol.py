@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from ..checkpoint import save_potential
+from ..heads.energy import EnergyReadout, ScalarReadout
+from ..networks.tdn import TDN
+from ..networks.tensornet import TensorNet
 from ..potential import Potential
-from ..readout import EnergyReadout, ScalarReadout
-from ..tdn import TDN
-from ..tensornet import TensorNet
 from ..training import (
     Errors,
     Frames,

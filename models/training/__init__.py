@@ -1,7 +1,10 @@
 """Training: labelled frames, the loss, and a loop that resumes."""
 
-from .distributed import Processes, start_processes
-from .errors import (
+from ..data.frames import QUANTITIES, Batch, Frames, Labels
+from ..data.readers import FORMATS, DataUnits, format_of, read_extxyz, read_frames, read_rmd17
+from ..data.splits import Split, split_frames
+from ..data.standardise import Standardisation, standardise
+from ..evaluation.errors import (
     Calibration,
     Errors,
     ErrorStatistics,
@@ -11,13 +14,10 @@ from .errors import (
     evaluate_errors,
     quantity_errors,
 )
-from .frames import QUANTITIES, Batch, Frames, Labels
+from .distributed import Processes, start_processes
 from .loop import Progress, TrainingStopped, train
-from .readers import FORMATS, DataUnits, format_of, read_extxyz, read_frames, read_rmd17
-from .run import BadLossError, read_state
 from .settings import TrainingSettings
-from .splits import Split, split_frames
-from .standardise import Standardisation, standardise
+from .state import BadLossError, read_state
 from .step import StepLosses, TrainingStep
 
 __all__ = [

@@ -1,6 +1,6 @@
 """One training in several processes, started by torchrun, one for each GPU or each few cores.
 
-    torchrun --nproc-per-node 4 -m tensormd.md_runs.cli train config.yaml
+    torchrun --nproc-per-node 4 -m tensormd.md_runs.command.main train config.yaml
 
 Every process holds all weights and draws the same order of frames. Of each batch a process takes
 its share; gradients are added up with the weight that each share has in the batch, so that a

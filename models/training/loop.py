@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.frames import Frames
+from ..evaluation.errors import QuantityErrors, errors_of
+from ..evaluation.predictions import check_heads, compare
 from ..potential import Potential, parse_dtype
 from .compiled import compiler_for
 from .distributed import Processes, current_processes
-from .errors import QuantityErrors, errors_of
-from .frames import Frames
 from .losses import check_labels, loss_terms
-from .predictions import check_heads, compare
-from .run import Run, read_state
 from .settings import TrainingSettings
+from .state import Run, read_state
 
 log = logging.getLogger("tensormd")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .frames import Frames
+from ..data.frames import Frames
 from .settings import TrainingSettings
 
 

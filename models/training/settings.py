@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from ..data.frames import QUANTITIES
 from ..potential import DTYPES
-from .frames import QUANTITIES
 
 LOSSES = ("norm", "l1", "mse", "huber")
 SCHEDULES = ("cosine", "plateau", "constant")

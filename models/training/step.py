@@ -9,12 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..data.frames import Batch
+from ..evaluation.predictions import check_heads, predict
 from ..graph import Graph, Pairs, pair_edges, within
 from ..potential import Potential
 from .compiled import Axis, CompilationError, CompiledFunction, Unfit
-from .frames import Batch
 from .losses import loss_terms
-from .predictions import check_heads, predict
 from .settings import TrainingSettings
 
 log = logging.getLogger("tensormd")

@@ -1,0 +1,143 @@
+"""What every adapter checks before it asks a potential anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+from torch import nn
+
+from ..models.committee import members_of
+from ..models.inference.backends import BACKENDS
+
+
+class UntrainedError(PropertyNotImplementedError, ValueError):
+    """A property was asked that the weights were never trained on."""
+
+
+def parse_device(device: str | torch.device) -> torch.device:
+    """The device to run on; ``"auto"`` takes CUDA where there is one.
+
+    Raises
+    ------
+    ValueError
+        If the device is unknown, absent, or cannot do float64 (the geometry needs it).
+    """
+    if isinstance(device, str) and device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        parsed = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"unknown device {device!r}: expected 'auto', 'cpu' or 'cuda'") from None
+    if parsed.type == "cuda":
+        count = torch.cuda.device_count()
+        if (parsed.index or 0) >= count:
+            raise ValueError(f"device {device!r} is not there: torch finds {count} CUDA device(s)")
+    elif parsed.type != "cpu":
+        raise ValueError(f"device {device!r} is not supported: expected 'auto', 'cpu' or 'cuda'")
+    return parsed
+
+
+def parse_backend(backend: str) -> str:
+    """The name of an implementation of the operators.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
+    return backend
+
+
+def check_energies(potential: nn.Module) -> None:
+    """Raise a ValueError if a potential, or a member of a committee, was not trained on energies.
+
+    A checkpoint says so by ``metadata["trained_on"]``; without it, it was.
+    """
+    for member in members_of(potential):
+        trained = member.metadata.get("trained_on")  # type: ignore[union-attr, operator]
+        if isinstance(trained, list) and "energy" not in trained:
+            raise UntrainedError(
+                f"the model was trained on {', '.join(map(str, trained))} and on no energies: its "
+                "energies and forces would mean nothing; ask it for what it was trained on, or "
+                "take another checkpoint"
+            )
+
+
+def parse_charge(charge: Any) -> int:
+    """Total charge as an integer.
+
+    Raises
+    ------
+    ValueError
+        If it is not a whole number.
+    """
+    try:
+        value = float(charge)
+    except (TypeError, ValueError):
+        raise ValueError(f"charge is {charge!r}: expected an integer, in e") from None
+    if not value.is_integer():
+        raise ValueError(f"charge is {charge!r}: expected an integer, in e")
+    return int(value)
+
+
+def symbols(numbers: Iterable[int]) -> str:
+    """Chemical symbols, or the bare number where there is none, separated by commas."""
+    return ", ".join(
+        chemical_symbols[z] if 0 < z < len(chemical_symbols) else str(z) for z in numbers
+    )
+
+
+def check_elements(numbers: NDArray[Any], elements: Sequence[int]) -> None:
+    """Raise a ValueError if there is no atom, or an element that the model never saw."""
+    if len(numbers) == 0:
+        raise ValueError("the structure has no atoms: expected at least one")
+    unknown = sorted(set(numbers.tolist()) - set(elements))
+    if unknown:
+        raise ValueError(
+            f"the model does not know {symbols(unknown)}: it was made for {symbols(elements)}"
+        )
+
+
+def check_geometry(positions: NDArray[Any], cell: NDArray[Any], pbc: NDArray[Any]) -> None:
+    """Raise a ValueError for positions that are not finite or a cell that spans nothing."""
+    finite = np.isfinite(positions).all(axis=1)
+    if not finite.all():
+        atom = int(np.argmin(finite))
+        raise ValueError(f"position of atom {atom} is {positions[atom]}: expected finite numbers")
+    if not pbc.any():
+        return
+    if not np.isfinite(cell).all():
+        raise ValueError(f"cell is {cell.tolist()}: expected finite numbers")
+    periodic = cell[pbc]
+    if not periodic.any(axis=1).all():
+        raise ValueError(
+            f"pbc is {pbc.tolist()} but the cell has no such vector: set atoms.cell, or "
+            "atoms.pbc = False for a molecule"
+        )
+    span = np.sqrt(max(np.linalg.det(periodic @ periodic.T), 0.0))
+    if span <= 1e-9 * np.prod(np.linalg.norm(periodic, axis=1)):
+        raise ValueError(
+            f"the periodic lattice vectors {periodic.tolist()} are linearly dependent: "
+            "expected a cell of non-zero volume"
+        )
+
+
+def explain_failure(edge_index: NDArray[Any], vectors: NDArray[Any], numbers: NDArray[Any]) -> str:
+    """Why a result is not finite: two atoms in one place, or weights gone wrong."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    if len(lengths) and lengths.min() < 1e-6:
+        i, j = edge_index[:, int(np.argmin(lengths))]
+        return (
+            f"atoms {i} and {j} ({symbols([numbers[i], numbers[j]])}) are in one place: "
+            "expected distinct positions"
+        )
+    closest = f", closest pair {lengths.min():.3f} A apart" if len(lengths) else ""
+    return f"the model returned an energy or a force that is not finite{closest}"

@@ -1,0 +1,1 @@
+"""The `tensormd` command: one file for each subcommand."""

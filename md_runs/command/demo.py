@@ -1,0 +1,144 @@
+"""A first run in a minute: ethanol relaxed, warmed up and let go, with the model that ships."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.build import molecule
+
+from ...models.files import unwritable, write_atomically
+from ..md.launch import resolve_model
+from ..md.loop import Observer, start_md
+from ..md.relax import relax
+from ..reports.analysis import drift_mev_per_atom_ps
+from ..reports.drawing import overview
+from ..reports.page import html_page
+from ..reports.runs import sections_of
+from ..runs.folder import REPORT, RunFolder
+from ..runs.models import SHIPPED, load_calculator
+from ..runs.settings import MDSettings, ModelSettings, RelaxSettings, to_json
+from ..runs.structures import describe, write_structure
+
+PARTS = ("relax", "nvt", "nve")
+PICTURE = "demo.png"
+RELAXED_FILE = "ethanol_relaxed.xyz"
+DISTORTION_ANGSTROM = 0.08
+NVT_STEPS = 1000
+NVE_STEPS = 2000
+
+
+def distorted_ethanol() -> Atoms:
+    """Ethanol, every coordinate off by a random 0.08 A."""
+    atoms: Atoms = molecule("CH3CH2OH")
+    rng = np.random.default_rng(7)
+    atoms.positions += rng.normal(scale=DISTORTION_ANGSTROM, size=atoms.positions.shape)
+    return atoms
+
+
+def run_demo(
+    out: Path,
+    model: ModelSettings | None = None,
+    *,
+    nvt_steps: int | None = None,
+    nve_steps: int | None = None,
+    say: Callable[[str], None] = print,
+    observer: Callable[[str], Observer] | None = None,
+) -> dict[str, Any]:
+    """Relax, 300 K NVT, then NVE from where that ends; a page that shows all three.
+
+    What an earlier demo left in the folder is replaced; other files are not touched.
+
+    Parameters
+    ----------
+    out
+        Folder of the results.
+    model
+        The model that ships by default.
+    nvt_steps, nve_steps
+        Steps of 0.5 fs.
+    say
+        Takes lines for people.
+    observer
+        Makes the observer of the run with that name.
+
+    Returns
+    -------
+    Key numbers, and where the files are.
+    """
+    for part in PARTS:
+        RunFolder.discard(out / part)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(out, error) from error
+    atoms = distorted_ethanol()
+    model = resolve_model(model or ModelSettings((SHIPPED,)), [atoms])
+    atoms.calc, record = load_calculator(model)
+    note = {
+        "structure": {
+            "source": f"ethanol, each coordinate off by {DISTORTION_ANGSTROM} A at random",
+            "formula": describe(atoms),
+        },
+        "model_settings": to_json(model),
+        "model": record,
+    }
+    say(f"model   {record['name']}: {record['parameters']:,} parameters, on {record['device']}")
+
+    relaxed = relax(atoms, RelaxSettings(), out / "relax", record=note)
+    write_structure(out / RELAXED_FILE, atoms)
+    rested = atoms.copy()
+    say(
+        f"relax   {relaxed.steps} steps, {relaxed.energy_before_ev:.4f} to "
+        f"{relaxed.energy_ev:.4f} eV, largest force {relaxed.fmax_ev_per_a:.4f} eV/A"
+    )
+    nvt = MDSettings(
+        ensemble="nvt",
+        thermostat="bussi",
+        thermostat_time=20.0,  # short: half of the heat goes into the relaxed bonds
+        steps=nvt_steps or NVT_STEPS,
+        seed=1,
+        interval=5,
+    )
+    warm = start_md(
+        atoms, nvt, out / "nvt", record=note, observer=observer("nvt") if observer else None
+    )
+    say(f"nvt     {_time_ps(nvt):.2f} ps at 300 K, {warm.milliseconds_per_step:.1f} ms a step")
+    nve = MDSettings(steps=nve_steps or NVE_STEPS, seed=1, interval=5, keep_velocities=True)
+    free = start_md(
+        atoms, nve, out / "nve", record=note, observer=observer("nve") if observer else None
+    )
+    log = RunFolder.open(out / "nve").read_log()
+    drift = drift_mev_per_atom_ps(log["time_ps"], log["total_ev"], len(atoms))
+    say(
+        f"nve     {_time_ps(nve):.2f} ps, {free.milliseconds_per_step:.1f} ms a step"
+        + (f", energy drift {drift:+.4f} meV/atom/ps" if drift is not None else "")
+    )
+    caption = "" if drift is None else f"drift of the total energy {drift:+.4f} meV/atom/ps"
+    overview(out / PICTURE, log, rested, (f"{_time_ps(nve):g} ps NVE", "relaxed"), caption)
+    page = out / REPORT
+    sections = [sections_of(out / part) for part in PARTS]
+    lead = "Ethanol with the model that ships: relaxed, warmed up to 300 K, then left alone."
+    write_atomically(page, html_page("tensormd demo", sections, lead).encode())
+    files = {
+        "relaxed_structure": str(out / RELAXED_FILE),
+        "trajectory": str(out / "nve" / "trajectory.extxyz"),
+        "picture": str(out / PICTURE),
+        "figures": str(out / "nve" / "figures"),
+        "report": str(page),
+    }
+    return {
+        "converged": relaxed.converged,
+        "energy_ev": relaxed.energy_ev,
+        "fmax_ev_per_a": relaxed.fmax_ev_per_a,
+        "drift_mev_per_atom_ps": drift,
+        "milliseconds_per_step": free.milliseconds_per_step,
+        "files": files,
+    }
+
+
+def _time_ps(settings: MDSettings) -> float:
+    return settings.steps * settings.timestep * 1e-3

@@ -1,0 +1,219 @@
+"""What is installed, what works, and why the rest does not: found out by trying."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass
+from io import StringIO
+from typing import Any
+
+from ...models.units import kj_per_mol_in_ev
+from ..runs.models import SHIPPED
+from ..runs.versions import versions
+
+BACKENDS = ("reference", "fused")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was tried."""
+
+    name: str
+    works: bool
+    detail: str
+
+
+def examine() -> dict[str, Any]:
+    """Versions, devices and checks, as plain data."""
+    checks = [check_model(), *(check_backend(name) for name in BACKENDS), check_cuda()]
+    checks += [check_cache(), check_auto()]
+    checks += [check_ase_engine(), *check_openmm()]
+    return {
+        "versions": versions(optional=True),
+        "platform": platform.platform(),
+        "cpu_cores": _cores(),
+        "threads": _threads(),
+        "devices": devices(),
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+def devices() -> list[str]:
+    """Where models can run: the CPU, and each CUDA device by name."""
+    import torch
+
+    found = ["cpu"]
+    for index in range(torch.cuda.device_count()):
+        name = torch.cuda.get_device_name(index)
+        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+        found.append(f"cuda:{index} {name}, {memory:.0f} GiB")
+    return found
+
+
+def check_model() -> Check:
+    """Load the checkpoint that ships and evaluate ethanol."""
+    name = f"model {SHIPPED}"
+    try:
+        energy, force, _ = _evaluate("auto", "auto")
+    except Exception as error:
+        return Check(name, False, _reason(error))
+    return Check(name, True, f"ethanol: {energy:.4f} eV, largest force {force:.3f} eV/A")
+
+
+def check_backend(backend: str) -> Check:
+    """Evaluate ethanol with one implementation of the operators, in float32 on the CPU."""
+    name = f"backend {backend}"
+    try:
+        _, force, engine = _evaluate(backend, "cpu")
+    except Exception as error:
+        return Check(name, False, _reason(error))
+    return Check(name, True, f"{engine}: largest force {force:.3f} eV/A")
+
+
+def check_cuda() -> Check:
+    """The fused kernels of a CUDA device."""
+    import torch
+
+    name = "backend fused on cuda"
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        reason = f"built for CUDA {built}" if built else "built without CUDA"
+        return Check(name, False, f"torch {torch.__version__} ({reason}) finds no CUDA device")
+    try:
+        _, force, engine = _evaluate("fused", "cuda")
+    except Exception as error:
+        return Check(name, False, _reason(error))
+    return Check(name, True, f"{engine}: largest force {force:.3f} eV/A")
+
+
+def check_cache() -> Check:
+    """Whether compiled kernels outlive the process."""
+    name = "kernel cache"
+    try:
+        from ...models.inference.kernels.cpu.compiled import cache_folder, folder
+    except ImportError as error:
+        return Check(name, False, f"no Numba ({_reason(error)}): pip install numba")
+    wanted, found = cache_folder(), folder()
+    if wanted not in found.parents:
+        return Check(
+            name,
+            False,
+            f"{wanted} cannot be written: kernels are compiled in every process, half a minute; "
+            "set TENSORMD_CACHE to a folder that can",
+        )
+    return Check(name, True, str(found))
+
+
+def check_auto() -> Check:
+    """What ``--backend auto`` takes for the model that ships, and why not the fused kernels."""
+    try:
+        from ...calculators import PotentialCalculator
+
+        info = PotentialCalculator(SHIPPED).info()
+    except Exception as error:
+        return Check("backend auto", False, _reason(error))
+    taken, why = f"takes {info['engine']} on {info['device']}", info["why_not_fused"]
+    if why:
+        return Check("backend auto", True, f"{taken}: {why}")
+    return Check("backend auto", True, f"{taken} (float64: the network itself)")
+
+
+def check_ase_engine() -> Check:
+    """Five steps of molecular dynamics with ASE."""
+    try:
+        from ase import units
+        from ase.build import molecule
+        from ase.md.verlet import VelocityVerlet
+
+        from ...calculators import PotentialCalculator
+
+        atoms = molecule("CH3CH2OH")
+        atoms.calc = PotentialCalculator(SHIPPED)
+        VelocityVerlet(atoms, 0.5 * units.fs).run(5)
+    except Exception as error:
+        return Check("engine ase", False, _reason(error))
+    return Check("engine ase", True, "runs nve, nvt and npt")
+
+
+def check_openmm() -> list[Check]:
+    """Each of OpenMM's ways to run a potential, and the engine of ``tensormd md``."""
+    from ...calculators.openmm_versions import python_problem, torchforce_problem
+
+    checks: list[Check] = []
+    for engine, problem in (("torchforce", torchforce_problem), ("python", python_problem)):
+        name = f"create_force {engine}"
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # the plugin chatters
+            reason = problem()
+        checks.append(Check(name, False, reason) if reason else _try_openmm(name, engine))
+    best = next((check for check in checks if check.works), None)
+    detail = "runs nve, nvt and npt, through " + best.name if best else checks[-1].detail
+    return [Check("engine openmm", best is not None, detail), *checks]
+
+
+OPENMM_TRIAL = """
+import torch, openmm
+from openmm import unit
+from ase.build import molecule
+from tensormd.calculators import create_force
+atoms = molecule("CH3CH2OH")
+system = openmm.System()
+for mass in atoms.get_masses():
+    system.addParticle(mass)
+system.addForce(create_force({model!r}, atoms.numbers, engine={engine!r}))
+context = openmm.Context(system, openmm.VerletIntegrator(0.0005))
+context.setPositions(atoms.positions * 0.1)
+energy = context.getState(getEnergy=True).getPotentialEnergy()
+print("energy", energy.value_in_unit(unit.kilojoule_per_mole))
+"""
+
+
+def _try_openmm(name: str, engine: str) -> Check:
+    """In a process of its own: a plugin that does not fit ends it without an exception."""
+    code = OPENMM_TRIAL.format(model=SHIPPED, engine=engine)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Check(name, False, "no answer within two minutes")
+    found = [line for line in done.stdout.splitlines() if line.startswith("energy ")]
+    if done.returncode == 0 and found:
+        energy = float(found[0].split()[1]) * kj_per_mol_in_ev
+        return Check(name, True, f"ethanol: {energy:.4f} eV")
+    errors = [line for line in done.stderr.splitlines() if line.strip()]
+    return Check(name, False, errors[-1] if errors else f"ended with code {done.returncode}")
+
+
+def _evaluate(backend: str, device: str) -> tuple[float, float, str]:
+    """Energy, largest force, and what ran."""
+    import numpy as np
+    from ase.build import molecule
+
+    from ...calculators import PotentialCalculator
+
+    atoms = molecule("CH3CH2OH")
+    atoms.calc = PotentialCalculator(SHIPPED, backend=backend, device=device)
+    forces = atoms.get_forces()
+    largest = float(np.linalg.norm(forces, axis=1).max())
+    return float(atoms.get_potential_energy()), largest, str(atoms.calc.info()["engine"])
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _threads() -> int:
+    import torch
+
+    return int(torch.get_num_threads())

@@ -1,0 +1,149 @@
+"""`tensormd export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .console import say
+from .options import Dtype, OtherMembers, Units, parse_units
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="A file, a folder or a registry name.")],
+    output: Annotated[Path, typer.Argument(help="TorchScript file to write, such as model.pt.")],
+    model: OtherMembers = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            help="portable: any program with libtorch (A, eV); openmm: TorchForce (nm, kJ/mol)."
+        ),
+    ] = "portable",
+    numbers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="Z", help="openmm: the atoms in order, symbols or numbers, such as O,H,H."
+        ),
+    ] = None,
+    structure: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="openmm: a structure with these atoms, and its periodicity."
+        ),
+    ] = None,
+    charge: Annotated[
+        int | None, typer.Option(metavar="E", help="openmm: total charge, e; by default 0.")
+    ] = None,
+    periodic: Annotated[
+        bool | None,
+        typer.Option(
+            "--periodic/--no-periodic",
+            help="openmm: whether the box is periodic; by default as the structure says.",
+        ),
+    ] = None,
+    tables: Annotated[
+        bool,
+        typer.Option(
+            help="Radial networks as tables: faster; forces within 2e-5 eV/A of the network's."
+        ),
+    ] = True,
+    dtype: Dtype = "float32",
+    units: Units = None,
+) -> None:
+    """Write a TorchScript file that needs neither tensormd nor Python; of several, the mean."""
+    from ...models.inference.torchscript import TARGETS
+
+    if target not in TARGETS:
+        raise ValueError(f"--target is {target!r}: expected {' or '.join(TARGETS)}")
+    if not output.parent.is_dir():
+        raise ValueError(f"{output}: there is no folder {output.parent}")
+    if target == "portable":
+        for name, value in (
+            ("numbers", numbers),
+            ("structure", structure),
+            ("charge", charge),
+            ("periodic", periodic),
+        ):
+            if value is not None:
+                raise ValueError(
+                    f"--{name} is an option of --target openmm only: a portable file takes any "
+                    "structure at each call"
+                )
+        atoms: list[int] | None = None
+        box = False
+    else:
+        atoms, box, charge = topology(numbers, structure, charge, periodic)
+    from ...models import export_torchscript
+
+    potential = load_for_export([checkpoint, *(model or ())], dtype, parse_units(units), atoms)
+    export_torchscript(
+        potential,
+        output,
+        target,
+        numbers=atoms,
+        charge=charge or 0,
+        periodic=box,
+        tables=tables,
+    )
+    say(f"wrote {output}")
+
+
+def topology(
+    numbers: str | None, structure: str | None, charge: int | None, periodic: bool | None
+) -> tuple[list[int], bool, int]:
+    """Atomic numbers, periodicity and charge (e) of the system that OpenMM will run.
+
+    Raises
+    ------
+    ValueError, OSError
+        If neither or both of numbers and structure are given, a structure cannot be read, or it
+        is periodic in some directions only, which OpenMM does not know.
+    """
+    from ...calculators.checks import parse_charge
+    from ..runs.models import parse_elements
+    from ..runs.structures import read_structure
+
+    if (numbers is None) == (structure is None):
+        raise ValueError(
+            "--target openmm is made for one topology: give its atoms by --structure FILE or by "
+            "--numbers such as O,H,H"
+        )
+    if numbers is not None:
+        return parse_elements(numbers, "--numbers"), bool(periodic), charge or 0
+    atoms = read_structure(str(structure))
+    if periodic is None and atoms.pbc.any() and not atoms.pbc.all():
+        raise ValueError(
+            f"{structure} is periodic in some directions only, and OpenMM's boxes in all: give "
+            "--periodic or --no-periodic"
+        )
+    box = bool(atoms.pbc.all()) if periodic is None else periodic
+    said = parse_charge(atoms.info.get("charge", 0)) if charge is None else charge
+    return atoms.numbers.tolist(), box, said
+
+
+def load_for_export(
+    names: list[str], dtype: str, units: tuple[str, str] | None, atoms: list[int] | None
+) -> nn.Module:
+    """The potential, or the committee, in a dtype, for the elements of ``atoms``.
+
+    Raises
+    ------
+    ValueError, OSError
+        If it cannot be read, or does not know an element.
+    """
+    import numpy as np
+
+    from ...calculators.checks import check_elements
+    from ...models.checkpoint import load_potential
+    from ...models.potential import parse_dtype
+
+    precision = parse_dtype(dtype)
+    potential = load_potential(names[0] if len(names) == 1 else names, units=units)
+    if atoms is not None:
+        check_elements(np.array(atoms), potential.elements)
+    return potential.to(precision).eval()

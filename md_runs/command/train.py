@@ -1,0 +1,116 @@
+"""`tensormd train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import say, show_json
+from .train_progress import train_progress
+
+
+def train(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what, and how.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Run folder; by default output.folder, or NAME_training."
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder to go on with.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and check everything, and write nothing.")
+    ] = False,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="Replace a value of the configuration, such as training.epochs=5; as often as "
+            "needed.",
+        ),
+    ] = None,
+    example: Annotated[
+        bool, typer.Option("--example", help="Print a complete configuration with comments.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON on stdout.")
+    ] = False,
+) -> None:
+    """Train a TensorNet or a TDN, new or from a checkpoint, into a run folder that resumes."""
+    if example:
+        from ..train.config import example as text
+
+        print(text(), end="")
+        return
+    if resume is not None:
+        for name, value in (("CONFIG.yaml", config), ("--out", out), ("--set", change)):
+            if value:
+                raise ValueError(
+                    f"{name} cannot be given with --resume: the run keeps its configuration"
+                )
+        if dry_run:
+            raise ValueError("--dry-run cannot be given with --resume: it starts nothing")
+    elif config is None:
+        raise ValueError(
+            "no configuration: give a YAML file (tensormd train --example prints one), or "
+            "--resume DIR to go on with a run"
+        )
+    if config is not None:
+        from ..train.config import TrainConfig
+        from ..train.schema import read_config
+
+        read = read_config(TrainConfig, config, change or ())
+        folder = out or Path(read.output.folder or f"{config.stem}_training")
+        from ..train.run import plan_training, start_training
+
+        if dry_run:
+            _show_plan(plan_training(read).to_json(), as_json)
+            return
+        with train_progress() as watcher:
+            summary = start_training(read, folder, watcher)
+    else:
+        assert resume is not None
+        from ..train.run import resume_training
+
+        with train_progress() as watcher:
+            summary = resume_training(resume, watcher)
+    if summary is None:  # one of several processes, but not the first
+        return
+    errors, of = (summary.validation, "validation")
+    if summary.test is not None:
+        errors, of = summary.test, "test"
+    say(
+        f"done: epoch {summary.epochs}, {summary.seconds:.0f} s; {of} errors: "
+        f"{errors_text(errors)}; the potential is {summary.checkpoint}, the report "
+        f"{summary.files['report']}"
+    )
+    if as_json:
+        show_json(summary.to_json())
+
+
+def errors_text(errors: dict[str, dict[str, object]]) -> str:
+    """Mean absolute errors in one line."""
+    return ", ".join(f"{name} {each['mae']:.4g} {each['unit']}" for name, each in errors.items())
+
+
+def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        show_json(plan)
+        return
+    for name, value in plan.items():
+        print(f"{name.replace('_', ' ') + ':':19}{_text(value)}")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,108 @@
+"""The interface of an engine, which the loop drives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from ase import Atoms, units
+
+from ..runs.folder import RESTART, START, Restart
+from ..runs.settings import MDSettings
+
+LARGEST_STEP_ANGSTROM = 1.0
+"""An atom that moves further in one step has left physics behind."""
+
+Row = dict[str, float]
+
+
+class BreakdownError(Exception):
+    """The numbers went wrong in the step ``step``."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(reason)
+        self.step = step
+
+
+@dataclass
+class Sample:
+    """What the log and the trajectory show of one moment; None where it has no meaning."""
+
+    frame: Atoms
+    """Positions and momenta; energy, forces, stress or dipole in a `SinglePointCalculator`."""
+    potential_ev: float
+    kinetic_ev: float
+    temperature_k: float
+    conserved_ev: float | None = None
+    pressure_bar: float | None = None
+    volume_a3: float | None = None
+
+
+class Engine(Protocol):
+    """Advances a structure, resumably.
+
+    Making one checks everything that can be wrong, before a folder is made. Then comes either
+    `begin` or `restore`, once.
+    """
+
+    atoms: Atoms
+    """The structure as the run starts from it."""
+    settings: MDSettings
+    """With everything decided that was left open."""
+    step_number: int
+    columns: tuple[str, ...]
+    """Of the log, between ``total_ev`` and the end: the fields of `Sample` that have a value."""
+
+    def begin(self) -> None:
+        """Start at step 0 with new velocities."""
+
+    def restore(self, restart: Restart) -> None:
+        """Go on from what `restart` returned."""
+
+    def advance(self, most: int) -> None:
+        """At least one step and at most ``most``; a `BreakdownError` if they go wrong."""
+
+    def sample(self) -> Sample:
+        """The present moment."""
+
+    def restart(self) -> Restart:
+        """All that going on needs."""
+
+
+def trouble_with(velocities: Any, timestep: float) -> str:
+    """What is wrong with velocities (N, 3), in ASE's units; empty if nothing is.
+
+    Parameters
+    ----------
+    velocities
+        In A per ASE time unit.
+    timestep
+        fs.
+    """
+    speeds = np.linalg.norm(velocities, axis=1)
+    moved = float(speeds.max()) * timestep * units.fs
+    if not np.isfinite(moved):
+        return "an energy or a velocity is no number"
+    if moved > LARGEST_STEP_ANGSTROM:
+        return f"atom {int(speeds.argmax())} moves {moved:.3g} A in one step"
+    return ""
+
+
+def set_state(atoms: Atoms, arrays: dict[str, Any]) -> None:
+    """Give a structure the positions, momenta and cell of a restart.
+
+    Raises
+    ------
+    ValueError
+        If the restart is that of another structure.
+    """
+    # Set directly: constraints would adjust what was saved after they had done so.
+    for name in ("positions", "momenta"):
+        if arrays[name].shape != atoms.positions.shape:
+            raise ValueError(
+                f"{RESTART} and {START} hold different structures: the folder is damaged"
+            )
+    atoms.set_cell(arrays["cell"])
+    atoms.arrays["positions"][:] = arrays["positions"]
+    atoms.arrays["momenta"] = np.array(arrays["momenta"])

@@ -1,0 +1,315 @@
+"""Geometry relaxation with ASE's optimizers, each in a run folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS, FIRE, LBFGS
+
+from ...models.units import bar_in_ev_per_angstrom3, ev_per_angstrom3_in_gpa
+from ..runs.errors import Interrupted, RunStopped
+from ..runs.folder import RELAXED, RunFolder, refuse_existing
+from ..runs.models import load_calculator
+from ..runs.settings import ModelSettings, RelaxSettings, to_json
+from ..runs.signals import StopRequest
+from ..runs.structures import describe, format_of, frame_text, read_structures, write_structure
+from ..runs.versions import versions
+from .launch import resolve_model
+
+OPTIMIZERS = {"lbfgs": LBFGS, "fire": FIRE, "bfgs": BFGS}
+
+StepObserver = Callable[[int, float, float], None]
+"""Called with the step, the energy in eV and the largest force in eV/A."""
+
+
+@dataclass(frozen=True)
+class RelaxResult:
+    """What came of one relaxation."""
+
+    source: str
+    folder: str
+    output: str
+    converged: bool
+    steps: int
+    energy_before_ev: float
+    energy_ev: float
+    fmax_ev_per_a: float
+    volume_a3: float | None
+    max_stress_gpa: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One structure to relax, and where the results go."""
+
+    source: str
+    atoms: Atoms
+    folder: Path
+    file: Path | None
+    """A file in the user's format, besides the folder."""
+
+
+def relax_files(
+    sources: Sequence[str],
+    model: ModelSettings,
+    settings: RelaxSettings,
+    out: Path | None = None,
+    *,
+    observer: Callable[[Task], StepObserver] | None = None,
+    done: Callable[[RelaxResult], None] | None = None,
+) -> list[RelaxResult]:
+    """Relax every structure of the files named.
+
+    Parameters
+    ----------
+    sources
+        Files, each as ``file`` or ``file@index``.
+    model, settings
+        What to run.
+    out
+        Folder of the results (of several structures: the folder of their folders); for one
+        structure also a file name, which gets the relaxed structure in its own format.
+    observer
+        Called for each structure; what it returns is called after every step.
+    done
+        Called with each result as it is there.
+
+    Raises
+    ------
+    ValueError, OSError
+        For inputs that cannot be used, before anything is computed or written.
+    """
+    tasks = plan(sources, out)
+    for task in tasks:
+        check_relaxation(task.atoms, settings, task.source)
+    model = resolve_model(model, [task.atoms for task in tasks])
+    calculator, record = load_calculator(model)
+    results = []
+    for task in tasks:
+        task.atoms.calc = calculator
+        result = relax(
+            task.atoms,
+            settings,
+            task.folder,
+            file=task.file,
+            record={
+                "structure": {"source": task.source, "formula": describe(task.atoms)},
+                "model_settings": to_json(model),
+                "model": record,
+            },
+            observer=observer(task) if observer else None,
+        )
+        results.append(result)
+        if done:
+            done(result)
+    return results
+
+
+def plan(sources: Sequence[str], out: Path | None) -> list[Task]:
+    """Read all structures and decide where each one's results go.
+
+    Raises
+    ------
+    ValueError
+        If something is there already or cannot be written in that format.
+    """
+    read = [(source, read_structures(source)) for source in sources]
+    found = [(source, atoms) for source, frames in read for atoms in frames]
+    file: Path | None = None
+    if len(found) == 1:
+        folder = Path(f"{_stem(found[0][0])}_relaxed") if out is None else out
+        if out is not None and out.suffix[1:].isalpha() and not out.is_dir():
+            format_of(out)
+            file, folder = out, out.with_suffix("")
+            if file.exists():
+                raise ValueError(f"{file} exists already: choose another name with -o")
+        folders = [folder]
+    else:
+        parent = Path("relaxed") if out is None else out
+        if parent.suffix[1:].isalpha() and not parent.is_dir():
+            raise ValueError(
+                f"-o {parent} names a file, but there are {len(found)} structures: "
+                "expected a folder"
+            )
+        folders = [parent / name for name in _names([source for source, _ in found])]
+    for folder in folders:
+        refuse_existing(folder, "choose another folder with -o")
+    return [
+        Task(source, atoms, folder, file)
+        for (source, atoms), folder in zip(found, folders, strict=True)
+    ]
+
+
+def check_relaxation(atoms: Atoms, settings: RelaxSettings, source: str) -> None:
+    """Raise a ValueError if there is no cell to relax."""
+    if settings.cell and not atoms.pbc.all():
+        raise ValueError(
+            f"--cell relaxes the cell, but {source} is not periodic in all three directions "
+            f"(pbc is {atoms.pbc.tolist()})"
+        )
+
+
+def relax(
+    atoms: Atoms,
+    settings: RelaxSettings,
+    path: Path | str,
+    *,
+    file: Path | None = None,
+    record: dict[str, Any] | None = None,
+    observer: StepObserver | None = None,
+) -> RelaxResult:
+    """Relax one structure into a new run folder.
+
+    Parameters
+    ----------
+    atoms
+        With a calculator. Moved in place.
+    settings
+        What to run.
+    path
+        Run folder to make.
+    file
+        Where the relaxed structure is written besides, in the format of this name.
+    record
+        What config.json says besides the settings.
+    observer
+        Called after every step.
+
+    Returns
+    -------
+    RelaxResult
+        Its ``converged`` says whether the forces came below ``fmax``; the structure is saved
+        either way.
+
+    Raises
+    ------
+    ValueError, OSError
+        If the structure does not fit the model, or something cannot be written.
+    RunStopped
+        If an energy or a force is no number any more.
+    Interrupted
+        After SIGINT or SIGTERM, with what was reached saved.
+    """
+    source = (record or {}).get("structure", {}).get("source", "structure")
+    check_relaxation(atoms, settings, source)
+    before = float(atoms.get_potential_energy())  # fails before a folder is made
+    target = (
+        FrechetCellFilter(atoms, scalar_pressure=settings.pressure * bar_in_ev_per_angstrom3)
+        if settings.cell
+        else atoms
+    )
+    with RunFolder.create(path, "choose another folder with -o") as folder:
+        folder.write_start(atoms)
+        folder.write_config(
+            {
+                "kind": "relax",
+                "settings": to_json(settings),
+                "versions": versions(),
+                **(record or {}),
+            }
+        )
+        has_stress = settings.cell or (
+            bool(atoms.pbc.all()) and "stress" in atoms.calc.implemented_properties
+        )
+        columns = ["step", "energy_ev", "fmax_ev_per_a"]
+        folder.open_streams(columns + (["volume_a3", "max_stress_gpa"] if has_stress else []))
+        optimizer = OPTIMIZERS[settings.optimizer](target, logfile=None)
+        converged = False
+        try:
+            with StopRequest() as stop:
+                for finished in optimizer.irun(fmax=settings.fmax, steps=settings.steps):
+                    converged = bool(finished)
+                    row = _record(folder, atoms, target, optimizer.nsteps, has_stress)
+                    if observer:
+                        observer(optimizer.nsteps, row["energy_ev"], row["fmax_ev_per_a"])
+                    if stop.signal is not None:
+                        break
+        except ValueError as error:  # the calculator refuses positions that are no numbers
+            raise RunStopped(
+                f"the relaxation broke down at step {optimizer.nsteps + 1}: {error}; the steps "
+                f"before are in {folder.path}"
+            ) from error
+        result = RelaxResult(
+            source=source,
+            folder=str(folder.path),
+            output=str(file or folder.path / RELAXED),
+            converged=converged,
+            steps=int(optimizer.nsteps),
+            energy_before_ev=before,
+            energy_ev=row["energy_ev"],
+            fmax_ev_per_a=row["fmax_ev_per_a"],
+            volume_a3=row.get("volume_a3"),
+            max_stress_gpa=row.get("max_stress_gpa"),
+        )
+        relaxed = _with_results(atoms, has_stress)
+        write_structure(folder.path / RELAXED, relaxed)
+        if file is not None:
+            write_structure(file, relaxed)
+    if stop.signal is not None and not converged:
+        raise Interrupted(
+            f"stopped at step {result.steps}, before it converged (fmax "
+            f"{result.fmax_ev_per_a:.4f} eV/A); the structure so far is {result.output}",
+            stop.signal,
+        )
+    return result
+
+
+def _record(
+    folder: RunFolder, atoms: Atoms, target: Any, step: int, has_stress: bool
+) -> dict[str, float]:
+    assert folder.log is not None
+    assert folder.trajectory is not None
+    row: dict[str, float] = {
+        "step": step,
+        "energy_ev": float(atoms.get_potential_energy()),
+        "fmax_ev_per_a": float(np.linalg.norm(target.get_forces(), axis=1).max()),
+    }
+    if not np.isfinite(list(row.values())).all():
+        raise ValueError(f"energy {row['energy_ev']} eV, force {row['fmax_ev_per_a']} eV/A")
+    if has_stress:
+        row["volume_a3"] = float(atoms.get_volume())
+        row["max_stress_gpa"] = float(np.abs(atoms.get_stress()).max() * ev_per_angstrom3_in_gpa)
+    frame = _with_results(atoms, has_stress)
+    frame.info["step"] = step
+    folder.trajectory.append(frame_text(frame))
+    folder.log.add(row)
+    return row
+
+
+def _with_results(atoms: Atoms, has_stress: bool) -> Atoms:
+    results = {
+        "energy": float(atoms.get_potential_energy()),
+        "forces": atoms.get_forces(apply_constraint=False),
+    }
+    if has_stress:
+        results["stress"] = atoms.get_stress(apply_constraint=False)
+    copy: Atoms = atoms.copy()
+    copy.calc = SinglePointCalculator(copy, **results)
+    return copy
+
+
+def _stem(source: str) -> str:
+    name = source if Path(source).exists() else (source.rpartition("@")[0] or source)
+    return Path(name).name.partition(".")[0] or "structure"
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """A name for each structure; those of one name are numbered."""
+    stems = [_stem(source) for source in sources]
+    seen: dict[str, int] = {}
+    names = []
+    for stem in stems:
+        seen[stem] = seen.get(stem, 0) + 1
+        names.append(f"{stem}-{seen[stem]}" if stems.count(stem) > 1 else stem)
+    return names

@@ -1,0 +1,1 @@
+"""Figures and one-page HTML reports of every kind of run."""

@@ -1,0 +1,199 @@
+"""What an evaluation found, as tables on the console, a figure and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from ...models.files import write_atomically
+from ..evaluate.evaluation import Evaluation
+from ..runs.files import write_json
+from ..runs.structures import frame_text
+from .figures import INK, PALETTE, canvas
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Array = NDArray[np.float64]
+
+SUMMARY, WORST, FIGURE = "evaluation.json", "worst.extxyz", "parity.png"
+
+FEW_POINTS = 5000
+"""More points than this are drawn smaller and fainter."""
+LEAST_IN_BIN = 10
+"""Points behind each mark of the calibration."""
+
+
+def write_evaluation(found: Evaluation, folder: Path, worst: int = 10) -> dict[str, Any]:
+    """Write ``evaluation.json``, ``worst.extxyz`` and ``parity.png``, each atomically.
+
+    Returns
+    -------
+    dict
+        What the JSON file holds: `Evaluation.summary` and the names of the files.
+
+    Raises
+    ------
+    OSError
+        If one cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(frame_text(atoms) for atoms in found.worst_structures(worst))
+    write_atomically(folder / WORST, text.encode())
+    plot_parity(folder / FIGURE, found)
+    files = {"summary": SUMMARY, "worst_structures": WORST, "figure": FIGURE}
+    content = found.summary(worst)
+    content["files"] = {name: str(folder / file) for name, file in files.items()}
+    write_json(folder / SUMMARY, content)
+    return content
+
+
+def plot_parity(path: Path, found: Evaluation) -> None:
+    """Predicted against reference energies and forces; of a committee also its calibration."""
+    panels = 2 if found.forces_std is None else 3
+    with canvas(path, 4.2 * panels, 4.6) as figure:
+        axes = figure.subplots(1, panels)
+        _plot_energies(axes[0], found)
+        _plot_forces(axes[1], found)
+        if found.energies_std is not None and found.forces_std is not None:
+            _plot_calibration(axes[2], found, found.energies_std, found.forces_std)
+
+
+def _plot_energies(axes: Axes, found: Evaluation) -> None:
+    # Frames of one size keep their total energies; of several, only shares can be compared.
+    sizes = found.sizes
+    alike = bool((sizes == sizes[0]).all())
+    share = np.ones(len(sizes)) if alike else sizes
+    unit, per = ("eV", "") if alike else ("eV per atom", " per atom")
+    reference, predicted = found.reference_energies / share, found.energies / share
+    middle = float(reference.mean())
+    _parity(axes, reference - middle, predicted - middle)
+    axes.set_title(
+        f"Energies{per}, MAE {1e3 * np.abs(found.energy_errors / share).mean():.3g} meV"
+    )
+    axes.set_xlabel(f"reference $-$ E$_0$ / {unit} (E$_0$ = {middle:.3f} {unit})")
+    axes.set_ylabel(f"predicted $-$ E$_0$ / {unit}")
+
+
+def _plot_forces(axes: Axes, found: Evaluation) -> None:
+    _parity(axes, found.reference_forces.ravel(), found.forces.ravel())
+    axes.set_title(f"Forces, MAE {1e3 * np.abs(found.force_errors).mean():.3g} meV/Å")
+    axes.set(xlabel="reference / eV Å$^{-1}$", ylabel="predicted / eV Å$^{-1}$")
+
+
+def _parity(axes: Axes, reference: Array, predicted: Array) -> None:
+    both = np.concatenate([reference, predicted])
+    low, high = float(both.min()), float(both.max())
+    margin = 0.04 * (high - low) or 1.0
+    ends = (low - margin, high + margin)
+    size, alpha = (3.0, 0.35) if len(reference) <= FEW_POINTS else (1.5, 0.2)
+    axes.plot(reference, predicted, "o", color=PALETTE[0], markersize=size, alpha=alpha, mew=0)
+    axes.plot(ends, ends, "--", color=INK, linewidth=0.8)
+    axes.set(xlim=ends, ylim=ends, aspect="equal")
+
+
+def _plot_calibration(
+    axes: Axes, found: Evaluation, energies_std: Array, forces_std: Array
+) -> None:
+    """Root mean square error against root mean square deviation, in bins of equal numbers."""
+    ends: list[float] = []
+    curves = (
+        ("energy / eV", energies_std, found.energy_errors, PALETTE[1], "s"),
+        ("force / eV Å$^{-1}$", forces_std.ravel(), found.force_errors.ravel(), PALETTE[0], "o"),
+    )
+    for label, deviation, error, color, marker in curves:
+        order = np.argsort(deviation)
+        bins = np.array_split(order, int(np.clip(len(order) // LEAST_IN_BIN, 1, 10)))
+        x = np.array([np.sqrt(np.square(deviation[each]).mean()) for each in bins])
+        y = np.array([np.sqrt(np.square(error[each]).mean()) for each in bins])
+        drawn = (x > 0) & (y > 0)
+        axes.loglog(x[drawn], y[drawn], marker + "-", color=color, label=label, markersize=4)
+        ends += [*x[drawn], *y[drawn]]
+    if ends:
+        limits = (min(ends) / 1.3, max(ends) * 1.3)
+        axes.loglog(limits, limits, "--", color=INK, linewidth=0.8)
+        axes.set(xlim=limits, ylim=limits, aspect="equal")
+    axes.set(xlabel="predicted deviation, rms", ylabel="error, rms")
+    axes.set_title("Calibration")
+    axes.legend(loc="upper left")
+
+
+def tables(summary: dict[str, Any]) -> list[RenderableType]:
+    """What `rich` prints of `Evaluation.summary`."""
+    from rich.table import Table
+
+    model = summary["model"]
+    errors = Table(
+        title=f"{model['name']} on {summary['data']}: {summary['frames']:,} frames, "
+        f"{summary['atoms']:,} atoms, {model['dtype']}, {model['engine']}",
+        title_justify="left",
+    )
+    errors.add_column("errors")
+    for name in ("unit", "MAE", "RMSE", "largest", "bias"):
+        errors.add_column(name, justify="left" if name == "unit" else "right")
+    rows = [
+        ("energy", "meV", summary["energy_mev"]),
+        ("energy per atom", "meV", summary["energy_mev_per_atom"]),
+        ("forces", "meV/A", summary["force_mev_per_angstrom"]),
+    ]
+    energy = summary["energy_mev"]
+    if abs(energy["bias"]) > 0.5 * energy["rmse"]:  # perhaps another zero of energy
+        rows.insert(1, ("energy less bias", "meV", summary["energy_less_bias_mev"]))
+    if summary["stress_mev_per_cubic_angstrom"] is not None:
+        rows.append(("stress", "meV/A^3", summary["stress_mev_per_cubic_angstrom"]))
+    _add_rows(errors, rows)
+    errors.add_section()
+    elements = summary["force_by_element_mev_per_angstrom"]
+    _add_rows(errors, [(f"forces on {name}", "meV/A", each) for name, each in elements.items()])
+    errors.add_section()
+    quarters = [
+        (
+            f"|F| {each['from_ev_per_angstrom']:.2f} to {each['to_ev_per_angstrom']:.2f} eV/A",
+            "meV/A",
+            each,
+        )
+        for each in summary["force_by_magnitude_mev_per_angstrom"]
+    ]
+    _add_rows(errors, quarters)
+    found: list[RenderableType] = [errors]
+    if summary["calibration"] is not None:
+        found.append(_calibration_table(summary["calibration"]))
+    worst = Table(title="worst frames", title_justify="left")
+    for name in ("frame", "energy error / meV", "largest force error / meV/A"):
+        worst.add_column(name, justify="right")
+    for each in summary["worst_frames"][:10]:
+        worst.add_row(
+            str(each["frame"]),
+            f"{each['energy_error_mev']:+.2f}",
+            f"{each['largest_force_error_mev_per_angstrom']:.1f}",
+        )
+    return [*found, worst]
+
+
+def _add_rows(table: Any, rows: list[tuple[str, str, dict[str, float]]]) -> None:
+    for name, unit, each in rows:
+        numbers = (each["mae"], each["rmse"], each["largest"])
+        table.add_row(name, unit, *(f"{x:.4g}" for x in numbers), f"{each['bias']:+.3g}")
+
+
+def _calibration_table(calibration: dict[str, Any]) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(title="calibration of the committee", title_justify="left")
+    table.add_column("sigma of")
+    for name in ("rank corr.", "within 1", "within 2", "error/sigma"):
+        table.add_column(name, justify="right")
+    for name, each in calibration.items():
+        optional = (
+            "-" if each[key] is None else f"{each[key]:.2f}"
+            for key in ("rank_correlation", "ratio")
+        )
+        rank, ratio = optional
+        one, two = each["within_one_sigma"], each["within_two_sigma"]
+        table.add_row(name, rank, f"{100 * one:.1f} %", f"{100 * two:.1f} %", ratio)
+    table.add_row("if calibrated", "", "68.3 %", "95.4 %", "1.00")
+    return table

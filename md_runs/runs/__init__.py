@@ -1,0 +1,1 @@
+"""What all runs share: folders, structures, settings, signals, errors."""

@@ -1,0 +1,328 @@
+"""The folder of one run: what was asked for, what came out, and where to go on from.
+
+``docs/runs.md`` describes the files. The rule that makes a run survive a kill at any moment:
+log and trajectory only grow, the restart is replaced atomically and remembers how long they
+were, and resuming cuts them back to that length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...models.files import unwritable, write_atomically
+from .files import AppendOnly, Table, read_table, write_json
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+FORMAT = 1
+CONFIG = "config.json"
+LOG = "log.csv"
+TRAJECTORY = "trajectory.extxyz"
+RESTART = "restart.npz"
+START = "start.traj"
+LOCK = "lock"
+RELAXED = "relaxed.extxyz"
+REPORT = "report.html"
+FIGURES = "figures"
+TOPOLOGIES = ("topology.pdb", "topology.cif")
+CONVERTED = ("trajectory.dcd", "trajectory.xtc")
+OWN_FILES = (
+    *(CONFIG, LOG, TRAJECTORY, RESTART, START, LOCK, RELAXED, REPORT),
+    *TOPOLOGIES,
+    *CONVERTED,
+)
+
+
+@dataclass
+class Restart:
+    """All that a run needs to go on, in float64, to the last bit."""
+
+    arrays: dict[str, NDArray[Any]]
+    """positions (N, 3) A, momenta (N, 3) ASE units, cell (3, 3) A; of OpenMM also its own
+    checkpoint, as bytes (M,)."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """What JSON holds exactly: step, random generator, what the thermostat exchanged."""
+    log_bytes: int = 0
+    trajectory_bytes: int = 0
+
+    def to_bytes(self) -> bytes:
+        """As an npz archive without pickles."""
+        note = {
+            "format": FORMAT,
+            "state": self.state,
+            "log_bytes": self.log_bytes,
+            "trajectory_bytes": self.trajectory_bytes,
+        }
+        buffer = io.BytesIO()
+        np.savez(buffer, note=np.array(json.dumps(note)), **self.arrays)  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+    @classmethod
+    def read(cls, path: Path) -> Restart:
+        """Read what `to_bytes` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the file is not a restart.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                note = json.loads(str(archive["note"]))
+                arrays = {name: archive[name] for name in archive.files if name != "note"}
+            return cls(
+                arrays=arrays,
+                state=note["state"],
+                log_bytes=note["log_bytes"],
+                trajectory_bytes=note["trajectory_bytes"],
+            )
+        except FileNotFoundError:
+            raise
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is not the restart of a run: {error}") from None
+
+
+class RunFolder:
+    """A folder that one process at a time writes.
+
+    Parameters
+    ----------
+    path
+        The folder; see `create` and `open`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[bytes] | None = None
+        self.log: Table | None = None
+        self.trajectory: AppendOnly | None = None
+
+    @classmethod
+    def create(cls, path: Path | str, remedy: str = "choose another folder with -o") -> RunFolder:
+        """Make the folder and lock it.
+
+        Raises
+        ------
+        ValueError
+            If it holds something already.
+        OSError
+            If it cannot be made.
+        """
+        path = Path(path)
+        refuse_existing(path, remedy)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        folder = cls(path)
+        folder.lock()
+        return folder
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """An existing run, unlocked: enough for reading.
+
+        Raises
+        ------
+        ValueError
+            If it is not a run folder.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise ValueError(f"{path}: no such run folder")
+        if not (path / CONFIG).is_file():
+            raise ValueError(f"{path} is not a run folder: it holds no {CONFIG}")
+        return cls(path)
+
+    @classmethod
+    def discard(cls, path: Path | str) -> None:
+        """Delete a run folder: only files that a run writes, never a stranger's."""
+        path = Path(path)
+        if not path.exists():
+            return
+        folder = cls.open(path)
+        figures = path / FIGURES
+        known = {path / name for name in OWN_FILES} | {figures}
+        strangers = [p for p in path.iterdir() if p not in known and p.suffix != ".tmp"]
+        if strangers:
+            raise ValueError(f"{path} also holds {strangers[0].name}: not deleting it")
+        folder.lock()
+        for file in [*figures.glob("*.png"), *path.glob(".*.tmp"), *(known - {figures})]:
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            figures.rmdir()
+        folder.close()
+        path.rmdir()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def lock(self) -> None:
+        """Keep other processes out; the system lifts the lock when this process ends.
+
+        Raises
+        ------
+        ValueError
+            If another process holds it.
+        """
+        file = self.path / LOCK
+        try:
+            self._lock = open(file, "ab")  # noqa: SIM115 - held until `close`
+        except OSError as error:
+            raise unwritable(file, error) from error
+        if not _lock_file(self._lock):
+            self._lock.close()
+            self._lock = None
+            raise ValueError(f"{self.path} is in use: another process is running in it")
+
+    def close(self) -> None:
+        """Close the files and lift the lock."""
+        for stream in (self.log, self.trajectory, self._lock):
+            if stream is not None:
+                stream.close()
+        self.log = self.trajectory = self._lock = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the run was asked for: the content of config.json."""
+        file = self.path / CONFIG
+        try:
+            content = json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f"{file} was not written by this version: expected format {FORMAT}")
+        for key in ("kind", "settings"):
+            if key not in content:
+                raise ValueError(f"{file} is damaged: it has no {key!r}")
+        return content
+
+    def write_config(self, content: dict[str, Any]) -> None:
+        """Write config.json."""
+        write_json(self.path / CONFIG, {"format": FORMAT, **content})
+
+    def write_start(self, atoms: Atoms) -> None:
+        """Keep the structure as it was given: to the last bit, constraints included."""
+        from ase.io import write
+
+        buffer = io.BytesIO()
+        write(buffer, atoms, format="traj")
+        write_atomically(self.path / START, buffer.getvalue())
+
+    def start(self) -> Atoms:
+        """The structure as it was given, without a calculator."""
+        from ase.io import read
+
+        file = self.path / START
+        try:
+            atoms: Atoms = read(file, index=0, format="traj")
+        except Exception as error:  # ASE's reader fails in many ways
+            raise ValueError(f"{file} cannot be read: {error}") from error
+        atoms.calc = None
+        return atoms
+
+    def keep_topology(self, source: Path) -> None:
+        """Keep the file that residues, bonds and charges are found from, as it is."""
+        kept = next(name for name in TOPOLOGIES if Path(name).suffix == topology_suffix(source))
+        write_atomically(self.path / kept, source.read_bytes())
+
+    def topology(self) -> Path | None:
+        """The file that `keep_topology` kept, or None."""
+        return next((self.path / n for n in TOPOLOGIES if (self.path / n).exists()), None)
+
+    def open_streams(self, columns: Iterable[str], restart: Restart | None = None) -> None:
+        """Open log and trajectory, cut back to where the restart left them."""
+        log_bytes, trajectory_bytes = 0, 0
+        if restart is not None:
+            log_bytes, trajectory_bytes = restart.log_bytes, restart.trajectory_bytes
+        self.log = Table(self.path / LOG, columns, log_bytes)
+        self.trajectory = AppendOnly(self.path / TRAJECTORY, trajectory_bytes)
+
+    def save(self, restart: Restart) -> None:
+        """Replace the restart, once log and trajectory up to it are on the disk."""
+        assert self.log is not None
+        assert self.trajectory is not None
+        self.log.sync()
+        self.trajectory.sync()
+        restart.log_bytes = self.log.length
+        restart.trajectory_bytes = self.trajectory.length
+        write_atomically(self.path / RESTART, restart.to_bytes())
+
+    def read_restart(self) -> Restart:
+        """The last state saved.
+
+        Raises
+        ------
+        ValueError
+            If there is none: the run was killed before its first step.
+        """
+        try:
+            return Restart.read(self.path / RESTART)
+        except FileNotFoundError:
+            raise ValueError(
+                f"{self.path} holds no {RESTART}: the run ended before its first step; "
+                "delete the folder and start again"
+            ) from None
+
+    def read_log(self) -> dict[str, NDArray[np.float64]]:
+        """The columns of log.csv."""
+        table = read_table(self.path / LOG)
+        return {name: np.array(column) for name, column in table.items()}
+
+
+def topology_suffix(source: Path) -> str:
+    """``.pdb`` or ``.cif``, or nothing if the name says that the file is neither."""
+    suffix = source.suffix.lower()
+    return {".pdb": ".pdb", ".ent": ".pdb", ".cif": ".cif", ".mmcif": ".cif"}.get(suffix, "")
+
+
+def refuse_existing(path: Path, remedy: str) -> None:
+    """Raise a ValueError if there is something that a new run would overwrite."""
+    if path.exists() and not (path.is_dir() and _holds_nothing(path)):
+        raise ValueError(f"{path} exists already: {remedy}")
+
+
+def _holds_nothing(path: Path) -> bool:
+    """Whether a folder is empty, or that of a run killed before it wrote its config."""
+    names = {file.name for file in path.iterdir() if file.suffix != ".tmp"}
+    return names <= {LOCK, START, *TOPOLOGIES}
+
+
+def _lock_file(stream: IO[bytes]) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks: run unprotected rather than not at all
+    return True

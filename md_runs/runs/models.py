@@ -1,0 +1,160 @@
+"""From the name of a checkpoint to a calculator: the one place where runs load models."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .settings import ModelSettings
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from torch import nn
+
+    from ...calculators import PotentialCalculator
+
+SHIPPED = "ethanol"
+SHIPPED_FORMULA = "C2H6O"
+
+SMALL = 60
+"""Up to so many atoms one thread is as fast as several, and does not mind other programs."""
+
+
+def default_model(atoms: Atoms) -> tuple[str, ...]:
+    """The checkpoint that ships, if the structure is what it was trained on.
+
+    Raises
+    ------
+    ValueError
+        For any other structure: the numbers would be nonsense.
+    """
+    formula = atoms.get_chemical_formula("hill")
+    if formula != SHIPPED_FORMULA or atoms.pbc.any():
+        raise ValueError(
+            f"no --model was given, and the one that ships knows a single ethanol molecule "
+            f"only ({SHIPPED_FORMULA}, not periodic), not {formula}: give a checkpoint with -m"
+        )
+    return (SHIPPED,)
+
+
+def load_calculator(settings: ModelSettings) -> tuple[PotentialCalculator, dict[str, Any]]:
+    """The calculator, and a record of the model for config.json.
+
+    Raises
+    ------
+    ValueError, OSError
+        If the checkpoint or an option is no good.
+    """
+    import torch
+
+    from ...calculators import PotentialCalculator
+    from ...models.checkpoint import load_potential
+
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    names = settings.model
+    potential = load_potential(names[0] if len(names) == 1 else list(names), units=settings.units)
+    calculator = PotentialCalculator(
+        potential,
+        device=settings.device,
+        dtype=settings.dtype,
+        backend=settings.backend,
+        charge=settings.charge,
+    )
+    info = calculator.info()
+    record = {
+        "name": str(info["metadata"].get("name") or ", ".join(Path(n).name for n in names)),
+        "sha256": weights_digest(potential),
+        **{
+            key: info[key]
+            for key in ("architecture", "members", "parameters", "elements", "cutoff_angstrom")
+        },
+        "device": info["device"],
+        "engine": info["engine"],
+    }
+    return calculator, record
+
+
+def default_threads(atoms: int) -> int:
+    """Threads for a structure of that size, where neither option nor environment says."""
+    import torch
+
+    if atoms <= SMALL and "OMP_NUM_THREADS" not in os.environ:
+        return 1
+    return int(torch.get_num_threads())
+
+
+def weights_digest(potential: nn.Module) -> str:
+    """SHA-256 over names and bytes of all weights: the same model, whatever its file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(potential.state_dict().items()):
+        array = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def absolute(names: tuple[str, ...]) -> tuple[str, ...]:
+    """File names made absolute, so that a run resumes from any folder; registry names kept."""
+    from ...models.checkpoint import registry_names
+
+    known = set(registry_names())
+    return tuple(
+        str(Path(name).resolve()) if name not in known and Path(name).exists() else name
+        for name in names
+    )
+
+
+def describe_checkpoint(checkpoint: str, units: tuple[str, str] | None = None) -> dict[str, Any]:
+    """What is known of a checkpoint: architecture, elements, units, metadata, digest."""
+    from ...models.checkpoint import describe, load_potential
+
+    potential = load_potential(checkpoint, units=units)
+    return {**describe(potential), "sha256": weights_digest(potential)}
+
+
+def convert_checkpoint(
+    checkpoint: str, output: Path, units: tuple[str, str] | None, elements: str | None
+) -> Path:
+    """Write a checkpoint in the native format, or to ``*.ckpt`` in torchmd-net's.
+
+    Raises
+    ------
+    ValueError, OSError
+        If it cannot be read, an element is none, torchmd-net has no such model, or the file
+        cannot be written.
+    """
+    from ...models.checkpoint import convert, load_potential, write_torchmdnet_checkpoint
+
+    numbers = None if elements is None else parse_elements(elements)
+    if output.suffix.lower() == ".ckpt":
+        potential = load_potential(checkpoint, units=units, elements=numbers)
+        write_torchmdnet_checkpoint(potential, output)
+    else:
+        convert(checkpoint, output, units=units, elements=numbers)
+    return output
+
+
+def parse_elements(text: str, name: str = "--elements") -> list[int]:
+    """``H,C,O`` or ``1,6,8`` -> atomic numbers; errors call the option ``name``.
+
+    Raises
+    ------
+    ValueError
+        If a part is neither a symbol nor an atomic number.
+    """
+    from ase.data import atomic_numbers, chemical_symbols
+
+    found = []
+    for part in text.replace(",", " ").split():
+        number = int(part) if part.isdigit() else atomic_numbers.get(part.capitalize(), 0)
+        if not 0 < number < len(chemical_symbols):
+            raise ValueError(
+                f"{name}: {part!r} is no element: expected symbols or atomic numbers such as H,C,O"
+            )
+        found.append(number)
+    if not found:
+        raise ValueError(f"{name} is empty: expected symbols such as H,C,O")
+    return found

@@ -1,0 +1,149 @@
+"""The frames of a training: read, split, and checked against the model and the loss."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ...models.data.readers import check_one_unit
+from ...models.training import Frames, TrainingSettings, read_frames, split_frames
+from ...models.training.losses import check_labels
+from .config import DataConfig
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is learnt from, watched and tested on."""
+
+    training: Frames
+    validation: Frames
+    test: Frames | None
+
+    def __iter__(self) -> Iterator[tuple[str, Frames]]:
+        """Name and frames of the parts there are."""
+        named = (
+            ("training", self.training), ("validation", self.validation), ("test", self.test)
+        )  # fmt: skip
+        return ((name, frames) for name, frames in named if frames is not None)
+
+    def counts(self) -> dict[str, int]:
+        """Frames of each part."""
+        return {name: len(frames) for name, frames in self}
+
+    def digest(self) -> str:
+        """SHA-256 over all structures and labels: the same data, whatever the file."""
+        digest = hashlib.sha256()
+        for name, frames in self:
+            digest.update(f"{name} {len(frames)} {frames.quantities}\n".encode())
+            tensors = [
+                t for g in frames.graphs for t in (g.numbers, g.positions, g.cell, g.charge)
+            ]
+            tensors += [t for quantity in frames.quantities for t in frames.values(quantity)]
+            for tensor in tensors:
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def read_parts(data: DataConfig, cutoff: float) -> Parts:
+    """Read what a configuration names.
+
+    Parameters
+    ----------
+    data
+        Its section.
+    cutoff
+        Of the graphs, Angstrom.
+
+    Raises
+    ------
+    ValueError, OSError
+        If a file cannot be read, a label is not finite, units are mixed, or there are too few
+        frames for the split.
+    """
+
+    def read(paths: Sequence[str] | str) -> Frames:
+        return read_frames(
+            paths,
+            cutoff,
+            format=data.format,
+            limit=data.limit,
+            seed=data.limit_seed,
+            units=data.units,
+            keys=data.keys,
+        )
+
+    frames = read(data.train)
+    test = None if data.test is None else read(data.test)
+    if data.split is None:
+        assert data.validation is not None
+        parts = Parts(frames, read(data.validation), test)
+    else:
+        training, validation, rest = split_frames(frames, data.split, data.split_seed)
+        parts = Parts(training, validation, rest if test is None else test)
+    check_one_unit(dict(parts))
+    return parts
+
+
+def check_parts(parts: Parts, elements: Sequence[int], settings: TrainingSettings) -> None:
+    """Check that the model knows every element, and that there are the labels of the loss.
+
+    Raises
+    ------
+    ValueError
+        Naming the element or the label, and the remedy.
+    """
+    from ase.data import chemical_symbols
+
+    known = set(elements)
+    for name, frames in parts:
+        for k, graph in enumerate(frames.graphs):
+            outside = set(graph.numbers.tolist()) - known
+            if outside:
+                symbols = ", ".join(chemical_symbols[z] for z in sorted(outside))
+                raise ValueError(
+                    f"{name} frame {k} holds {symbols}, which the model does not know (it has "
+                    f"{', '.join(chemical_symbols[z] for z in sorted(known))}): add it to "
+                    "model.elements, with training frames that hold it, or leave the frame out"
+                )
+    for name in ("training", "validation"):
+        try:
+            check_labels(getattr(parts, name), settings, name)
+        except ValueError as error:
+            raise ValueError(str(error).replace("; set ", "; set training.")) from None
+
+
+def element_counts(frames: Frames, elements: Sequence[int]) -> torch.Tensor:
+    """Atoms of each element in each frame, (F, len(elements)) float64."""
+    columns = [
+        torch.tensor([int((graph.numbers == z).sum()) for graph in frames.graphs])
+        for z in elements
+    ]
+    return torch.stack(columns, dim=1).double()
+
+
+def absolute_files(data: DataConfig) -> DataConfig:
+    """The section with full file names, so that a run resumes from any folder."""
+
+    def full(name: str) -> str:
+        file, at, index = (name, "", "") if Path(name).exists() else name.rpartition("@")
+        return f"{Path(file).resolve()}{at}{index}" if file and Path(file).exists() else name
+
+    def each(names: list[str] | str | None) -> list[str] | str | None:
+        return [full(n) for n in names] if isinstance(names, list) else names and full(names)
+
+    split = data.split
+    if isinstance(split, str):
+        split = full(split)
+    elif split is not None:
+        split = [full(p) if isinstance(p, str) else p for p in split]  # type: ignore[assignment]
+    return replace(
+        data,
+        train=each(data.train) or data.train,
+        validation=each(data.validation),
+        test=each(data.test),
+        split=split,
+    )

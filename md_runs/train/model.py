@@ -1,0 +1,232 @@
+"""The potential that a training starts from: a new one, or a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...models.data.standardise import standardise
+from ...models.graph import within
+from ...models.heads.energy import EnergyReadout, ScalarReadout
+from ...models.heads.properties import HEADS
+from ...models.heads.repulsion import ZBLRepulsion
+from ...models.potential import Potential, parse_dtype
+from ...models.training import Frames
+from ..runs.models import parse_elements
+from .config import NETWORKS, ModelConfig, TrainConfig
+from .data import element_counts
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+AT_ONCE = 50
+"""Frames whose energies are evaluated together."""
+
+
+class Start:
+    """A network, new or loaded, whose scales and references wait for the training frames.
+
+    Parameters
+    ----------
+    config
+        Of the training.
+
+    Raises
+    ------
+    ValueError
+        If an option makes no network, or the checkpoint cannot be trained.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        model = config.model
+        torch.manual_seed(config.settings.seed)
+        self.loaded: Potential | None = None
+        self.network: nn.Module | None = None
+        if model.start_from is not None:
+            self.loaded = load_trainable(model.start_from, model.start_from_units)
+            self.cutoff = self.loaded.cutoff
+        else:
+            try:
+                self.network = NETWORKS[model.name](**model.options)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"model.{model.name}: {error}") from None
+            self.cutoff = max(float(model.options["cutoff"]), model.repulsion_cutoff or 0.0)
+
+    def elements(self, training: Frames) -> list[int]:
+        """Atomic numbers that the potential knows."""
+        if self.config.model.elements is not None:
+            return sorted(
+                set(parse_elements(",".join(self.config.model.elements), "model.elements"))
+            )
+        return training.elements if self.loaded is None else list(self.loaded.elements)
+
+    def potential(self, training: Frames) -> Potential:
+        """The potential, with references, scales and heads for these frames."""
+        elements = self.elements(training)
+        network = self.network if self.loaded is None else self.loaded.representation
+        places = int(network.config["max_number"])  # type: ignore[union-attr, index]
+        if max(elements) >= places:
+            raise ValueError(
+                f"the elements go up to atomic number {max(elements)}, but the network has a "
+                f"place for those below {places}: "
+                + (
+                    f"set max_number in model.{self.config.model.name}"
+                    if self.loaded is None
+                    else "train a new one"
+                )
+            )
+        found = (
+            self._new(training, elements)
+            if self.loaded is None
+            else self._further(self.loaded, training, elements)
+        )
+        _add_heads(found, self.config.model, training)
+        return found.to(parse_dtype(self.config.settings.dtype))
+
+    def _new(self, training: Frames, elements: list[int]) -> Potential:
+        model = self.config.model
+        assert self.network is not None
+        readout: EnergyReadout | ScalarReadout
+        if model.name == "tensornet":
+            options = model.options
+            irreps = {"irreps": options["irreps"]} if "irreps" in options else {}
+            readout = EnergyReadout(
+                options["channels"], model.readout or "mlp", options["activation"], **irreps
+            )
+        else:
+            readout = ScalarReadout(model.options["channels"])
+        scales = standardise(training, _references(model)).options()
+        scales["references"] = _padded(scales["references"], elements)
+        cutoff = model.repulsion_cutoff
+        return Potential(
+            self.network,
+            readout,
+            **{**scales, "elements": elements},
+            repulsion=None if cutoff is None else ZBLRepulsion(cutoff),
+        )
+
+    def _further(self, loaded: Potential, training: Frames, elements: list[int]) -> Potential:
+        """A loaded potential for these elements, its references refitted where wanted."""
+        model = self.config.model
+        scale = loaded.atomic_scale
+        scale.references = _padded(scale.references, elements)
+        new = set(elements) - set(loaded.elements)
+        loaded.elements = elements
+        if model.refit == "all":
+            refit = sorted(set(training.elements) | new)
+        else:
+            named = (
+                []
+                if model.refit == "none"
+                else parse_elements(",".join(model.refit), "model.refit")
+            )
+            if set(named) - set(elements):
+                raise ValueError(f"model.refit has {model.refit}: expected elements of the model")
+            refit = sorted(set(named) | new)
+        if refit and "energy" in training.quantities:
+            refit_references(loaded, training, refit)
+        return loaded
+
+
+def _padded(references: Tensor, elements: Sequence[int]) -> Tensor:
+    """The table with a place for every element."""
+    missing = max(elements) + 1 - len(references)
+    return torch.cat([references, references.new_zeros(max(missing, 0))])
+
+
+def load_trainable(checkpoint: str, units: Sequence[str] | None) -> Potential:
+    """A checkpoint as a potential that can be trained.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read, is a committee, or runs as another program's module.
+    """
+    from ...models.checkpoint import load_potential
+    from ...models.committee import Committee
+
+    pair = None if units is None else (units[0], units[1])
+    potential = load_potential(checkpoint, units=pair)
+    if isinstance(potential, Committee):
+        raise ValueError(
+            f"model.start_from is {checkpoint}, a committee: give one of its members, and train "
+            "them one by one"
+        )
+    if not isinstance(potential, Potential):
+        raise ValueError(
+            f"model.start_from is {checkpoint}, a {potential.architecture} that runs as "
+            "torchmd-net's own module and is not trained here: expected a TensorNet or a TDN; "
+            "train it with torchmd-train"
+        )
+    return potential
+
+
+def refit_references(potential: Potential, frames: Frames, elements: Sequence[int]) -> None:
+    r"""Change energies of elements so that the potential's total energies fit best.
+
+    .. math:: \min_\Delta \sum_k \Big( E_k - \hat E_k - \sum_Z n_{kZ} \Delta_Z \Big)^2
+
+    and of several solutions the one with the smallest :math:`\Delta`.
+    """
+    counts = element_counts(frames, elements)
+    if counts.sum(0).min() == 0:
+        from ase.data import chemical_symbols
+
+        z = elements[int(counts.sum(0).argmin())]
+        raise ValueError(
+            f"model.refit or model.elements has {chemical_symbols[z]}, which no training frame "
+            "holds: there is nothing to fit its energy to"
+        )
+    left = frames.energies - _energies(potential, frames)
+    change = torch.linalg.lstsq(counts, left.unsqueeze(1), driver="gelsd").solution[:, 0]
+    potential.atomic_scale.references[list(elements)] += change / potential.energy_in_ev
+
+
+@torch.no_grad()
+def _energies(potential: Potential, frames: Frames) -> Tensor:
+    """(F,), eV."""
+    found = []
+    for start in range(0, len(frames), AT_ONCE):
+        graph = frames.batch(range(start, min(start + AT_ONCE, len(frames)))).graph
+        graph, vectors = within(graph, potential.cutoff)
+        atoms = potential.atom_energies(graph, vectors)
+        found.append(torch.zeros_like(graph.charge).index_add(0, graph.system, atoms))
+    return torch.cat(found)
+
+
+def _references(model: ModelConfig) -> str | dict[int, float]:
+    if isinstance(model.references, str):
+        return model.references
+    return {
+        parse_elements(symbol, "model.references")[0]: energy
+        for symbol, energy in model.references.items()
+    }
+
+
+def _add_heads(potential: Potential, model: ModelConfig, training: Frames) -> None:
+    """Readouts of the properties wanted that the potential does not have yet."""
+    for name in model.properties:
+        if name in potential.heads:
+            continue
+        options = {"charges": model.dipole_charges} if name == "dipole" else {}
+        head = HEADS[name](potential.representation, **options)
+        labels = _labels_of(name, training)
+        head.standardise(training.graphs, labels)
+        potential.heads[name] = head
+
+
+def _labels_of(name: str, frames: Frames) -> list[Tensor]:
+    if name in frames.quantities:
+        return frames.values(name)
+    if name == "dipole" and "dipole_norm" in frames.quantities:
+        return frames.values("dipole_norm")
+    if name == "polarizability" and "polarizability_isotropic" in frames.quantities:
+        one = torch.eye(3, dtype=torch.float64)
+        return [value * one for value in frames.values("polarizability_isotropic")]
+    raise ValueError(
+        f"model.properties has {name}, but the training frames have none: they are labelled with "
+        f"{', '.join(frames.quantities)}; name it by data.keys, or leave it out"
+    )

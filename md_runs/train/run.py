@@ -1,0 +1,422 @@
+"""A training in a run folder that survives being killed, as `docs/training.md` describes it."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+
+from ...calculators.checks import parse_device
+from ...models.checkpoint import (
+    load_potential,
+    save_potential,
+    why_not_torchmdnet,
+    write_torchmdnet_checkpoint,
+)
+from ...models.files import write_atomically
+from ...models.potential import Potential
+from ...models.training import (
+    BadLossError,
+    Frames,
+    Progress,
+    QuantityErrors,
+    TrainingSettings,
+    TrainingStopped,
+    quantity_errors,
+    start_processes,
+    train,
+)
+from ..runs.errors import Interrupted, RunStopped
+from ..runs.files import write_json
+from ..runs.folder import LOG, RunFolder, refuse_existing
+from ..runs.models import absolute, weights_digest
+from ..runs.signals import StopRequest
+from ..runs.structures import frame_text
+from ..runs.versions import package_version, versions
+from .config import TrainConfig, plain
+from .data import Parts, absolute_files, check_parts, read_parts
+from .log import TrainLog
+from .model import Start
+from .schema import parse_config
+
+CONFIG_YAML, STATE, BAD_BATCH, RESULTS = (
+    "config.yaml",
+    "state.pt",
+    "bad_batch.extxyz",
+    "results.json",
+)
+ALREADY = "go on with it by --resume {}, or choose another folder with -o"
+
+
+class Watcher(Protocol):
+    """What is told of a training as it goes."""
+
+    def stepped(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """After every step: of so many, in an epoch."""
+
+    def validated(self, progress: Progress) -> None:
+        """After every validation."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training that could begin: everything is read and checked."""
+
+    config: TrainConfig
+    potential: Potential
+    parts: Parts
+    device: torch.device
+
+    @property
+    def steps(self) -> int:
+        """Of the optimizer, in all."""
+        settings = self.config.settings
+        whole, left = divmod(len(self.parts.training), settings.batch)
+        return settings.epochs * (whole + (settings.keep_last_batch and left > 0))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        from ase.data import chemical_symbols
+
+        potential, scale = self.potential, self.potential.atomic_scale
+        factor = potential.energy_in_ev
+        return {
+            "frames": self.parts.counts(),
+            "labels": list(self.parts.training.quantities),
+            "architecture": potential.architecture,
+            "parameters": sum(p.numel() for p in potential.parameters() if p.requires_grad),
+            "elements": [chemical_symbols[z] for z in potential.elements],
+            "cutoff_angstrom": potential.cutoff,
+            "properties": list(potential.heads),
+            "scale_ev": float(scale.scale) * factor,
+            "mean_ev": float(scale.mean) * factor,
+            "references_ev": {
+                chemical_symbols[z]: float(scale.references[z]) * factor
+                for z in potential.elements
+            },
+            "steps": self.steps,
+            "device": str(self.device),
+        }
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What came of a training."""
+
+    folder: str
+    checkpoint: str
+    """The file with the weights that were tested."""
+    epochs: int
+    steps: int
+    seconds: float
+    validation: dict[str, dict[str, Any]]
+    """Errors by quantity: mae, rmse, unit."""
+    test: dict[str, dict[str, Any]] | None
+    """The same, where there are test frames."""
+    files: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def plan_training(config: TrainConfig, device: str | torch.device | None = None) -> Plan:
+    """Read the data, build the potential, and check that they belong together.
+
+    Parameters
+    ----------
+    config
+        What to do.
+    device
+        To run on; None: as the configuration says.
+
+    Raises
+    ------
+    ValueError, OSError
+        For anything that would keep the training from beginning; nothing is written.
+    """
+    settings = config.settings
+    device = parse_device(config.machine.device if device is None else device)
+    if config.machine.threads is not None:
+        torch.set_num_threads(config.machine.threads)
+    start = Start(config)
+    parts = read_parts(config.data, start.cutoff)
+    check_parts(parts, start.elements(parts.training), settings)
+    if len(parts.training) < settings.batch:
+        raise ValueError(
+            f"{len(parts.training)} training frames are fewer than training.batch, "
+            f"{settings.batch}: expected at least one batch"
+        )
+    potential = start.potential(parts.training)
+    if config.output.torchmdnet_ckpt:
+        reason = why_not_torchmdnet(potential)
+        if reason is not None:
+            raise ValueError(
+                f"output.torchmdnet_ckpt is true, but torchmd-net cannot read it: {reason}"
+            )
+    return Plan(config, potential, parts, device)
+
+
+def start_training(
+    config: TrainConfig, path: Path, watcher: Watcher | None = None
+) -> TrainSummary | None:
+    """Train into a new folder.
+
+    Parameters
+    ----------
+    config
+        What to do.
+    path
+        The run folder to make.
+    watcher
+        Told of every step and validation.
+
+    Returns
+    -------
+    None in all but the first of several processes, which alone writes.
+
+    Raises
+    ------
+    ValueError, OSError
+        For inputs that cannot be used, before anything is computed; or if a file cannot be
+        written: what was saved before stays.
+    RunStopped
+        If the loss is no number any more: the last state and checkpoints stay.
+    Interrupted
+        After SIGINT or SIGTERM, with the state saved.
+    """
+    config = _with_full_names(config)
+    with start_processes(parse_device(config.machine.device)) as processes:
+        if processes.first:
+            refuse_existing(path, ALREADY.format(path))
+        plan = plan_training(config, processes.device)
+        if not processes.first:
+            _train(plan, path, first=False)
+            return None
+        with RunFolder.create(path, ALREADY.format(path)) as folder:
+            content = plain(config)
+            folder.write_config(
+                {
+                    "kind": "train",
+                    "settings": _finite(content),
+                    "data": {"frames": plan.parts.counts(), "sha256": plan.parts.digest()},
+                    "model": {**plan.to_json(), "sha256": weights_digest(plan.potential)},
+                    "versions": versions(),
+                }
+            )
+            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+            write_atomically(folder.path / CONFIG_YAML, text.encode())
+            return _run(folder, plan, watcher)
+
+
+def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary | None:
+    """Go on with the training in a folder, to the bit as if it had not been interrupted.
+
+    Returns
+    -------
+    As `start_training`.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or its data or the checkpoint it began with changed since.
+    """
+    folder = RunFolder.open(path)
+    content = folder.config
+    if content["kind"] != "train":
+        raise ValueError(f"{path} holds no training, but a run of kind {content['kind']!r}")
+    text = yaml.safe_dump(content["settings"], sort_keys=False)
+    config = parse_config(TrainConfig, text, str(folder.path / CONFIG_YAML))
+    with start_processes(parse_device(config.machine.device)) as processes:
+        plan = plan_training(config, processes.device)
+        _check_unchanged(plan, content, path)
+        if not processes.first:
+            _train(plan, path, first=False)
+            return None
+        folder.lock()
+        with folder:
+            return _run(folder, plan, watcher)
+
+
+def _with_full_names(config: TrainConfig) -> TrainConfig:
+    """The configuration as it resumes from any folder."""
+    model = config.model
+    if model.start_from is not None:
+        model = replace(model, start_from=absolute((model.start_from,))[0])
+    return replace(config, data=absolute_files(config.data), model=model)
+
+
+def _check_unchanged(plan: Plan, content: dict[str, Any], path: Path) -> None:
+    if plan.parts.digest() != content["data"]["sha256"]:
+        raise ValueError(
+            f"the data of {path} are not those that the run began with: point to the old ones, or "
+            "start a new run"
+        )
+    started_from = plan.config.model.start_from
+    if started_from is not None and weights_digest(plan.potential) != content["model"]["sha256"]:
+        raise ValueError(
+            f"{started_from} is not the checkpoint that the run began with: put the old one back, "
+            "or start a new run"
+        )
+
+
+def _train(plan: Plan, path: Path, *, first: bool, **hooks: Any) -> Potential:
+    """The loop, which a signal ends after a step; the first process alone writes."""
+    try:
+        with StopRequest() as stop:
+            return train(
+                plan.potential,
+                plan.parts.training,
+                plan.parts.validation,
+                plan.config.settings,
+                path / STATE,
+                device=plan.device,
+                stop=lambda: stop.signal is not None,
+                **hooks,
+            )
+    except TrainingStopped as stopped:
+        raise Interrupted(
+            f"{stopped}; go on with: tensormd train --resume {path}",
+            stop.signal or signal.SIGTERM,
+        ) from None
+    except BadLossError as error:
+        if first:
+            _write_frames(path / BAD_BATCH, plan.parts.training, error.frames)
+        raise RunStopped(
+            f"{error} (written to {path / BAD_BATCH}); checkpoints and state of before are kept"
+        ) from error
+
+
+def _run(folder: RunFolder, plan: Plan, watcher: Watcher | None) -> TrainSummary:
+    path = folder.path
+    log = TrainLog(path / LOG, path / STATE)
+
+    def tell(progress: Progress) -> None:
+        log.add(progress)
+        if watcher is not None:
+            watcher.validated(progress)
+
+    def keep(progress: Progress, potential: Potential) -> None:
+        potential.metadata = _metadata(plan, progress)
+        save_potential(potential, path / "last.safetensors")
+        if progress.best:
+            save_potential(potential, path / "best.safetensors")
+
+    def step_done(epoch: int, step: int, steps: int, loss: float) -> None:
+        if watcher is not None:
+            watcher.stepped(epoch, step, steps, loss)
+
+    try:
+        trained = _train(plan, path, first=True, tell=tell, keep=keep, step_done=step_done)
+    finally:
+        log.close()
+    return _finish(folder, plan, trained, log)
+
+
+def _finish(folder: RunFolder, plan: Plan, trained: Potential, log: TrainLog) -> TrainSummary:
+    """Test errors, into the metadata of the checkpoint that they are of, and the report."""
+    from ..reports.runs import write_report  # which knows every kind of run, this one too
+
+    kept = plan.config.settings.keep
+    if kept == "best" and not (folder.path / "best.safetensors").exists():
+        kept = "last"  # no validation loss was a number
+    row, path = log.row(kept), folder.path / f"{kept}.safetensors"
+    metadata = load_metadata(path)
+    validation = metadata["training"]["validation_errors"]
+    test = None
+    if plan.parts.test is not None:
+        test = _plain_errors(quantity_errors(trained, plan.parts.test))
+        metadata["training"]["test_errors"] = test
+    trained.metadata = metadata
+    save_potential(trained, path)
+    files = {"checkpoint": path}
+    if plan.config.output.torchmdnet_ckpt:
+        files["torchmdnet_checkpoint"] = path.with_suffix(".ckpt")
+        write_torchmdnet_checkpoint(trained, files["torchmdnet_checkpoint"])
+    write_json(folder.path / RESULTS, {"kept": kept, "validation": validation, "test": test})
+    files["report"], _ = write_report(folder.path)
+    return TrainSummary(
+        folder=str(folder.path),
+        checkpoint=str(path),
+        epochs=int(row["epoch"]),
+        steps=int(row["step"]),
+        seconds=log.seconds,
+        validation=validation,
+        test=test,
+        files={name: str(file) for name, file in files.items()},
+    )
+
+
+def load_metadata(path: Path) -> dict[str, Any]:
+    """What a native checkpoint says of itself."""
+    metadata: dict[str, Any] = load_potential(path).metadata
+    return metadata
+
+
+def _metadata(plan: Plan, progress: Progress) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    config = plan.config
+    started_from = None
+    if config.model.start_from is not None:
+        before = plan.potential.metadata
+        started_from = {"checkpoint": config.model.start_from, "metadata": before}
+    return {
+        "name": Path(config.output.folder or "model").name,
+        **config.output.metadata,
+        "trained_on": _learnt(config.settings),
+        "training": {
+            "program": f"tensormd {package_version('tensormd')}",
+            "started_from": started_from,
+            "data": _finite({**asdict(config.data), "frames": plan.parts.counts()}),
+            "settings": _finite(asdict(config.settings)),
+            "seed": config.settings.seed,
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "seconds": round(progress.seconds, 1),
+            "device": str(plan.device),
+            "compiled": progress.compiled,
+            "validation_errors": _plain_errors(progress.errors),
+        },
+    }
+
+
+def _learnt(settings: TrainingSettings) -> list[str]:
+    """Labels that the potential was trained on; forces teach the energy up to a constant."""
+    names = list(settings.weights)
+    return names if "energy" in names or "forces" not in names else ["energy", *names]
+
+
+def _plain_errors(errors: Mapping[str, QuantityErrors]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"mae": each.mae, "rmse": each.rmse, "unit": each.unit}
+        for name, each in errors.items()
+    }
+
+
+def _finite(content: Any) -> Any:
+    """Plain data that JSON can hold: infinity as YAML writes it."""
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return ".inf" if isinstance(content, float) and math.isinf(content) else content
+
+
+def _write_frames(path: Path, frames: Frames, index: Sequence[int]) -> None:
+    """Structures of some frames, to look at; positions in Angstrom."""
+    from ase import Atoms
+
+    text = ""
+    for k in index:
+        graph = frames.graphs[k]
+        cell = graph.cell[0].numpy()
+        atoms = Atoms(graph.numbers.numpy(), graph.positions.numpy(), cell=cell, pbc=cell.any(1))
+        atoms.info["training_frame"] = k
+        text += frame_text(atoms)
+    write_atomically(path, text.encode())

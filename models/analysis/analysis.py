@@ -1,0 +1,223 @@
+"""All that is measured of the orders of one network, on one set of frames."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..potential import Potential
+from ..training import Frames, TrainingSettings, train
+from .advice import Advice, Scale, advise
+from .cost import work_without
+from .layout import Layout, Order, layout_of
+from .maps import Map, maps_of
+from .pruning import projected, prune_degrees, prune_irreps
+from .removal import Accuracy, Predictions, accuracy, predict, predict_without
+from .shares import Shares, measure_shares
+
+Tell = Callable[[str], None]
+
+FINE_TUNING_RATE = 5e-4
+"""Highest learning rate of the fine-tuning."""
+FINE_TUNING_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was found; orders by their names."""
+
+    layout: Layout
+    frames: int
+    atoms: int
+    neighbours: float
+    """Mean number of an atom, within the cutoff."""
+    shares: Shares
+    whole: Accuracy
+    at_layer: dict[str, list[Accuracy]]
+    """Without an order at one layer alone, for each layer; scalars too."""
+    everywhere: dict[str, Accuracy]
+    """Without a removable order from the embedding to the readout: what pruning gives."""
+    tuned: dict[str, Accuracy]
+    """After fine-tuning of the pruned networks, and of the ``whole`` one; or nothing."""
+    networks: dict[str, Potential]
+    """The fine-tuned networks."""
+    work: dict[str, float]
+    """Multiplications without a removable order over those with it."""
+    maps: list[Map]
+    advice: Advice
+
+
+def analyse(
+    potential: Potential,
+    frames: Frames,
+    *,
+    fit: Frames | None = None,
+    epochs: int = 0,
+    seed: int = 0,
+    tell: Tell = lambda text: None,
+) -> Analysis:
+    """Measure the orders of a network.
+
+    Parameters
+    ----------
+    potential
+        A TensorNet or a TDN. What is measured is measured in float64, which keeps rounding out
+        of small numbers; fine-tuning is done in the dtype of the weights.
+    frames
+        With energies, forces or both.
+    fit, epochs, seed
+        Frames to fine-tune on, disjoint from the others, how often to go through them (0: no
+        fine-tuning), and the seed of their order.
+    tell
+        Called with what is being done.
+
+    Raises
+    ------
+    ValueError
+        If the network has no orders, or the frames no labels or an unknown element.
+    """
+    layout = layout_of(potential)
+    check_frames(potential, frames)
+    if epochs and fit is not None:
+        check_frames(potential, fit)
+    given, potential = potential, copy.deepcopy(potential).double().eval()
+    forces = "forces" in frames.quantities
+    tell("norms and gradients")
+    shares = measure_shares(potential, frames, layout)
+    whole = predict(potential, frames, forces)
+
+    def judge(found: Predictions) -> Accuracy:
+        return accuracy(found, whole, frames)
+
+    at_layer: dict[str, list[Accuracy]] = {}
+    for order in layout.orders:
+        tell(f"without {order.name} at each layer")
+        at_layer[order.name] = [
+            judge(predict_without(potential, frames, layout, order, k, forces))
+            for k in range(len(layout.layers))
+        ]
+    everywhere = {}
+    for order in layout.removable:
+        tell(f"without {order.name} everywhere")
+        left = projected(potential, kept_without(layout, order)).eval()
+        everywhere[order.name] = judge(predict(left, frames, forces))
+    networks: dict[str, Potential] = {}
+    if epochs and fit is not None:
+        for name in ("whole", *(order.name for order in layout.removable)):
+            tell(f"fine-tuning {'the whole network' if name == 'whole' else 'without ' + name}")
+            start = given if name == "whole" else without_order(given, layout.order(name))
+            networks[name] = fine_tuned(start, fit, epochs, seed)
+    tuned = {
+        name: judge(predict(copy.deepcopy(network).double(), frames, forces))
+        for name, network in networks.items()
+    }
+    neighbours = neighbours_of(frames, potential.cutoff)
+    work = {
+        order.name: work_without(potential, layout, order, neighbours)
+        for order in layout.removable
+    }
+    tell("maps of the embeddings")
+    largest = {
+        kind: dict(zip((o.name for o in layout.orders), amounts.amax(0).tolist(), strict=True))
+        for kind, amounts in (("norm", shares.norm), ("energy", shares.energy))
+    }
+    advice = advise(
+        judge(whole),
+        everywhere,
+        tuned or None,
+        work,
+        largest["norm"],
+        largest["energy"],
+        scale_of(potential, frames),
+        [order.name for order in layout.removable],
+    )
+    return Analysis(
+        layout,
+        len(frames),
+        sum(len(graph.numbers) for graph in frames.graphs),
+        neighbours,
+        shares,
+        judge(whole),
+        at_layer,
+        everywhere,
+        tuned,
+        networks,
+        work,
+        maps_of(potential, frames, layout),
+        advice,
+    )
+
+
+def check_frames(potential: Potential, frames: Frames) -> None:
+    """Raise a ValueError where there is nothing to compare with, or an unknown element."""
+    if not {"energy", "forces"} & set(frames.quantities):
+        raise ValueError("the frames have neither energies nor forces: expected labelled ones")
+    unknown = sorted(set(frames.elements) - set(potential.elements))
+    if unknown:
+        from ase.data import chemical_symbols
+
+        known = ", ".join(chemical_symbols[z] for z in potential.elements)
+        raise ValueError(
+            f"the model does not know {chemical_symbols[unknown[0]]}: it was trained on {known}"
+        )
+
+
+def kept_without(layout: Layout, order: Order) -> str | list[int]:
+    """What is left, in the words of `orders`: letters of TensorNet, degrees of TDN."""
+    left = [each for each in layout.orders if each != order]
+    if layout.axis == 0:
+        return "".join(each.name for each in left)
+    return [each.degree for each in left]
+
+
+def without_order(potential: Potential, order: Order) -> Potential:
+    """A smaller network, which gives what this one gives with the order projected out."""
+    kept: Any = kept_without(layout_of(potential), order)
+    prune: Any = prune_irreps if isinstance(kept, str) else prune_degrees
+    return prune(potential, kept)
+
+
+def fine_tuned(potential: Potential, fit: Frames, epochs: int, seed: int = 0) -> Potential:
+    """A copy of the network, trained for some epochs on the labels that the frames have."""
+    batch = min(FINE_TUNING_BATCH, len(fit))
+    steps = epochs * (len(fit) // batch)
+    settings = TrainingSettings(
+        epochs=epochs,
+        batch=batch,
+        learning_rate=FINE_TUNING_RATE,
+        warm_up_steps=max(steps // 20, 1),
+        energy_weight=0.5 if "energy" in fit.quantities else 0.0,
+        force_weight=1.0 if "forces" in fit.quantities else 0.0,
+        # The average is over a tenth of the run at most.
+        ema_decay=min(0.999, 1 - 10 / max(steps, 20)),
+        dtype=str(potential.dtype).removeprefix("torch."),
+        seed=seed,
+        validate_every=epochs,
+    )
+    few = fit.select(range(min(batch, len(fit))))
+    return train(copy.deepcopy(potential), fit, few, settings).eval()
+
+
+def neighbours_of(frames: Frames, cutoff: float) -> float:
+    """Mean number of neighbours within the cutoff (Angstrom)."""
+    from ..graph import within
+
+    edges = sum(within(graph, cutoff)[0].edge_index.shape[1] for graph in frames.graphs)
+    return edges / sum(len(graph.numbers) for graph in frames.graphs)
+
+
+def scale_of(potential: Potential, frames: Frames) -> Scale:
+    """How large the labels are, less the energies of the elements."""
+    energy = force = 0.0
+    if "energy" in frames.quantities:
+        table = potential.atomic_scale.references.cpu() * potential.energy_in_ev
+        shares = torch.stack([table[graph.numbers].sum() for graph in frames.graphs])
+        rest = frames.energies - shares
+        energy = 1e3 * float((rest - rest.mean()).abs().mean())
+    if "forces" in frames.quantities:
+        force = 1e3 * float(torch.cat(frames.forces).abs().mean())
+    return Scale(energy, force)

@@ -1,0 +1,84 @@
+"""What becomes of the errors when an order is taken out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..data.frames import Frames
+from ..evaluation.errors import error_statistics
+from ..graph import within
+from ..potential import Potential
+from .batches import slices
+from .layout import Layout, Order, changed
+
+
+class Predictions(NamedTuple):
+    """Of all frames, float64."""
+
+    energy: Tensor
+    """(F,), eV."""
+    forces: Tensor | None
+    """(N, 3), eV/A; None where they were not asked for."""
+
+
+class Accuracy(NamedTuple):
+    """Mean absolute errors, and mean absolute changes against the whole network."""
+
+    energy_mae_mev: float | None
+    """Of the energy of a frame; None without labels."""
+    force_mae_mev_per_angstrom: float | None
+    """Of a component of a force; None without labels."""
+    energy_change_mev: float
+    """Of the energy of a frame."""
+    force_change_mev_per_angstrom: float | None
+    """Of a component of a force; None where forces have no labels."""
+
+
+def predict(potential: nn.Module, frames: Frames, forces: bool = True) -> Predictions:
+    """Energies, and forces if asked for, of all frames."""
+    energy, force = [], []
+    for part in slices(frames):
+        graph = frames.batch(range(part.start, part.stop)).graph
+        if forces:
+            prediction = potential(graph)
+            energy.append(prediction.energy.detach())
+            force.append(prediction.forces.detach())
+        else:
+            assert isinstance(potential, Potential)
+            with torch.no_grad():
+                near, vectors = within(graph, potential.cutoff)
+                energies = potential.atom_energies(near, vectors)
+            sums = torch.zeros_like(graph.charge).index_add(0, graph.system, energies)
+            energy.append(sums)
+    return Predictions(torch.cat(energy), torch.cat(force) if forces else None)
+
+
+def accuracy(found: Predictions, whole: Predictions, frames: Frames) -> Accuracy:
+    """Compare with the labels, and with what the whole network predicts."""
+    energies = frames.energies if "energy" in frames.quantities else None
+    forces = torch.cat(frames.forces) if "forces" in frames.quantities else None
+    errors = _mae(found.energy, energies), _mae(found.forces, forces)
+    energy_change = _mae(found.energy, whole.energy)
+    assert energy_change is not None
+    return Accuracy(*errors, energy_change, _mae(found.forces, whole.forces))
+
+
+def _mae(predicted: Tensor | None, reference: Tensor | None) -> float | None:
+    if predicted is None or reference is None:
+        return None
+    return 1e3 * error_statistics((predicted - reference).numpy()).mae
+
+
+def predict_without(
+    potential: Potential, frames: Frames, layout: Layout, order: Order, layer: int, forces: bool
+) -> Predictions:
+    """Predictions with one order of X^k, k the layer, set to zero."""
+
+    def remove(k: int, x: Tensor) -> Tensor:
+        return layout.without(x, [order]) if k == layer else x
+
+    with changed(potential, remove):
+        return predict(potential, frames, forces)

@@ -1,0 +1,1 @@
+"""Labelled structures: frames, splits, units and the readers of files."""

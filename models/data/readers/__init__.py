@@ -1,0 +1,213 @@
+"""Readers of labelled frames, one file for each family of formats."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..frames import Frames
+from ..splits import checked_index, read_index
+from ..units import DataUnits
+from .ase_files import ASE_UNITS, ase_structures, database_structures
+from .aselmdb import aselmdb_structures
+from .consistency import check_energies, check_one_unit
+from .lmdb_files import kind_of
+from .npz import NPZ_UNITS, Trajectory, load_rmd17, npz_structures
+from .pubchemqcr import LEVELS, PUBCHEMQCR_UNITS, pubchemqcr_structures
+from .qm9 import QM9_UNITS, has_qm9, qm9_structures
+from .structure import Collector, Keys, PathLike, Selection, Structure, check_labels
+
+__all__ = [
+    "FORMATS",
+    "LEVELS",
+    "DataUnits",
+    "Structure",
+    "Trajectory",
+    "check_labels",
+    "check_one_unit",
+    "format_of",
+    "iterate_structures",
+    "load_rmd17",
+    "read_aselmdb",
+    "read_database",
+    "read_extxyz",
+    "read_frames",
+    "read_pubchemqcr",
+    "read_qm9",
+    "read_rmd17",
+]
+
+log = logging.getLogger("tensormd")
+
+Structures = Callable[[PathLike, Selection, DataUnits, Keys], Iterator[tuple[int, Structure]]]
+_READERS: dict[str, tuple[Structures, DataUnits]] = {
+    "extxyz": (ase_structures, ASE_UNITS),
+    "ase-db": (database_structures, ASE_UNITS),
+    "rmd17": (npz_structures, NPZ_UNITS),
+    "qm9": (qm9_structures, QM9_UNITS),
+    "pubchemqcr": (pubchemqcr_structures, PUBCHEMQCR_UNITS),
+    "aselmdb": (aselmdb_structures, ASE_UNITS),
+}
+FORMATS = tuple(_READERS)
+"""Names of the formats; ``extxyz`` is anything that ASE reads."""
+
+
+def format_of(path: PathLike) -> str:
+    """Which of `FORMATS` a data set is taken for: by its name, and LMDB files by a record.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such LMDB file, it holds nothing, or a folder holds no data set.
+    ModuleNotFoundError
+        If it is an LMDB file and lmdb is not installed.
+    """
+    file = Path(path)
+    suffix = file.suffix.lower()
+    if str(path) == "qm9" or has_qm9(file):
+        return "qm9"
+    if suffix == ".aselmdb" or (file.is_dir() and any(file.glob("*.aselmdb"))):
+        return "aselmdb"
+    if suffix == ".lmdb" or (file / "data.mdb").is_file():
+        return kind_of(file)
+    return {".npz": "rmd17", ".db": "ase-db", ".json": "ase-db"}.get(suffix, "extxyz")
+
+
+def read_frames(
+    path: PathLike | Sequence[PathLike],
+    cutoff: float,
+    *,
+    format: str | None = None,
+    split: Sequence[int] | PathLike | None = None,
+    limit: int | None = None,
+    seed: int | None = None,
+    units: Mapping[str, str] | None = None,
+    keys: Keys | None = None,
+) -> Frames:
+    """Labelled frames of one file, or of several with the same labels.
+
+    Parameters
+    ----------
+    path
+        A file, a folder, or ``qm9`` for the installed package qm9pack; or several.
+    cutoff
+        Of the graphs, Angstrom.
+    format
+        One of `FORMATS`; None tells it from the name (`format_of`).
+    split
+        Numbers of the frames to read, from 0, in the order they shall have, or a text file of
+        them; None for all. Of PubChemQCR, numbers of molecules.
+    limit, seed
+        So many frames of each file: the first ones, or random ones where there is a seed.
+    units
+        Unit of ``length``, ``energy``, ``forces``, ``stress``, ``dipole`` or
+        ``polarizability`` in the file, where it is not that of the format; see `DataUnits`.
+    keys
+        Names that labels have in the file, where they are not those of the format.
+
+    Returns
+    -------
+    Frames
+        In eV and Angstrom, all held in memory.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it cannot be read; a label is missing, not finite, or of another shape than others;
+        units are mixed. The frame is named.
+    """
+    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    index = _index(split)
+    if index is not None and len(paths) > 1:
+        raise ValueError(f"split names frames of one file, but there are {len(paths)}")
+    collector = Collector(cutoff)
+    numbers = []
+    for file, each in enumerate(paths):
+        for k, structure in iterate_structures(
+            each, format=format, split=index, limit=limit, seed=seed, units=units, keys=keys
+        ):
+            collector.add(structure, file, k)
+            numbers.append(k)
+    frames = collector.frames(path)
+    if "energy" in frames.quantities:
+        atoms = [graph.numbers.numpy() for graph in frames.graphs]
+        check_energies(frames.energies.numpy(), atoms, collector.names)
+    if index is not None:
+        place = {k: n for n, k in enumerate(index)}
+        frames = frames.select(sorted(range(len(numbers)), key=lambda n: place[numbers[n]]))
+    return frames
+
+
+def iterate_structures(
+    path: PathLike,
+    *,
+    format: str | None = None,
+    split: Sequence[int] | PathLike | None = None,
+    limit: int | None = None,
+    seed: int | None = None,
+    units: Mapping[str, str] | None = None,
+    keys: Keys | None = None,
+) -> Iterator[tuple[int, Structure]]:
+    """The frames of a file one by one, in eV and Angstrom, and their numbers.
+
+    For the parameters see `read_frames`; what a frame lacks it has not in ``labels``.
+    """
+    name = format_of(path) if format is None else format
+    if name not in _READERS:
+        raise ValueError(f"format is {format!r}: expected one of {', '.join(FORMATS)}")
+    reader, usual = _READERS[name]
+    index = _index(split)
+    selection = Selection(limit, seed, None if index is None else tuple(index))
+    in_units = usual.with_changes(units)
+    log.info("%s is read as %s", path, name)
+    for k, structure in reader(path, selection, in_units, keys or {}):
+        try:
+            yield k, structure.converted(in_units, trusted=units is not None)
+        except ValueError as error:
+            raise ValueError(f"{structure.name}: {error}") from None
+
+
+def _index(split: Sequence[int] | PathLike | None) -> list[int] | None:
+    if split is None:
+        return None
+    if isinstance(split, (str, os.PathLike)):
+        return read_index(split)
+    return checked_index(split, "split")
+
+
+def read_extxyz(path: PathLike, cutoff: float, **options: Any) -> Frames:
+    """Any file that ASE reads with labels (eV, Angstrom), such as extended XYZ.
+
+    ``info["charge"]``, where a frame has it, is its total charge. See `read_frames`.
+    """
+    return read_frames(path, cutoff, format="extxyz", **options)
+
+
+def read_rmd17(path: PathLike, cutoff: float, **options: Any) -> Frames:
+    """An npz file of revised MD17 (kcal/mol, Angstrom); see `read_frames` and `load_rmd17`."""
+    return read_frames(path, cutoff, format="rmd17", **options)
+
+
+def read_qm9(path: PathLike, cutoff: float, **options: Any) -> Frames:
+    """QM9 (``qm9``, or a folder of its csv files); for the options see `read_frames`."""
+    return read_frames(path, cutoff, format="qm9", **options)
+
+
+def read_pubchemqcr(path: PathLike, cutoff: float, **options: Any) -> Frames:
+    """An LMDB file of PubChemQCR; for the options see `read_frames`."""
+    return read_frames(path, cutoff, format="pubchemqcr", **options)
+
+
+def read_aselmdb(path: PathLike, cutoff: float, **options: Any) -> Frames:
+    """ASE databases in LMDB files; for the options see `read_frames`."""
+    return read_frames(path, cutoff, format="aselmdb", **options)
+
+
+def read_database(path: PathLike, cutoff: float, **options: Any) -> Frames:
+    """An ASE database; for the options see `read_frames`."""
+    return read_frames(path, cutoff, format="ase-db", **options)

@@ -1,0 +1,235 @@
+"""Everything that ASE reads: extended XYZ and its other formats, and ASE databases."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..frames import QUANTITIES
+from ..units import DataUnits
+from .structure import Keys, PathLike, Selection, Structure, existing_file
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+ASE_UNITS = DataUnits()
+LABEL_KEYS = (*QUANTITIES, "virial", "charge")
+"""What ``keys`` may name; ``virial`` stands for a stress, -virial / volume."""
+BY_NAME_ALONE = (
+    "dipole_norm",
+    "polarizability_isotropic",
+    "polarizability_anisotropy",
+    "virial",
+)
+"""Read only if ``keys`` names them: they are other forms of a label."""
+_SHAPES = {"stress": (3, 3), "virial": (3, 3), "polarizability": (3, 3)}
+_VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
+_STATED = ("units", "energy_units", "energy_unit", "length_units", "length_unit")
+
+
+def ase_structures(
+    path: PathLike, selection: Selection, units: DataUnits, keys: Keys
+) -> Iterator[tuple[int, Structure]]:
+    """Frames of a file that ASE reads, and their numbers.
+
+    Labels are those of the calculator that ASE attaches, or entries of ``info`` and ``arrays``
+    of the same name; ``keys`` gives other names. ``file@index`` takes the frames that ASE's
+    index selects.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, ASE cannot read it, or a frame lacks what ``keys`` names.
+    """
+    wanted = checked_keys(keys)
+    frames = _frames(path, selection.stop)
+    if selection.index is None and selection.seed is None:
+        chosen: Iterator[tuple[int, Atoms]] = enumerate(islice(frames, selection.limit))
+    else:
+        found = list(frames)
+        chosen = ((k, found[k]) for k in selection.of(len(found), path))
+    for k, atoms in chosen:
+        yield k, structure_of(atoms, f"frame {k} of {path}", wanted, units)
+
+
+def database_structures(
+    path: PathLike, selection: Selection, units: DataUnits, keys: Keys
+) -> Iterator[tuple[int, Structure]]:
+    """Rows of an ASE database in the order of their ids, and their numbers from 0.
+
+    ``keys`` may name key-value pairs and entries of ``data``. Only the rows that are wanted
+    are read.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As for `ase_structures`.
+    """
+    wanted, path = checked_keys(keys), existing_file(path)
+    for k, row_id, atoms in _database_rows(path, selection):
+        yield k, structure_of(atoms, f"frame {k} of {path} (row {row_id})", wanted, units)
+
+
+def _database_rows(path: Path, selection: Selection) -> Iterator[tuple[int, int, Atoms]]:
+    """Numbers, ids and contents of the rows that are wanted."""
+    from ase.db import connect
+
+    whole = path.suffix.lower() == ".json"
+    with contextlib.ExitStack() as stack:
+        with _database_errors(path):
+            database = connect(path, type="json" if whole else "db", serial=True)
+            stack.enter_context(database)
+            # A JSON file is read whole at each access; of SQLite the ids are read alone.
+            rows = {row.id: row for row in database.select()} if whole else {}
+            few = () if whole else database.select(columns=["id"], include_data=False)
+            ids = sorted([*rows, *(row.id for row in few)])
+        for k in selection.of(len(ids), path):
+            with _database_errors(path):
+                atoms = _row_atoms(rows[ids[k]] if whole else database.get(id=ids[k]))
+            yield k, ids[k], atoms
+
+
+@contextlib.contextmanager
+def _database_errors(path: Path) -> Iterator[None]:
+    """Errors of SQLite, of JSON and of ASE as one that names the file."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path} is no ASE database, or is damaged: {_reason(error)}") from error
+
+
+def _row_atoms(row: Any) -> Atoms:
+    """A row as atoms with its data and key-value pairs as ``info``."""
+    atoms = row.toatoms()
+    data = row.data if isinstance(row.data, Mapping) else {}
+    # ASE answers "charge" by the sum of initial charges, whatever pair has this name.
+    pairs = {key: vars(row).get(key, value) for key, value in row.key_value_pairs.items()}
+    atoms.info = {**data, **pairs}
+    return atoms
+
+
+def structure_of(atoms: Any, name: str, keys: Keys, units: DataUnits) -> Structure:
+    """An ``ase.Atoms`` with its labels, in the units of the file.
+
+    Parameters
+    ----------
+    atoms
+        As ASE read it.
+    name
+        What an error calls it.
+    keys
+        Names of labels in the file; None leaves a label out.
+    units
+        Of the file: a virial becomes a stress in them.
+
+    Raises
+    ------
+    ValueError
+        If it has no label at all, or not one of those that are named.
+    """
+    labels: dict[str, Any] = {}
+    for quantity in QUANTITIES:
+        value = _find(atoms, quantity, keys, name)
+        if value is not None:
+            labels[quantity] = _shaped(value, quantity, name)
+    virial = _find(atoms, "virial", keys, name)
+    if virial is not None:
+        if "stress" in labels or atoms.cell.rank < 3:
+            raise ValueError(
+                f"{name} has a virial and {'a stress too' if 'stress' in labels else 'no volume'}:"
+                " name one of the two by keys, of periodic structures alone"
+            )
+        stress = -_shaped(virial, "virial", name) / atoms.get_volume()
+        volume = units.factor("length") ** 3
+        labels["stress"] = stress * (units.factor("energy") / volume / units.factor("stress"))
+    if not labels:
+        raise ValueError(f"{name} has no energy, no forces and no other label{_hint(atoms)}")
+    charge = _find(atoms, "charge", keys, name)
+    stated = ", ".join(str(atoms.info[key]) for key in _STATED if key in atoms.info)
+    return Structure(
+        name,
+        atoms.numbers.astype(np.int64),
+        atoms.positions,
+        labels,
+        atoms.cell.array,
+        atoms.pbc,
+        0.0 if charge is None else float(charge),
+        stated or None,
+    )
+
+
+def _find(atoms: Any, quantity: str, keys: Keys, name: str) -> Any:
+    """One label as it is in the file, or None."""
+    key = keys.get(quantity, None if quantity in BY_NAME_ALONE else quantity)
+    if key is None:
+        return None
+    results = {} if atoms.calc is None else atoms.calc.results
+    places: tuple[Any, ...] = (results, atoms.info, atoms.arrays)
+    if quantity == "charge" and quantity not in keys:
+        places = (atoms.info,)
+    elif quantity in keys:  # what was named comes before what ASE knows by this name
+        places = (atoms.info, atoms.arrays, results)
+    for place in places:
+        if place.get(key) is not None:
+            return place[key]
+    if quantity in keys:
+        raise ValueError(f"{name} has no {key!r}, which keys names for {quantity}{_hint(atoms)}")
+    return None
+
+
+def _shaped(value: Any, quantity: str, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: {quantity} is {str(value)[:40]!r}: expected numbers") from None
+    if quantity in ("stress", "virial") and array.shape == (6,):
+        return array[_VOIGT]
+    shape = _SHAPES.get(quantity)
+    return array.reshape(shape) if shape and array.size == 9 else array
+
+
+def _hint(atoms: Any) -> str:
+    """What a frame has that could be a label."""
+    others = ("numbers", "positions")
+    held = [*atoms.info, *(name for name in atoms.arrays if name not in others)]
+    has = f"; it has {', '.join(held)}" if held else ""
+    return f"{has}: name labels by keys, such as {{energy: REF_energy, forces: REF_forces}}"
+
+
+def checked_keys(keys: Keys) -> Keys:
+    """The same, or a ValueError if they name what is no label."""
+    for name, value in keys.items():
+        if name not in LABEL_KEYS:
+            raise ValueError(f"keys: unknown {name!r}: expected one of {', '.join(LABEL_KEYS)}")
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"keys: {name} is {value!r}: expected the name it has in the file")
+    return keys
+
+
+def _frames(source: PathLike, stop: int | None) -> Iterator[Atoms]:
+    """Structures of a file as they are read, the first ``stop`` at least."""
+    from ase.io import iread
+    from ase.io.formats import UnknownFileTypeError
+
+    name, _, index = str(source).rpartition("@")
+    if not name or Path(source).exists():
+        name, index = str(source), ""
+    path = existing_file(name)
+    frames = iread(path, index=index or slice(0, stop), do_not_split_by_at_sign=True)
+    try:
+        yield from (atoms for atoms in frames if len(atoms))
+    except UnknownFileTypeError:
+        raise ValueError(f"{path}: ASE does not recognise this format") from None
+    except PermissionError:
+        raise PermissionError(f"{path}: permission denied") from None
+    except Exception as error:  # each of ASE's 80 readers fails in its own way
+        raise ValueError(f"{path} cannot be read as structures: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,1 @@
+"""Predictions for labelled frames, and their errors."""

@@ -1,0 +1,189 @@
+"""How far a potential is from its labels, and what a committee's deviation says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from ..data.frames import Frames
+from ..potential import Potential
+from .predictions import Comparison, compare
+
+Array = NDArray[np.float64]
+
+
+class ErrorStatistics(NamedTuple):
+    """Of predicted less reference values, in their unit."""
+
+    mae: float
+    """Mean absolute error."""
+    rmse: float
+    """Root of the mean squared error."""
+    largest: float
+    """Largest absolute error."""
+    bias: float
+    """Mean error: of energies, how far the two zeros are apart."""
+    compared: int
+    """How many numbers."""
+
+
+class Calibration(NamedTuple):
+    """How well a predicted standard deviation tells errors, which would be normal."""
+
+    rank_correlation: float | None
+    """Spearman's, of deviation and absolute error; None where either is constant."""
+    within_one_sigma: float
+    """Share of errors within one deviation; 0.683 if calibrated."""
+    within_two_sigma: float
+    """Share of errors within two; 0.954 if calibrated."""
+    ratio: float | None
+    """Root mean square error over root mean square deviation: what to multiply deviations by;
+    None where every deviation is zero."""
+
+
+class Errors(NamedTuple):
+    """Mean absolute errors."""
+
+    energy_mev: float
+    """Of the energy of a frame, meV."""
+    force_mev_per_angstrom: float
+    """Of a component of a force, meV/A."""
+
+
+class QuantityErrors(NamedTuple):
+    """Of one quantity, over all components."""
+
+    mae: float
+    """Mean absolute error."""
+    rmse: float
+    """Root of the mean squared error."""
+    unit: str
+    """Of both."""
+
+
+REPORTED = {
+    "energy": (1e3, "meV"),
+    "forces": (1e3, "meV/A"),
+    "stress": (1e3, "meV/A^3"),
+    "dipole": (1.0, "e A"),
+    "dipole_norm": (1.0, "e A"),
+    "polarizability": (1.0, "e^2 A^2/eV"),
+    "polarizability_isotropic": (1.0, "e^2 A^2/eV"),
+    "polarizability_anisotropy": (1.0, "e^2 A^2/eV"),
+}
+"""Units in which errors are told, and their size in those of `Labels`."""
+
+
+def error_statistics(errors: ArrayLike) -> ErrorStatistics:
+    """Statistics over all components of an array of errors.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    flat: Array = np.asarray(errors, dtype=np.float64).ravel()
+    if not len(flat):
+        raise ValueError("no error: expected at least one")
+    size = np.abs(flat)
+    return ErrorStatistics(
+        float(size.mean()),
+        float(np.sqrt(np.square(flat).mean())),
+        float(size.max()),
+        float(flat.mean()),
+        len(flat),
+    )
+
+
+def calibration(deviations: ArrayLike, errors: ArrayLike) -> Calibration:
+    """What standard deviations say of the errors that were made.
+
+    Parameters
+    ----------
+    deviations
+        Of a committee, any shape.
+    errors
+        Predicted less reference, the same shape and unit.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or there is no number.
+    """
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+
+    sigma: Array = np.asarray(deviations, dtype=np.float64)
+    size: Array = np.abs(np.asarray(errors, dtype=np.float64))
+    if sigma.shape != size.shape or not sigma.size:
+        raise ValueError(
+            f"deviations {sigma.shape} and errors {size.shape}: expected one of each, or more"
+        )
+    sigma, size = sigma.ravel(), size.ravel()
+    varied = np.ptp(sigma) > 0 and np.ptp(size) > 0
+    spread = float(np.sqrt(np.square(sigma).mean()))
+    return Calibration(
+        float(spearmanr(sigma, size).statistic) if varied else None,
+        float((size <= sigma).mean()),
+        float((size <= 2 * sigma).mean()),
+        float(np.sqrt(np.square(size).mean())) / spread if spread > 0 else None,
+    )
+
+
+def evaluate_errors(potential: nn.Module, frames: Frames, batch: int = 100) -> Errors:
+    """Mean absolute errors over all frames; the potential is left as it was."""
+    training = potential.training
+    potential.eval()
+    energy, force = [], []
+    try:
+        for start in range(0, len(frames), batch):
+            labels = frames.batch(range(start, min(start + batch, len(frames))))
+            prediction = potential(labels.graph)
+            energy.append(prediction.energy - labels.labels.energy)
+            force.append(prediction.forces - labels.labels.forces)
+    finally:
+        potential.train(training)
+    return Errors(
+        *(1e3 * error_statistics(torch.cat(errors).detach()).mae for errors in (energy, force))
+    )
+
+
+def quantity_errors(
+    potential: Potential,
+    frames: Frames,
+    quantities: Sequence[str] | None = None,
+    batch: int = 100,
+) -> dict[str, QuantityErrors]:
+    """Errors of every quantity; the potential is left as it was.
+
+    Parameters
+    ----------
+    potential
+        On any device.
+    frames
+        Labelled.
+    quantities
+        Names of `Labels`; None: all that the frames are labelled with and the potential has.
+    batch
+        Frames at a time.
+
+    Raises
+    ------
+    ValueError
+        If the frames lack a label, or the potential a head, of the quantities asked for.
+    """
+    return errors_of(compare(potential, frames, quantities, batch))
+
+
+def errors_of(comparison: Comparison) -> dict[str, QuantityErrors]:
+    """Errors of predictions that lie beside their labels."""
+    errors = {}
+    for name, found in comparison.found.items():
+        factor, unit = REPORTED[name]
+        statistics = error_statistics((found - comparison.wanted[name]).numpy())
+        errors[name] = QuantityErrors(factor * statistics.mae, factor * statistics.rmse, unit)
+    return errors

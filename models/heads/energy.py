@@ -1,0 +1,185 @@
+"""From features to the energy of each atom.
+
+`EnergyReadout` is TensorNet's: its heads start from the invariants of an atom, the squared norms
+of I, A and S side by side (3F numbers, fewer for a network that has fewer irreps).
+`ScalarReadout` is TDN's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..maths.activations import activation
+from ..maths.cartesian import check_irreps, irrep_norms_squared
+
+
+class MLPHead(nn.Module):
+    """Linear, activation, then a two-layer perceptron: torchmd-net's `Scalar` output."""
+
+    def __init__(self, inputs: int, channels: int, act: str) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Linear(inputs, channels),
+            activation(act),
+            nn.Linear(channels, channels // 2),
+            activation(act),
+            nn.Linear(channels // 2, 1),
+        )
+
+    def forward(self, invariants: Tensor) -> Tensor:
+        """(N, inputs) -> (N, 1)."""
+        return self.network(invariants)
+
+
+class GatedHead(nn.Module):
+    """A perceptron times a sigmoid-gated twin: matgl's `weighted_atom` readout."""
+
+    def __init__(self, inputs: int, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, channels)
+        self.values = self._perceptron(channels, last=None)
+        self.gates = self._perceptron(channels, last=nn.Sigmoid())
+
+    @staticmethod
+    def _perceptron(channels: int, last: nn.Module | None) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for _ in range(3):
+            layers += [nn.Linear(channels, channels), nn.SiLU()]
+        layers.append(nn.Linear(channels, 1))
+        if last is not None:
+            layers.append(last)
+        return nn.Sequential(*layers)
+
+    def forward(self, invariants: Tensor) -> Tensor:
+        """(N, inputs) -> (N, 1)."""
+        x = self.linear(invariants)
+        return self.values(x) * self.gates(x)
+
+
+class LinearHead(nn.Module):
+    """A linear map of the invariants: modelforge's readout, summed over its outputs."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, 1)
+
+    def forward(self, invariants: Tensor) -> Tensor:
+        """(N, inputs) -> (N, 1)."""
+        return self.linear(invariants)
+
+
+HEADS = ("mlp", "gated", "linear")
+
+
+class PaddedLayerNorm(nn.Module):
+    r"""Layer norm of x and of as many zeros behind it as make ``size`` numbers.
+
+    .. math::
+        \mu = \tfrac1n \sum_c x_c, \qquad
+        \sigma^2 = \tfrac1n \sum_c (x_c - \mu)^2 + (1 - \tfrac{k}{n}) \mu^2
+
+    for k numbers among n. What the norm would make of the zeros is not returned.
+    """
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.eps = 1e-5  # as of torch.nn.LayerNorm
+        self.weight = nn.Parameter(torch.ones(inputs))
+        self.bias = nn.Parameter(torch.zeros(inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs) -> (N, inputs)."""
+        mean = x.sum(-1, keepdim=True) / self.size
+        deviation = x - mean
+        zeros = (self.size - x.shape[-1]) * mean.square()
+        variance = (deviation.square().sum(-1, keepdim=True) + zeros) / self.size
+        return deviation * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+
+
+class EnergyReadout(nn.Module):
+    """Of TensorNet: layer norm of the invariants, then a head: (n, N, F) -> energies (N,).
+
+    Parameters
+    ----------
+    channels
+        F of the representation.
+    head
+        ``mlp`` (torchmd-net), ``gated`` (matgl) or ``linear`` (modelforge).
+    activation
+        Of the ``mlp`` head; the others have none to choose.
+    irreps
+        Of the representation.
+    norm_size
+        How many numbers the layer norm takes the mean and the deviation of: the invariants, and
+        beyond them zeros, the invariants of irreps that were removed (`orders.prune_irreps`).
+        None: the invariants alone.
+
+    Raises
+    ------
+    ValueError
+        For a head or irreps that there are not, or a norm smaller than its inputs.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        head: str = "mlp",
+        activation: str = "silu",
+        irreps: str = "IAS",
+        norm_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        inputs = len(check_irreps(irreps)) * channels
+        size = inputs if norm_size is None else norm_size
+        if size < inputs:
+            raise ValueError(f"norm_size is {size}: expected {inputs} invariants or more")
+        self.config: dict[str, Any] = {
+            "head": head,
+            "activation": activation,
+            "irreps": irreps,
+            "norm_size": None if size == inputs else size,
+        }
+        self.norm_size = size
+        self.norm: nn.LayerNorm | PaddedLayerNorm = (
+            nn.LayerNorm(inputs) if size == inputs else PaddedLayerNorm(inputs, size)
+        )
+        if head == "mlp":
+            self.head: nn.Module = MLPHead(inputs, channels, activation)
+        elif head == "gated":
+            self.head = GatedHead(inputs, channels)
+        elif head == "linear":
+            self.head = LinearHead(inputs)
+        else:
+            raise ValueError(f"unknown head {head!r}: expected one of {', '.join(HEADS)}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, N, F) -> (N,), in the network's own unit of energy, unscaled."""
+        return self.head(self.norm(irrep_norms_squared(x))).squeeze(-1)
+
+
+class ScalarReadout(nn.Module):
+    """Of TDN: layer norm of degree 0, then a perceptron: (N, d, C) -> energies (N,).
+
+    Parameters
+    ----------
+    channels
+        C of the representation.
+    per_atom
+        Whether the outputs of a system sum to its energy per atom, as those of the released TDN
+        do: `Potential` then multiplies them by the number of atoms. Such an energy is not
+        extensive: that of two molecules far apart is not the sum of theirs.
+    """
+
+    def __init__(self, channels: int, per_atom: bool = False) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {"per_atom": bool(per_atom)}
+        self.norm = nn.LayerNorm(channels)
+        self.head = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, d, C) -> (N,), in the network's own unit of energy, unscaled."""
+        return self.head(self.norm(x[:, 0])).squeeze(-1)

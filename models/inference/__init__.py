@@ -1,0 +1,1 @@
+"""Inference: radial tables, fused kernels, TorchScript, Hessians."""

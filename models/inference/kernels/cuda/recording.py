@@ -1,0 +1,195 @@
+"""A step as a recorded CUDA graph: one launch instead of ninety."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ....potential import Prediction
+from ..step import StepInputs
+
+Run = Callable[[], Prediction]
+Replay = Callable[[], object]
+Capture = Callable[[Run], tuple[Prediction, Replay]]
+"""Takes a step, gives the tensors that each replay writes to, and the replay."""
+
+
+class CudaGraphCapture:
+    """Records steps on the current CUDA device.
+
+    All recordings share one pool of memory: replays follow one another, and their results are
+    copied before the next, so that the memory is that of the largest and not of all together.
+    """
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __reduce__(self) -> tuple[type[CudaGraphCapture], tuple[()]]:
+        return CudaGraphCapture, ()
+
+    def __call__(self, run: Run) -> tuple[Prediction, Replay]:
+        """The step runs before on a side stream: kernels are compiled and libraries set up."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads may go on using their streams meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = run()
+        except BaseException:
+            self._pool = None
+            raise
+        return result, graph.replay
+
+
+class Room(NamedTuple):
+    """How much fits into a recording."""
+
+    atoms: int
+    edges: int
+    systems: int
+    """One more than can be used: the last is that of the atoms that are not there."""
+
+
+def room_for(inputs: StepInputs) -> Room:
+    """The smallest rung of each ladder that holds the inputs."""
+    return Room(
+        _rung(inputs.numbers.shape[0], 16),
+        _rung(inputs.senders.shape[0], 256),
+        _rung(inputs.charge.shape[0], 1) + 1,
+    )
+
+
+def _rung(count: int, first: int) -> int:
+    """Of a ladder whose rungs are at most a quarter apart: some room, little waste."""
+    rung = first
+    while rung < count:
+        rung += -(-rung // 4)
+    return rung
+
+
+class _Recording:
+    """Buffers of one size, and the step recorded on them."""
+
+    def __init__(self, room: Room, inputs: StepInputs) -> None:
+        atoms, edges, systems = room
+        # In the order of `StepInputs`
+        sizes = (atoms, systems, atoms, atoms, systems, atoms + 1, edges, edges, edges)
+        # Atoms that are not there have element 0, no edges, and a system of their own.
+        self.buffers = StepInputs(
+            *(
+                torch.zeros(size, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
+                for size, tensor in zip(sizes, inputs, strict=True)
+            )
+        )
+        self._nowhere = systems - 1
+        self._edges: Tensor | None = None
+        self.result: Prediction | None = None
+        self.replay: Replay | None = None
+
+    def fill(self, inputs: StepInputs) -> None:
+        """Copy the inputs into the buffers; asynchronous.
+
+        Edges are copied only when they come in other tensors: nobody writes into those of
+        `Edges`. Into the other tensors somebody may, unseen by torch.
+        """
+        moving, edges = slice(0, 5), slice(5, 9)
+        for buffer, tensor in zip(self.buffers[moving], inputs[moving], strict=True):
+            buffer[: tensor.shape[0]].copy_(tensor, non_blocking=True)
+        if self._edges is inputs.offsets:
+            return
+        atoms = inputs.numbers.shape[0]
+        for buffer, tensor in zip(self.buffers[edges], inputs[edges], strict=True):
+            buffer[: tensor.shape[0]].copy_(tensor, non_blocking=True)
+        self.buffers.offsets[atoms:] = inputs.offsets[atoms]
+        self.buffers.numbers[atoms:] = 0
+        self.buffers.system[atoms:] = self._nowhere
+        self._edges = inputs.offsets
+
+
+class CudaGraphStep:
+    """Runs a step by replaying a recording of it.
+
+    Recordings have room for more atoms, edges and systems than they were made for: loop bounds
+    are read on the device. One that is too small, or much too large, leads to another; the last
+    ones are kept, so that systems may take turns.
+
+    Parameters
+    ----------
+    run
+        The step; it must not read from the device, and its shapes must depend on those of its
+        inputs alone.
+    capture
+        Records a step; None takes CUDA's.
+    keep
+        Recordings to keep.
+
+    Attributes
+    ----------
+    captures
+        How many recordings were made so far.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[StepInputs], Prediction],
+        capture: Capture | None = None,
+        keep: int = 4,
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"{keep} recordings to keep: expected at least 1")
+        self.captures = 0
+        self._run = run
+        self._capture = CudaGraphCapture() if capture is None else capture
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._recordings: OrderedDict[Room, _Recording] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[CudaGraphStep], tuple[object, ...]]:
+        # Recordings live on the device: a copy starts afresh.
+        return CudaGraphStep, (self._run, self._capture, self._keep)
+
+    def __call__(self, inputs: StepInputs) -> Prediction:
+        """The result of the step; its tensors are the caller's own."""
+        with self._lock:
+            room = room_for(inputs)
+            recording = self._recordings.get(room)
+            if recording is None:
+                recording = self._record(room, inputs)
+            else:
+                self._recordings.move_to_end(room)
+                recording.fill(inputs)
+            assert recording.replay is not None
+            assert recording.result is not None
+            recording.replay()
+            atoms, systems = inputs.numbers.shape[0], inputs.charge.shape[0]
+            result = recording.result
+            return Prediction(
+                energy=result.energy[:systems].clone(),
+                energies=result.energies[:atoms].clone(),
+                forces=result.forces[:atoms].clone(),
+                virial=result.virial[:systems].clone(),
+            )
+
+    def _record(self, room: Room, inputs: StepInputs) -> _Recording:
+        recording = _Recording(room, inputs)
+        recording.fill(inputs)
+        # Kept only once it is whole: a failure, such as too little memory, leaves no trace.
+        recording.result, recording.replay = self._capture(lambda: self._run(recording.buffers))
+        self.captures += 1
+        self._recordings[room] = recording
+        # Not before: the pool of memory must always have a recording that uses it.
+        while len(self._recordings) > self._keep:
+            self._recordings.popitem(last=False)
+        return recording

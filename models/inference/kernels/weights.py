@@ -1,0 +1,184 @@
+"""What the fused kernels need of a TensorNet potential, in float64 and in one place.
+
+Radial networks are given as cubic tables (see `radial_table`), the species factor of the
+embedding as two per-element vectors, perceptrons as lists of dense layers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ...heads.energy import EnergyReadout, GatedHead, LinearHead, MLPHead
+from ...maths.activations import ShiftedSoftplus
+from ...maths.splines import RadialTable
+from ...networks.tensornet import Interaction, TensorNet
+from ...potential import Potential
+
+ACTIVATION_NAMES: dict[type[nn.Module], str] = {
+    nn.SiLU: "silu",
+    ShiftedSoftplus: "ssp",
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+    nn.Mish: "mish",
+}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """y = act(W x + b)."""
+
+    weight: Tensor
+    """(outputs, inputs)."""
+    bias: Tensor
+    """(outputs,)."""
+    activation: str
+    """One of ``ACTIVATION_NAMES``' values, or ``identity``."""
+
+
+@dataclass(frozen=True)
+class InteractionWeights:
+    """Of one interaction layer."""
+
+    table: Tensor
+    """(intervals + 3, 3F), spline coefficients of the edge network times the envelope."""
+    at_zero: Tensor
+    """(3F,), factors of the message of an atom to itself; zero where there is none."""
+    mix_in: Tensor
+    """(3, F, F): y = x W^T for I, A and S."""
+    mix_out: Tensor
+    """(3, F, F)."""
+
+
+@dataclass(frozen=True)
+class TensorNetWeights:
+    """Of a whole TensorNet potential; its units of length and energy are the network's own."""
+
+    channels: int
+    irreps: str
+    """Those that there are; where I, A and S are spoken of, 3 stands for their number."""
+    parity_conserving: bool
+    cutoff: float
+    lower: float
+    """Lower cutoff: nearer pairs have no edge."""
+    intervals: int
+    """Of every table, which span the distances from the lower cutoff to the upper."""
+    receiver: Tensor
+    """(Z, F), W_1 e_z + b: with `sender`, the species factor of a pair."""
+    sender: Tensor
+    """(Z, F), W_2 e_z."""
+    table: Tensor
+    """(intervals + 3, 3F), of the embedding's projections times the envelope."""
+    at_zero: Tensor
+    """(F,), what an atom adds to its own scalar part, times receiver + sender."""
+    norm_weight: Tensor
+    """(F,), layer norm of |X|^2 before the gate."""
+    norm_bias: Tensor
+    gate: list[Dense]
+    """F -> 2F -> 3F."""
+    mix: Tensor
+    """(3, F, F)."""
+    layers: list[InteractionWeights]
+    readout_norm_weight: Tensor
+    """(3F,), layer norm of |I|^2, |A|^2, |S|^2."""
+    readout_norm_bias: Tensor
+    readout_norm_size: int
+    """Numbers that the norm is taken of; those beyond the invariants are zero."""
+    values: list[Dense]
+    """3F -> ... -> 1."""
+    gates: list[Dense]
+    """3F -> ... -> 1, whose product with the values is the energy; or empty."""
+
+
+LAYER_NORM_EPSILON = 1e-5
+
+
+def extract_weights(potential: Potential, table: RadialTable) -> TensorNetWeights:
+    """The weights of a TensorNet potential.
+
+    Parameters
+    ----------
+    potential
+        With a `TensorNet` and an `EnergyReadout`.
+    table
+        In float64, of the network's ``edge_factors`` (see `tabulated.build_table`).
+
+    Raises
+    ------
+    ValueError
+        For another architecture.
+    """
+    if not isinstance(potential.representation, TensorNet):
+        raise ValueError(
+            f"{potential.architecture} has no fused kernels here: they are of TensorNet"
+        )
+    potential = copy.deepcopy(potential).cpu().double()
+    network, readout = potential.representation, potential.readout
+    assert isinstance(network, TensorNet)
+    assert isinstance(readout, EnergyReadout)
+    embedding, channels = network.embedding, network.channels
+    layers = cast("list[Interaction]", list(network.layers))
+    width = len(network.irreps) * channels
+    with torch.no_grad():
+        parts = torch.split(table.coefficients, width, dim=1)
+        at_zero = torch.split(table(torch.zeros(1, dtype=torch.float64))[0], width)
+        if not embedding.self_interaction:
+            at_zero = tuple(torch.zeros_like(part) for part in at_zero)
+        species, pair = embedding.species.weight.detach(), embedding.species_pair
+        values, gates = _head(readout.head)
+        return TensorNetWeights(
+            channels=channels,
+            irreps=network.irreps,
+            parity_conserving=network.config["group"] == "O(3)",
+            cutoff=table.cutoff,
+            lower=table.lower,
+            intervals=table.intervals,
+            receiver=species @ pair.weight[:, :channels].t() + pair.bias,
+            sender=species @ pair.weight[:, channels:].t(),
+            table=parts[0],
+            at_zero=3**0.5 * at_zero[0][:channels],
+            norm_weight=embedding.norm.weight.detach(),
+            norm_bias=embedding.norm.bias.detach(),
+            gate=dense_layers(embedding.gate),
+            mix=embedding.mix.weight.detach(),
+            layers=[
+                InteractionWeights(
+                    part, zero, layer.mix_in.weight.detach(), layer.mix_out.weight.detach()
+                )
+                for layer, part, zero in zip(layers, parts[1:], at_zero[1:], strict=True)
+            ],
+            readout_norm_weight=readout.norm.weight.detach(),
+            readout_norm_bias=readout.norm.bias.detach(),
+            readout_norm_size=readout.norm_size,
+            values=values,
+            gates=gates,
+        )
+
+
+def dense_layers(modules: Iterable[nn.Module]) -> list[Dense]:
+    """Linear maps, each with the activation that follows it."""
+    layers: list[Dense] = []
+    for module in modules:
+        if isinstance(module, nn.Linear):
+            layers.append(Dense(module.weight.detach(), module.bias.detach(), "identity"))
+        else:
+            last = layers.pop()
+            layers.append(Dense(last.weight, last.bias, ACTIVATION_NAMES[type(module)]))
+    return layers
+
+
+def _head(head: nn.Module) -> tuple[list[Dense], list[Dense]]:
+    if isinstance(head, MLPHead):
+        return dense_layers(head.network), []
+    if isinstance(head, LinearHead):
+        return dense_layers([head.linear]), []
+    assert isinstance(head, GatedHead)
+    return (
+        dense_layers([head.linear, *head.values]),
+        dense_layers([head.linear, *head.gates]),
+    )

@@ -1,0 +1,241 @@
+"""Potentials whose radial networks are tables, with as many intervals as their forces need.
+
+What an edge asks of its length alone, `TensorNet.edge_factors` and `TDN.edge_factors`, is
+tabulated once, in float64 and from the network itself; the rest is evaluated as before.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..committee import Committee
+from ..graph import FloatArray, Graph, batch_graphs
+from ..maths.splines import RadialTable, spline_coefficients
+from ..neighbors import NeighborList
+from ..networks.tdn import TDN
+from ..networks.tensornet import TensorNet
+from ..potential import Potential
+
+FORCE_BOUND = 2e-5
+"""Largest error of a component of the forces that tables may cause, eV/Angstrom."""
+FEWEST_INTERVALS = 512
+MOST_INTERVALS = 16384
+SAFETY = 2.0
+"""How much smaller than the bound the error on the probes has to be: a protein has more atoms."""
+
+# Atoms, closest distance (A) and number of atoms in a cube of that length: crowds, in which many
+# errors add up, and few atoms, each of which counts for much.
+_CLUSTERS = (
+    4 * [(12, 0.7, 0.35)]
+    + 2 * [(12, 0.7, 0.1), (12, 0.9, 0.35), (12, 1.2, 0.35), (12, 1.8, 0.35)]
+    + 8 * [(2, 0.7, 0.35), (3, 0.7, 0.35), (4, 0.9, 0.35), (3, 1.2, 0.1), (4, 1.8, 0.35)]
+)
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """What is known of the tables of a potential."""
+
+    intervals: int
+    """Between zero (or the lower cutoff) and the cutoff."""
+    error: float
+    """Of the forces on the probe structures (see `probes`), eV/Angstrom."""
+    bound: float
+    """That the error was to keep, eV/Angstrom."""
+
+
+class TabulatedPotential(Potential):
+    """A potential for inference alone: the networks that its tables stand for are gone.
+
+    Made by `tabulated`. Forces are the exact gradient of its own energy; they can not be
+    differentiated once more: Hessians come from the potential that it was made from.
+    """
+
+    def __init__(self, potential: Potential, table: RadialTable, info: TableInfo) -> None:
+        network = copy.deepcopy(potential.representation)
+        assert isinstance(network, TensorNet | TDN)
+        network.use_table(copy.deepcopy(table))
+        scale = potential.atomic_scale
+        super().__init__(
+            network,
+            copy.deepcopy(potential.readout),
+            elements=potential.elements,
+            references=scale.references.cpu(),
+            scale=scale.scale.item(),
+            mean=scale.mean.item(),
+            repulsion=copy.deepcopy(potential.repulsion),
+            length_unit=potential.length_unit,
+            energy_unit=potential.energy_unit,
+            metadata=copy.deepcopy(potential.metadata),
+        )
+        self.table_info = info
+        self.to(scale.references.device)
+        super().requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> TabulatedPotential:
+        """Evaluation mode only.
+
+        Raises
+        ------
+        ValueError
+            If training is asked for.
+        """
+        if mode:
+            raise ValueError(f"{_REFUSAL} train the potential it was made from")
+        super().train(False)
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> TabulatedPotential:
+        """Without gradients of parameters only.
+
+        Raises
+        ------
+        ValueError
+            If they are asked for.
+        """
+        if requires_grad:
+            raise ValueError(f"{_REFUSAL} ask the potential it was made from for gradients")
+        super().requires_grad_(False)
+        return self
+
+
+_NO_TABLES = "{} has no tables: expected a Potential with a TensorNet or a TDN"
+_REFUSAL = "a tabulated potential has no radial networks, and its parameters are fixed:"
+
+
+def tabulated(potential: nn.Module, bound: float = FORCE_BOUND) -> nn.Module:
+    """A copy for inference, with tables for its radial networks.
+
+    Parameters
+    ----------
+    potential
+        A `Potential` with a `TensorNet` or a `TDN`, or a `Committee` of such. It is left as it
+        is; if it is tabulated already, it is returned itself.
+    bound
+        Largest error that the tables may cause in a component of the forces on `probes`,
+        eV/Angstrom.
+
+    Returns
+    -------
+    `TabulatedPotential` with ``table_info``, of the same dtype and on the same device, or a
+    `Committee` of them.
+
+    Raises
+    ------
+    ValueError
+        If the bound is not positive, or the architecture is another.
+    """
+    if isinstance(potential, Committee):
+        return Committee([tabulated(member, bound) for member in potential.members])
+    if isinstance(potential, Potential):
+        return tabulated_potential(potential, bound)
+    raise ValueError(
+        _NO_TABLES.format(getattr(potential, "architecture", type(potential).__name__))
+    )
+
+
+def tabulated_potential(potential: Potential, bound: float = FORCE_BOUND) -> TabulatedPotential:
+    """`tabulated`, of one potential."""
+    if isinstance(potential, TabulatedPotential):
+        return potential
+    return TabulatedPotential(potential, *build_table(potential, bound))
+
+
+def build_table(potential: Potential, bound: float = FORCE_BOUND) -> tuple[RadialTable, TableInfo]:
+    """The table of a network in float64, of as few intervals as keep the bound.
+
+    Parameters
+    ----------
+    potential
+        With a `TensorNet` or a `TDN`.
+    bound
+        As in `tabulated`. 512 intervals are doubled until it is kept, up to 16,384; a warning
+        says what error these leave where it is not.
+
+    Returns
+    -------
+    The table of ``edge_factors``, side by side, in the network's unit of length; its error.
+    """
+    if not bound > 0:
+        raise ValueError(f"bound is {bound} eV/A: expected a positive number")
+    exact = copy.deepcopy(potential).cpu().double().eval()
+    nn.Module.requires_grad_(exact, False)
+    exact.repulsion = None  # the same with tables and without
+    network = exact.representation
+    if not isinstance(network, TensorNet | TDN):
+        raise ValueError(_NO_TABLES.format(potential.architecture))
+    trial = copy.deepcopy(exact)
+    trial_network = trial.representation
+    assert isinstance(trial_network, TensorNet | TDN)
+    end, lower = network.cutoff, network.envelope.lower
+    if not getattr(network, "smooth", True):
+        # Without an envelope pairs beyond the cutoff count, if the repulsion reaches them.
+        end = max(end, exact.cutoff / exact.length_in_angstrom)
+
+    def function(distances: Tensor) -> Tensor:
+        return torch.cat(network.edge_factors(distances), dim=1)
+
+    graph = probes(exact)
+    forces = exact(graph).forces
+    intervals = FEWEST_INTERVALS
+    while True:
+        table = RadialTable(spline_coefficients(function, end, intervals, lower), end, lower)
+        trial_network.table = table
+        error = (trial(graph).forces - forces).abs().max().item()
+        excess = error * SAFETY / bound
+        if excess < 1 or intervals == MOST_INTERVALS:
+            break
+        # The error falls as h^3 to h^4: doublings that can not be enough are left out.
+        doublings = max(1, math.floor(math.log2(excess) / 4)) if math.isfinite(excess) else 1
+        intervals = min(intervals * 2**doublings, MOST_INTERVALS)
+    if not error < bound:
+        warnings.warn(
+            f"tables of {intervals} intervals leave an error of {error:.1e} eV/A in the forces, "
+            f"above the bound of {bound:.1e}: use the network without tables where this matters",
+            stacklevel=3,
+        )
+    return table, TableInfo(intervals, error, bound)
+
+
+def probes(potential: Potential) -> Graph:
+    """Structures that find the largest errors: random clusters, the same ones every time.
+
+    Two atoms are no closer than 0.7 A (hydrogen molecules, bonds far from equilibrium), or 1 A
+    where neither is hydrogen, and from there pairs reach to the cutoff. All elements of the
+    potential take part, in random order, if there is room.
+    """
+    generator = np.random.default_rng(0)
+    elements = generator.permutation(potential.elements)
+    neighbors, start, graphs = NeighborList(potential.cutoff), 0, []
+    for size, closest, density in _CLUSTERS:
+        numbers = elements.take(range(start, start + size), mode="wrap")
+        points = _random_cluster(generator, numbers, closest, density)
+        graphs.append(neighbors.graph(numbers, points))
+        start += size
+    return batch_graphs(graphs)
+
+
+def _random_cluster(
+    generator: np.random.Generator, numbers: NDArray[np.int64], closest: float, density: float
+) -> FloatArray:
+    """Points (N, 3) in a cube that grows where they do not fit; see ``_CLUSTERS``."""
+    side = closest * (len(numbers) / density) ** (1 / 3)
+    hydrogen = numbers == 1
+    points = np.empty((0, 3))
+    while (n := len(points)) < len(numbers):
+        point = generator.uniform(0, side, 3)
+        least = np.where(hydrogen[n] | hydrogen[:n], closest, max(closest, 1.0))
+        if (np.linalg.norm(points - point, axis=1) >= least).all():
+            points = np.vstack([points, point])
+        else:
+            side *= 1.002
+    return points

@@ -1,0 +1,292 @@
+"""Self-contained TorchScript modules for programs that drive a potential by themselves.
+
+They hold only plain torch operators: a file made here needs neither tensormd nor Python.
+"""
+
+import copy
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..committee import members_of
+from ..files import replacing
+from ..graph import Graph
+from ..potential import Potential
+from ..units import kj_per_mol_in_ev, nm_in_angstrom
+from .backends import script
+from .tables import tabulated_potential
+from .torchscript_pairs import neighbor_pairs
+
+TARGETS = ("openmm", "portable")
+
+
+class EdgeCache(nn.Module):
+    """Neighbour pairs with a Verlet skin, kept between calls of a compiled module."""
+
+    points: Tensor
+    cell: Tensor
+    periodic: Tensor
+    edge_index: Tensor
+    edge_shift: Tensor
+
+    def __init__(self, cutoff: float, skin: float) -> None:
+        super().__init__()
+        if not skin >= 0:
+            raise ValueError(f"skin is {skin} A: expected zero or a positive length")
+        self.reach = cutoff + skin
+        self.skin = skin
+        self.register_buffer("points", torch.full((0, 3), torch.nan, dtype=torch.float64))
+        self.register_buffer("cell", torch.zeros(3, 3, dtype=torch.float64))
+        self.register_buffer("periodic", torch.zeros(3, dtype=torch.bool))
+        self.register_buffer("edge_index", torch.zeros(2, 0, dtype=torch.int64))
+        self.register_buffer("edge_shift", torch.zeros(0, 3, dtype=torch.float64))
+
+    def forward(self, points: Tensor, cell: Tensor, periodic: Tensor) -> tuple[Tensor, Tensor]:
+        """Points (N, 3), cell (3, 3) and periodic (3,) -> edge_index and edge_shift."""
+        if not self.valid(points, cell, periodic):
+            self.edge_index, self.edge_shift = neighbor_pairs(points, cell, periodic, self.reach)
+            self.points, self.cell, self.periodic = points, cell, periodic
+        return self.edge_index, self.edge_shift
+
+    def valid(self, points: Tensor, cell: Tensor, periodic: Tensor) -> bool:
+        """Whether the pairs at hand cover these positions."""
+        if points.shape != self.points.shape or not torch.equal(periodic, self.periodic):
+            return False
+        if not torch.equal(cell, self.cell):
+            return False
+        return bool((points - self.points).square().sum(1).max() <= self.skin**2 / 4)
+
+
+class Evaluator(nn.Module):
+    """Mean energy and forces of one or more potentials, neighbour list included."""
+
+    def __init__(self, members: Sequence[Potential], skin: float) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.edges = EdgeCache(max(member.cutoff for member in members), skin)
+
+    def forward(
+        self, numbers: Tensor, points: Tensor, cell: Tensor, periodic: Tensor, charge: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Energy (), eV, and forces (N, 3), eV/A, in float64."""
+        energy = torch.zeros((), dtype=torch.float64, device=points.device)
+        forces = torch.zeros_like(points)
+        if not torch.isfinite(points).all():
+            return energy + torch.nan, forces + torch.nan
+        edge_index, edge_shift = self.edges(points, cell, periodic)
+        graph = Graph(
+            numbers,
+            points,
+            (cell * periodic.unsqueeze(1)).unsqueeze(0),
+            edge_index,
+            edge_shift,
+            torch.zeros_like(numbers),
+            charge,
+        )
+        for member in self.members:
+            prediction = member(graph)
+            energy = energy + prediction.energy[0] / len(self.members)
+            forces = forces + prediction.forces / len(self.members)
+        return energy, forces
+
+
+class OperatorEvaluator(nn.Module):
+    """The same by ``tensormd::evaluate``, which whoever loads the module must have registered.
+
+    Raises
+    ------
+    ValueError
+        If the potential cannot be written to a file.
+    """
+
+    model: Tensor
+
+    def __init__(self, potential: nn.Module, skin: float) -> None:
+        super().__init__()
+        from .torch_operator import model_tensor
+
+        self.skin = float(skin)
+        self.register_buffer("model", model_tensor(potential))
+
+    def forward(
+        self, numbers: Tensor, points: Tensor, cell: Tensor, periodic: Tensor, charge: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Energy (), eV, and forces (N, 3), eV/A, in float64."""
+        energy, forces = torch.ops.tensormd.evaluate(
+            self.model, numbers, points, cell, periodic, charge, self.skin
+        )
+        return energy, forces
+
+
+class PortableModule(nn.Module):
+    """What a C++ program loads: structure in, energy and forces out, in eV and Angstrom."""
+
+    def __init__(self, members: Sequence[Potential], skin: float) -> None:
+        super().__init__()
+        self.evaluator = Evaluator(members, skin)
+
+    def forward(
+        self,
+        positions: Tensor,
+        numbers: Tensor,
+        box: Tensor,
+        pbc: Tensor,
+        charge: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Energy (), eV, and forces (N, 3), eV/A, in the dtype of the positions.
+
+        Parameters
+        ----------
+        positions
+            (N, 3), Angstrom.
+        numbers
+            (N,) int64, atomic numbers.
+        box
+            (3, 3), rows are lattice vectors, Angstrom; read where ``pbc``.
+        pbc
+            (3,) bool.
+        charge
+            Total charge, e.
+        """
+        total = torch.full((1,), charge, dtype=torch.float64, device=positions.device)
+        energy, forces = self.evaluator(numbers, positions.double(), box.double(), pbc, total)
+        return energy.to(positions.dtype), forces.to(positions.dtype)
+
+
+class OpenMMModule(nn.Module):
+    """What TorchForce runs: nm in, kJ/mol and kJ/mol/nm out.
+
+    Parameters
+    ----------
+    evaluator
+        `Evaluator` or `OperatorEvaluator`.
+    numbers
+        Atomic numbers of the particles it acts on.
+    charge
+        Total charge, e.
+    particles
+        Indices of those particles among all of the System; None for all.
+    periodic
+        Whether box vectors are passed, all three of them periodic.
+    """
+
+    numbers: Tensor
+    particles: Tensor
+    charge: Tensor
+    periodic: Tensor
+
+    def __init__(
+        self,
+        evaluator: nn.Module,
+        numbers: Sequence[int],
+        *,
+        charge: int = 0,
+        particles: Sequence[int] | None = None,
+        periodic: bool = False,
+    ) -> None:
+        super().__init__()
+        self.evaluator = evaluator
+        self.subset = particles is not None
+        index = range(len(numbers)) if particles is None else particles
+        self.register_buffer("numbers", torch.tensor(list(numbers), dtype=torch.int64))
+        self.register_buffer("particles", torch.tensor(list(index), dtype=torch.int64))
+        self.register_buffer("charge", torch.tensor([float(charge)], dtype=torch.float64))
+        self.register_buffer("periodic", torch.full((3,), periodic))
+        self.nm_in_angstrom = nm_in_angstrom
+        self.kj_per_mol_in_ev = kj_per_mol_in_ev
+
+    def forward(
+        self, positions: Tensor, box_vectors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Energy (), kJ/mol, and forces (M, 3), kJ/mol/nm, on all M particles of the System."""
+        points = positions.double() * self.nm_in_angstrom
+        if self.subset:
+            points = points.index_select(0, self.particles)
+        if box_vectors is None:
+            cell = torch.zeros(3, 3, dtype=torch.float64, device=points.device)
+        else:
+            cell = box_vectors.double() * self.nm_in_angstrom
+        energy, forces = self.evaluator(self.numbers, points, cell, self.periodic, self.charge)
+        forces = forces * (self.nm_in_angstrom / self.kj_per_mol_in_ev)
+        if self.subset:
+            everywhere = torch.zeros(positions.shape, dtype=forces.dtype, device=forces.device)
+            forces = everywhere.index_copy(0, self.particles, forces)
+        return energy / self.kj_per_mol_in_ev, forces.to(positions.dtype)
+
+
+def scriptable_members(potential: nn.Module) -> list[Potential]:
+    """The potentials of a committee, or the one potential, checked to be TorchScript-able.
+
+    Raises
+    ------
+    ValueError
+        If one of them runs as torchmd-net's own module.
+    """
+    members = members_of(potential)
+    for member in members:
+        if not isinstance(member, Potential):
+            raise ValueError(
+                f"{getattr(member, 'architecture', type(member).__name__)} runs as "
+                "torchmd-net's own module, which TorchScript cannot compile: use the Python "
+                "engine or the ASE calculator"
+            )
+    return [member for member in members if isinstance(member, Potential)]
+
+
+def export_torchscript(
+    potential: nn.Module,
+    path: str | os.PathLike[str],
+    target: str = "portable",
+    *,
+    numbers: Sequence[int] | None = None,
+    charge: int = 0,
+    particles: Sequence[int] | None = None,
+    periodic: bool = False,
+    skin: float = 1.0,
+    tables: bool = True,
+) -> None:
+    """Write a TorchScript file of plain torch operators.
+
+    Parameters
+    ----------
+    potential
+        A `Potential`, or a `Committee` of them, whose mean is exported.
+    path
+        Written under a temporary name first, then renamed.
+    target
+        ``"portable"``: `PortableModule`, for any program with libtorch; ``"openmm"``:
+        `OpenMMModule`, for TorchForce with ``setOutputsForces(True)``.
+    numbers, charge, particles, periodic
+        Of the ``openmm`` target, which is made for one topology.
+    skin
+        Of the neighbour list inside, Angstrom.
+    tables
+        Whether radial networks become tables (see `tabulated`): fewer operations for each
+        pair, and forces that differ from the network's by no more than 2e-5 eV/Angstrom.
+
+    Raises
+    ------
+    ValueError
+        For an unknown target, missing numbers, or an architecture that cannot be compiled.
+    """
+    members = copy.deepcopy(scriptable_members(potential))  # compiling freezes the weights
+    if tables:
+        members = [tabulated_potential(member) for member in members]
+    if target == "portable":
+        module: nn.Module = PortableModule(members, skin)
+    elif target == "openmm":
+        if numbers is None:
+            raise ValueError("the openmm target needs numbers: atomic numbers of its particles")
+        module = OpenMMModule(
+            Evaluator(members, skin),
+            numbers,
+            charge=charge,
+            particles=particles,
+            periodic=periodic,
+        )
+    else:
+        raise ValueError(f"unknown target {target!r}: expected one of {', '.join(TARGETS)}")
+    with replacing(path) as temporary:
+        torch.jit.save(script(module), temporary)  # type: ignore[no-untyped-call]

@@ -1,0 +1,1 @@
+"""Mathematics without physics: tensors, harmonics, radial functions, splines."""

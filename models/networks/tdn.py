@@ -1,0 +1,421 @@
+r"""TDN: an equivariant transformer whose tensor products share one weight over all paths.
+
+Lin et al., "Tensor Decomposition Networks for Fast Machine Learning Interatomic Potential
+Computations", NeurIPS 2025 (arXiv:2507.01131), with what dynamics needs: the cutoff is smooth,
+every neighbour counts, and forces are the gradient of the energy.
+
+Notation: x features (N, d, C) of N atoms, d components, which are (L + 1)^2 for degrees 0 to L,
+and C channels; i receives from j along the edge vector r_j - r_i of length r, whose harmonics are
+Y. Lengths are in the units of the network's cutoff.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..graph import Graph, Pairs
+from ..maths.cp import factors_for
+from ..maths.harmonics import (
+    SphericalHarmonics,
+    check_degree,
+    check_degrees,
+    check_group,
+    degree_slice,
+)
+from ..maths.radial import CosineCutoff
+from ..maths.splines import RadialTable
+from .tdn_layers import (
+    DegreeLinear,
+    DegreeNorm,
+    GatedLinear,
+    RadialNetwork,
+    SmoothLeakyReLU,
+    TrainedGaussianBasis,
+)
+from .tdn_product import (
+    ContractedProduct,
+    Coupling,
+    ExactCoupling,
+    FactoredCoupling,
+    FactoredProduct,
+    PathProduct,
+    Product,
+    parse_evaluation,
+)
+
+PRODUCTS = ("exact_cg", "cp")
+ENVELOPES = ("cosine", "none")
+
+
+class Edges(NamedTuple):
+    """What every layer reads of the edges."""
+
+    receiver: Tensor
+    """(E,), i."""
+    sender: Tensor
+    """(E,), j."""
+    envelope: Tensor
+    """(E, 1), 1 at zero distance and 0 from the cutoff on."""
+
+
+class TDN(nn.Module):
+    """Atoms and displacement vectors in, features of several degrees for each atom out.
+
+    Parameters
+    ----------
+    channels
+        Features of each atom and component, C.
+    layers
+        Transformer blocks.
+    lmax
+        Highest degree L: 1 to 6 (1 to 4 for ``cp``); None: that of ``degrees``, or else 1.
+    heads
+        Of the attention; they divide the channels.
+    radial_functions
+        Size of the radial basis, K.
+    radial_widths
+        Hidden layers of the radial networks.
+    cutoff
+        In the network's unit of length.
+    max_number
+        Size of the table of elements: atomic numbers below it can be embedded.
+    group
+        ``O(3)``: only paths with l1 + l2 + l3 even, the energy does not change under inversion;
+        ``SO(3)``: all paths, as published, and mirror images get different energies.
+    product
+        ``exact_cg``: the Clebsch-Gordan tensor; ``cp``: its decomposition.
+    rank
+        Of the decomposition: ``"exact"``, ``"paper"`` or a number (see `cp`).
+    evaluation
+        ``contracted`` or ``factored`` (see `tdn_product`); ``auto`` takes the faster one. The
+        numbers are the same.
+    envelope
+        ``cosine``, or ``none`` as released: then energies jump when a neighbour enters.
+    norm_epsilon
+        Of the norms of degrees l > 0, see `DegreeNorm` (1e-5 in the released code).
+    average_degree
+        Typical number of neighbours: the embedding of the surroundings is divided by its root.
+    dropout
+        Share of the attention weights left out in training (0.2 in the released code).
+    degrees
+        Those that features and the harmonics of edges have, 0 among them; None: all from 0 to L.
+        Paths that touch another one are left out of M: of the decomposition for ``lmax``, if it
+        is factored. See `orders` for the network that remains of a larger one.
+
+    Raises
+    ------
+    ValueError
+        For options that make no network.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 128,
+        layers: int = 4,
+        lmax: int | None = None,
+        heads: int = 4,
+        radial_functions: int = 128,
+        radial_widths: Sequence[int] = (64, 64),
+        cutoff: float = 4.5,
+        max_number: int = 80,
+        group: str = "O(3)",
+        product: str = "exact_cg",
+        rank: int | str = "exact",
+        evaluation: str = "auto",
+        envelope: str = "cosine",
+        norm_epsilon: float = 0.1,
+        average_degree: float = 18.6,
+        dropout: float = 0.0,
+        degrees: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        lmax, degrees = parse_degrees(lmax, degrees)
+        check_group(group)
+        if product not in PRODUCTS:
+            raise ValueError(f"unknown product {product!r}: expected one of {', '.join(PRODUCTS)}")
+        if envelope not in ENVELOPES:
+            raise ValueError(
+                f"unknown envelope {envelope!r}: expected one of {', '.join(ENVELOPES)}"
+            )
+        if heads < 1 or channels < 1 or channels % heads:
+            raise ValueError(f"{heads} heads of {channels} channels: expected a divisor of them")
+        for name, value in (
+            ("cutoff", cutoff),
+            ("norm_epsilon", norm_epsilon),
+            ("average_degree", average_degree),
+        ):
+            if not value > 0:
+                raise ValueError(f"{name} is {value}: expected a positive number")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}: expected a share from 0 to below 1")
+        contracted = parse_evaluation(evaluation)
+        if product == "cp":
+            factors = factors_for(lmax, group, rank)
+            rank = factors.a.shape[1]
+            a, b, c = (torch.cat([f[degree_slice(degree)] for degree in degrees]) for f in factors)
+            self.coupling: nn.Module = FactoredCoupling(a, b, c, contracted)
+        else:
+            self.coupling = ExactCoupling(degrees, group, contracted)
+        self.config = {
+            "channels": channels,
+            "layers": layers,
+            "lmax": lmax,
+            "heads": heads,
+            "radial_functions": radial_functions,
+            "radial_widths": list(radial_widths),
+            "cutoff": float(cutoff),
+            "max_number": max_number,
+            "group": group,
+            "product": product,
+            "rank": rank,
+            "evaluation": evaluation,
+            "envelope": envelope,
+            "norm_epsilon": float(norm_epsilon),
+            "average_degree": float(average_degree),
+            "dropout": float(dropout),
+            "degrees": None if len(degrees) == lmax + 1 else list(degrees),
+        }
+        self.channels = channels
+        self.degrees = list(degrees)
+        self.cutoff = float(cutoff)
+        self.smooth = envelope == "cosine"
+        self.harmonics = SphericalHarmonics(max(degrees), degrees)
+        self.radial = TrainedGaussianBasis(cutoff, radial_functions)
+        self.envelope = CosineCutoff(cutoff)
+        self.species = nn.Embedding(max_number, channels)
+        nn.init.uniform_(self.species.weight, -1, 1)
+
+        def tensor_product() -> Product:
+            if contracted:
+                return ContractedProduct()
+            return FactoredProduct() if product == "cp" else PathProduct(degrees, group)
+
+        def radial_network() -> RadialNetwork:
+            return RadialNetwork(radial_functions, list(radial_widths), channels)
+
+        self.surroundings = DegreeEmbedding(
+            channels, degrees, tensor_product(), radial_network(), average_degree
+        )
+
+        def block() -> Block:
+            attention = GraphAttention(
+                channels, heads, tensor_product(), radial_network(), self.smooth, dropout
+            )
+            norms = [DegreeNorm(channels, degrees, norm_epsilon) for _ in range(2)]
+            return Block(channels, attention, norms)
+
+        self.layers = nn.ModuleList([block() for _ in range(layers)])
+        self.table: RadialTable | None = None
+
+    def forward(self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None) -> Tensor:
+        """Features of every atom.
+
+        Parameters
+        ----------
+        graph
+            Its numbers and edge_index are read.
+        vectors
+            (E, 3) displacements r_j - r_i of the edges.
+        pairs
+            Of the edges, for radial networks that see each length once; None: as often as it
+            occurs.
+
+        Returns
+        -------
+        (N, d, C)
+        """
+        distances = torch.linalg.vector_norm(vectors, dim=1)
+        coupling = self.coupling(self.harmonics(vectors / distances.unsqueeze(1)))
+        envelope = self.envelope(distances) if self.smooth else torch.ones_like(distances)
+        edges = Edges(graph.edge_index[0], graph.edge_index[1], envelope.unsqueeze(1))
+        weights = self.edge_factors(distances, pairs)
+        species = self.species(graph.numbers).unsqueeze(1)
+        x = self.surroundings(edges, weights[0], coupling, graph.numbers.shape[0])
+        x = torch.cat([x[:, :1] + species, x[:, 1:]], dim=1)
+        for k, layer in enumerate(self.layers):
+            x = layer(x, edges, weights[k + 1], coupling)
+        return x
+
+    def edge_factors(self, distances: Tensor, pairs: Pairs | None = None) -> list[Tensor]:
+        """What the radial networks make of distances (E,): weights (E, C) of tensor products.
+
+        The first are the embedding's, the others those of each layer.
+        """
+        if self.table is not None:
+            return list(torch.split(self.table(distances), self.channels, dim=1))
+        else:
+            if pairs is not None:
+                distances = distances.index_select(0, pairs.one)
+            basis = self.radial(distances)
+            weights = [self.surroundings.radial(basis)]
+            for layer in self.layers:
+                weights.append(layer.weight(basis))  # type: ignore[operator]
+            if pairs is not None:
+                weights = [w.index_select(0, pairs.of_edge) for w in weights]
+            return weights
+
+    def use_table(self, table: RadialTable) -> None:
+        """Take the weights from a table, side by side, and drop the radial networks."""
+        self.table = table
+        del self.radial, self.surroundings.radial
+        for layer in self.layers:
+            del layer.attention.radial  # type: ignore[union-attr]
+
+
+class DegreeEmbedding(nn.Module):
+    r"""Features of an atom from the directions of its neighbours.
+
+    .. math::
+        x_i = \frac{1}{\sqrt{\bar n}} \sum_j \phi(r_{ij}) \left[
+        W \left( w(r_{ij}) \odot s \otimes Y(\hat r_{ij}) \right) + b \right]
+
+    where s, one number for each channel, stands for the sender at degree 0, and
+    :math:`\bar n` is the average degree.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        degrees: Sequence[int],
+        product: Product,
+        radial: nn.Module,
+        average_degree: float,
+    ) -> None:
+        super().__init__()
+        self.size = sum(2 * degree + 1 for degree in degrees)
+        self.scale = float(average_degree) ** -0.5
+        self.product: Product = product
+        self.radial = radial
+        # The released code has a linear map of ones here.
+        self.sender = nn.Parameter(torch.empty(channels).uniform_(-1, 1))
+        self.mix = DegreeLinear(channels, channels, bias=False)
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, edges: Edges, weight: Tensor, coupling: Coupling, atoms: int) -> Tensor:
+        """Weights (E, C) of the tensor product -> (N, d, C)."""
+        weight = edges.envelope * weight * self.sender
+        # The sender has degree 0 alone, and its channels differ by a factor.
+        scalar = torch.ones(1, 1, 1, dtype=weight.dtype, device=weight.device)
+        scalar = nn.functional.pad(scalar, [0, 0, 0, self.size - 1])
+        scalar = scalar.expand(weight.shape[0], -1, -1)
+        x = self.product.aggregate(scalar, weight, coupling, edges.receiver, atoms)
+        x = self.mix(x)
+        degree = edges.envelope.new_zeros(atoms, 1).index_add(0, edges.receiver, edges.envelope)
+        bias = (degree * self.bias).unsqueeze(1)
+        return self.scale * torch.cat([x[:, :1] + bias, x[:, 1:]], dim=1)
+
+
+class GraphAttention(nn.Module):
+    r"""Messages of the neighbours, weighted by attention.
+
+    .. math::
+        m_{ij} &= w(r_{ij}) \odot (W_s x_j + W_r x_i) \otimes Y(\hat r_{ij}) \\
+        s_{ij} &= a \cdot \mathrm{LeakyReLU}(W_\alpha m_{ij}^{l=0}) \quad \text{by head} \\
+        \alpha_{ij} &= \frac{\phi(r_{ij}) e^{s_{ij}}}{1 + \sum_k \phi(r_{ik}) e^{s_{ik}}} \\
+        x_i &= W \sum_j \alpha_{ij} \; w(r_{ij}) \odot
+            \mathrm{gate}(W_v m_{ij}) \otimes Y(\hat r_{ij})
+
+    Both tensor products have the same weights w. The envelope :math:`\phi` takes each weight to
+    zero at the cutoff; the 1 does so for the last neighbour too, whose weight would be 1 at any
+    distance without it. Without an envelope there is no such constant, as released.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        product: Product,
+        radial: nn.Module,
+        smooth: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.smooth = smooth
+        self.product: Product = product
+        self.radial = radial
+        self.sender = DegreeLinear(channels, channels)
+        self.receiver = DegreeLinear(channels, channels, bias=False)
+        self.score = nn.Linear(channels, channels)
+        nn.init.zeros_(self.score.bias)
+        self.score_act = SmoothLeakyReLU(0.2)
+        self.score_dot = nn.Parameter(torch.empty(heads, channels // heads))
+        nn.init.xavier_uniform_(self.score_dot)
+        self.dropout = nn.Dropout(dropout)
+        self.value = GatedLinear(channels)
+        self.mix = DegreeLinear(channels, channels)
+
+    def forward(self, x: Tensor, edges: Edges, weight: Tensor, coupling: Coupling) -> Tensor:
+        """(N, d, C) and weights (E, C) of the tensor products -> (N, d, C)."""
+        i, j = edges.receiver, edges.sender
+        # Linear, and so done by atom.
+        sent = self.product.project(self.sender(x), coupling)
+        received = self.product.project(self.receiver(x), coupling)
+        message = self.product.message(
+            sent.index_select(0, j) + received.index_select(0, i), weight, coupling
+        )
+        attention = self.attention(message[:, 0], edges, x.shape[0])
+        weight = weight.view(weight.shape[0], self.heads, weight.shape[1] // self.heads)
+        weight = (weight * attention.unsqueeze(2)).flatten(1)
+        value = self.value(message)
+        return self.mix(self.product.aggregate(value, weight, coupling, i, x.shape[0]))
+
+    def attention(self, scalars: Tensor, edges: Edges, atoms: int) -> Tensor:
+        """Weight of each edge and head: scalars (E, C) of the messages -> (E, heads)."""
+        i = edges.receiver
+        scores = self.score_act(self.score(scalars))
+        width = scores.shape[1] // self.heads
+        scores = (scores.view(scores.shape[0], self.heads, width) * self.score_dot).sum(2)
+        # Shifted by the largest score so that nothing overflows; the ratio is the same.
+        index = i.unsqueeze(1).expand(-1, self.heads)
+        highest = scores.new_zeros(atoms, self.heads)
+        highest = highest.scatter_reduce(
+            0, index, scores.detach(), "amax", include_self=self.smooth
+        )
+        weights = edges.envelope * torch.exp(scores - highest.index_select(0, i))
+        total = torch.exp(-highest) if self.smooth else torch.zeros_like(highest)
+        total = total.index_add(0, i, weights)
+        return self.dropout(weights / total.index_select(0, i))
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward network, each added to its normalised input."""
+
+    def __init__(
+        self, channels: int, attention: GraphAttention, norms: Sequence[nn.Module]
+    ) -> None:
+        super().__init__()
+        self.attention = attention
+        self.norm_1, self.norm_2 = norms
+        self.gated = GatedLinear(channels)
+        self.mix = DegreeLinear(channels, channels)
+
+    def weight(self, basis: Tensor) -> Tensor:
+        """Weights of the tensor products from the radial basis: (E, K) -> (E, C)."""
+        return self.attention.radial(basis)
+
+    def forward(self, x: Tensor, edges: Edges, weight: Tensor, coupling: Coupling) -> Tensor:
+        """(N, d, C) and weights (E, C) of the tensor products -> (N, d, C)."""
+        x = x + self.attention(self.norm_1(x), edges, weight, coupling)
+        return x + self.mix(self.gated(self.norm_2(x)))
+
+
+def parse_degrees(lmax: int | None, degrees: Sequence[int] | None) -> tuple[int, tuple[int, ...]]:
+    """L and the degrees there are, from the options of `TDN`.
+
+    Raises
+    ------
+    ValueError
+        If L is out of range or below one of the degrees, or these make no network.
+    """
+    if degrees is None:
+        lmax = check_degree(1 if lmax is None else lmax, lowest=1)
+        return lmax, tuple(range(lmax + 1))
+    found = check_degrees(degrees)
+    lmax = max(found) if lmax is None else check_degree(lmax)
+    if lmax < max(found):
+        raise ValueError(f"degrees are {list(degrees)} and lmax is {lmax}: expected none above it")
+    return lmax, found

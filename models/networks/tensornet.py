@@ -1,0 +1,310 @@
+"""TensorNet: message passing with rank-2 Cartesian tensors.
+
+Simeon & De Fabritiis, "TensorNet: Cartesian Tensor Representations for Efficient Learning of
+Molecular Potentials", NeurIPS 2023 (arXiv:2306.06482), with the total charge of Simeon,
+Mirarchi, Pelaez, Galvelis & De Fabritiis (arXiv:2403.15073) as torchmd-net has it.
+
+Notation: X features (n, N, F) of N atoms and F channels (components first, see `cartesian`; n is
+9 unless irreps are left out), r distances (E,) of E edges, i receives from j. Lengths are in the
+units of the network's cutoff.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..graph import Graph, Pairs
+from ..maths.activations import activation
+from ..maths.cartesian import TensorAlgebra, TensorLinear, check_irreps, norm_squared, scale_irreps
+from ..maths.radial import CosineCutoff, radial_basis
+from ..maths.splines import RadialTable
+
+GROUPS = ("O(3)", "SO(3)")
+
+
+class TensorNet(nn.Module):
+    """Atoms and displacement vectors in, one 3x3 tensor for each atom and channel out.
+
+    Parameters
+    ----------
+    channels
+        Features of each atom and component, F.
+    layers
+        Interaction layers; 0 leaves the embedding alone.
+    radial_functions
+        Size of the radial basis, K.
+    radial
+        Name of the radial basis: ``expnorm``, ``gauss`` or ``bessel``.
+    trainable_radial
+        Whether the parameters of the radial basis are trained.
+    activation
+        Name of the activation function (see `activations.ACTIVATIONS`).
+    cutoff, cutoff_lower
+        Upper and lower cutoff distance, in the network's unit of length.
+    max_number
+        Size of the table of elements: atomic numbers below it can be embedded.
+    group
+        ``O(3)``: the energy does not change under inversion; ``SO(3)``: it may.
+    self_interaction
+        Whether an atom sends a message to itself, at distance zero (as in torchmd-net).
+    irreps
+        Parts of the tensors that there are: ``IAS``, or ``IS``, ``IA`` or ``I``. Of every product
+        what is left out is dropped, and has neither features nor weights; see `orders` for the
+        network that remains of a larger one.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 128,
+        layers: int = 2,
+        radial_functions: int = 32,
+        radial: str = "expnorm",
+        trainable_radial: bool = False,
+        activation: str = "silu",
+        cutoff: float = 4.5,
+        cutoff_lower: float = 0.0,
+        max_number: int = 128,
+        group: str = "O(3)",
+        self_interaction: bool = True,
+        irreps: str = "IAS",
+    ) -> None:
+        super().__init__()
+        check_irreps(irreps)
+        if group not in GROUPS:
+            raise ValueError(f"unknown group {group!r}: expected one of {', '.join(GROUPS)}")
+        if not 0 <= cutoff_lower < cutoff:
+            raise ValueError(f"cutoffs {cutoff_lower} and {cutoff}: expected 0 <= lower < upper")
+        self.config = {
+            "channels": channels,
+            "layers": layers,
+            "radial_functions": radial_functions,
+            "radial": radial,
+            "trainable_radial": trainable_radial,
+            "activation": activation,
+            "cutoff": float(cutoff),
+            "cutoff_lower": float(cutoff_lower),
+            "max_number": max_number,
+            "group": group,
+            "self_interaction": self_interaction,
+            "irreps": irreps,
+        }
+        self.channels = channels
+        self.irreps = irreps
+        self.max_number = max_number
+        self.cutoff = float(cutoff)
+        self.radial = radial_basis(
+            radial, cutoff, radial_functions, cutoff_lower, trainable_radial
+        )
+        self.envelope = CosineCutoff(cutoff, cutoff_lower)
+        self.embedding = TensorEmbedding(
+            channels, radial_functions, activation, max_number, self_interaction, irreps
+        )
+        self.layers = nn.ModuleList(
+            [
+                Interaction(
+                    channels, radial_functions, activation, group, self_interaction, irreps
+                )
+                for _ in range(layers)
+            ]
+        )
+        self.table: RadialTable | None = None
+
+    def forward(self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None) -> Tensor:
+        """Tensor features of every atom.
+
+        Parameters
+        ----------
+        graph
+            Its numbers, edge_index, system and charge are read.
+        vectors
+            (E, 3) displacements r_j - r_i of the edges.
+        pairs
+            Of the edges, for radial networks that see each length once; None: as often as it
+            occurs.
+
+        Returns
+        -------
+        (n, N, F)
+        """
+        distances = torch.linalg.vector_norm(vectors, dim=1)
+        # Tensors are built along r_i - r_j, torchmd-net's sign: it decides that of A.
+        unit = -vectors / distances.unsqueeze(1)
+        factors = self.edge_factors(distances, pairs)
+        at_zero = self.edge_factors(torch.zeros(1, dtype=vectors.dtype, device=vectors.device))
+        charge = graph.charge.to(vectors.dtype).index_select(0, graph.system)
+
+        x = self.embedding(graph, unit, factors[0], at_zero[0])
+        for k, layer in enumerate(self.layers):
+            x = layer(graph, x, factors[k + 1], at_zero[k + 1], charge)
+        return x
+
+    def edge_factors(self, distances: Tensor, pairs: Pairs | None = None) -> list[Tensor]:
+        """All that the network asks of distances (E,): factors (E, 3F) of I, A and S.
+
+        The first are the embedding's, the others those of each layer; irreps that there are not
+        have none. They are zero at the cutoff.
+        """
+        if self.table is not None:
+            width = len(self.irreps) * self.channels
+            return list(torch.split(self.table(distances), width, dim=1))
+        else:
+            if pairs is not None:
+                distances = distances.index_select(0, pairs.one)
+            basis = self.radial(distances)
+            envelope = self.envelope(distances).unsqueeze(1)
+            factors = [self.embedding.radial(basis) * envelope]
+            for layer in self.layers:
+                factors.append(layer.radial(basis) * envelope)  # type: ignore[operator]
+            if pairs is not None:
+                factors = [f.index_select(0, pairs.of_edge) for f in factors]
+            return factors
+
+    def use_table(self, table: RadialTable) -> None:
+        """Take the edge factors from a table, side by side, and drop the radial networks."""
+        self.table = table
+        del self.radial, self.envelope, self.embedding.radial
+        for layer in self.layers:
+            del layer.radial
+
+
+class TensorEmbedding(nn.Module):
+    r"""Features of an atom from the directions and species of its neighbours.
+
+    .. math::
+        X_i = \sum_j \phi(r_{ij}) Z_{ij} \left( f_I \mathbb{1} + f_A [\hat r_{ij}]_\times
+        + f_S (\hat r_{ij} \hat r_{ij}^T - \tfrac13 \mathbb{1}) \right)
+        \qquad \text{(eqs. 6 to 8)}
+
+    with :math:`Z_{ij} = W [e(Z_i), e(Z_j)] + b` and f linear in the radial basis; then mixed
+    over channels and scaled by a function of the norms (eqs. 9 and 10).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        radial_functions: int,
+        act: str,
+        max_number: int,
+        self_interaction: bool,
+        irreps: str,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.irreps = irreps
+        self.self_interaction = self_interaction
+        self.species = nn.Embedding(max_number, channels)
+        self.species_pair = nn.Linear(2 * channels, channels)
+        self.radial = nn.Linear(radial_functions, len(irreps) * channels)
+        self.norm = nn.LayerNorm(channels)
+        self.gate = nn.Sequential(
+            nn.Linear(channels, 2 * channels),
+            activation(act),
+            nn.Linear(2 * channels, len(irreps) * channels),
+            activation(act),
+        )
+        self.mix = TensorLinear(channels, irreps)
+        self.algebra = TensorAlgebra(irreps)
+
+    def forward(
+        self,
+        graph: Graph,
+        unit: Tensor,
+        factors: Tensor,
+        at_zero: Tensor,
+    ) -> Tensor:
+        """Directions (E, 3) and `TensorNet.edge_factors` (E, 3F) -> (n, N, F)."""
+        i, j = graph.edge_index[0], graph.edge_index[1]
+        f, irreps = self.channels, len(self.irreps)
+        species = self.species(graph.numbers)
+        # W [e_i, e_j] is a sum of two terms, each computed by atom.
+        receiver = species @ self.species_pair.weight[:, :f].t() + self.species_pair.bias
+        sender = species @ self.species_pair.weight[:, f:].t()
+
+        pair = receiver.index_select(0, i) + sender.index_select(0, j)
+        by_irrep = (factors.view(-1, irreps, f) * pair.unsqueeze(1)).transpose(0, 1)
+        edges = scale_irreps(self.algebra.directions(unit).unsqueeze(2), by_irrep)
+        x = edges.new_zeros([edges.shape[0], graph.numbers.shape[0], f]).index_add(1, i, edges)
+        if self.self_interaction:
+            # At r = 0 there is no direction: only the scalar part is left, sqrt(3) in norm.
+            own = 3.0**0.5 * at_zero[:, :f] * (receiver + sender)
+            x = torch.cat([x[:1] + own.unsqueeze(0), x[1:]])
+
+        scale = self.gate(self.norm(norm_squared(x))).view(-1, irreps, f).transpose(0, 1)
+        return scale_irreps(self.mix(x), scale)
+
+
+class Interaction(nn.Module):
+    r"""One layer of message passing.
+
+    .. math::
+        Y_i &= \mathrm{mix}(X_i / (\|X_i\|^2 + 1)) \qquad
+        M_i = \sum_j f(r_{ij}) \odot Y_j \qquad \text{(eq. 11)} \\
+        C_i &= (1 + q/10) (Y_i M_i + M_i Y_i) \text{ for O(3)}, \quad
+        2 Y_i M_i \text{ for SO(3)} \qquad \text{(eq. 12)} \\
+        \Delta X_i &= \mathrm{mix}(C_i / (\|C_i\|^2 + 1)) \\
+        X_i &\leftarrow X_i / (\|X_i\|^2 + 1) + \Delta X_i + (1 + q/10) \Delta X_i^2
+        \qquad \text{(eq. 13)}
+
+    where f, one factor for each of I, A and S, is a network of the radial basis times the
+    envelope, and q the total charge of the system.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        radial_functions: int,
+        act: str,
+        group: str,
+        self_interaction: bool,
+        irreps: str,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.irreps = irreps
+        self.parity_conserving = group == "O(3)"
+        self.self_interaction = self_interaction
+        self.radial = nn.Sequential(
+            nn.Linear(radial_functions, channels),
+            activation(act),
+            nn.Linear(channels, 2 * channels),
+            activation(act),
+            nn.Linear(2 * channels, len(irreps) * channels),
+            activation(act),
+        )
+        self.mix_in = TensorLinear(channels, irreps)
+        self.mix_out = TensorLinear(channels, irreps)
+        self.algebra = TensorAlgebra(irreps)
+
+    def forward(
+        self,
+        graph: Graph,
+        x: Tensor,
+        factors: Tensor,
+        at_zero: Tensor,
+        charge: Tensor,
+    ) -> Tensor:
+        """(n, N, F) and `TensorNet.edge_factors` (E, 3F) -> (n, N, F).
+
+        ``charge`` (N,) is the total charge of the atom's system.
+        """
+        charge_factor = (1 + 0.1 * charge).unsqueeze(1)
+        x = x / (norm_squared(x) + 1)
+        y = self.mix_in(x)
+
+        sent = scale_irreps(y.index_select(1, graph.edge_index[1]), self._by_irrep(factors))
+        message = torch.zeros_like(y).index_add(1, graph.edge_index[0], sent)
+        if self.self_interaction:
+            message = message + scale_irreps(y, self._by_irrep(at_zero))
+
+        if self.parity_conserving:
+            c = charge_factor * self.algebra.anticommutator(y, message)
+        else:
+            c = 2 * self.algebra.product(y, message)
+        dx = self.mix_out(c / (norm_squared(c) + 1))
+        return x + dx + charge_factor * self.algebra.square(dx)
+
+    def _by_irrep(self, factors: Tensor) -> Tensor:
+        """(E, 3F) -> (3, E, F)."""
+        return factors.view(-1, len(self.irreps), self.channels).transpose(0, 1)

@@ -1,0 +1,286 @@
+"""The state of a training: weights, their average, the optimizer, and how to save it all."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.frames import Frames
+from ..files import replacing
+from ..potential import Potential
+from .distributed import Processes
+from .losses import RunningLosses
+from .schedules import Schedule
+from .settings import TrainingSettings
+from .step import StepLosses, TrainingStep
+
+
+class BadLossError(FloatingPointError):
+    """A loss or a gradient that is infinite or no number.
+
+    Attributes
+    ----------
+    frames
+        Of the batch, as places in the frames to train on.
+    """
+
+    def __init__(self, message: str, frames: Sequence[int]) -> None:
+        super().__init__(message)
+        self.frames = [int(k) for k in frames]
+
+
+class Run:
+    """A training between two steps.
+
+    Parameters
+    ----------
+    potential
+        Trained in place.
+    settings
+        Of the run.
+    steps_per_epoch
+        Of all epochs.
+    compile
+        Whether steps are compiled.
+    processes
+        That train together.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        settings: TrainingSettings,
+        steps_per_epoch: int,
+        compile: bool,
+        processes: Processes,
+    ) -> None:
+        torch.manual_seed(settings.seed + processes.rank)
+        self.potential = potential
+        self.settings = settings
+        self.processes = processes
+        self.parameters: list[Tensor] = [p for p in potential.parameters() if p.requires_grad]
+        processes.copy_from_first([p.detach() for p in potential.parameters()])
+        self.average = copy.deepcopy(potential).requires_grad_(False)
+        self._averaged: list[Tensor] = [
+            mean
+            for mean, p in zip(self.average.parameters(), potential.parameters(), strict=True)
+            if p.requires_grad
+        ]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=self.parameters[0].device.type in ("cpu", "cuda"),
+        )
+        self.schedule = Schedule(settings, settings.epochs * steps_per_epoch)
+        self.losses = RunningLosses(settings)
+        self.training_step = TrainingStep(potential, settings, compile)
+        self.epoch = 0
+        """Epochs done."""
+        self.steps_in_epoch = 0
+        """Steps done of the next."""
+        self.epoch_sums: dict[str, float] = {}
+        """Losses in it, times frames; and ``frames``."""
+        self.steps_done = 0
+        self.seconds = 0.0
+        self.best_loss = math.inf
+        self.best_weights: dict[str, Tensor] = {}
+        self.validations_since_best = 0
+
+    def step(self, frames: Frames, index: Sequence[int]) -> float:
+        """One step of the optimizer; returns the loss.
+
+        Parameters
+        ----------
+        frames
+            To train on.
+        index
+            Those of the batch, of all processes together.
+        """
+        rate = self.schedule.rate(self.steps_done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        found = self._gradients(frames, index)
+        norm = float(
+            torch.nn.utils.clip_grad_norm_(
+                [p for p in self.parameters if p.grad is not None], self.settings.largest_gradient
+            )
+        )
+        for name, value in (("loss", found.total), ("norm of the gradient", norm)):
+            if not math.isfinite(value):
+                raise BadLossError(
+                    f"the {name} is {value} in epoch {self.epoch + 1}, step "
+                    f"{self.steps_done + 1}, frames {', '.join(map(str, index))} of those to "
+                    "train on: check these, or try a lower learning rate; the last state saved "
+                    "is kept",
+                    index,
+                )
+        self.optimizer.step()
+        self.steps_done += 1
+        decay = min(self.settings.ema_decay, self.steps_done / (self.steps_done + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averaged, self.parameters, 1 - decay)
+        terms = self.losses.add(found.terms)
+        total = sum(self.settings.weights[name] * value for name, value in terms.items())
+        for name, value in {**terms, "total": total, "frames": 1.0}.items():
+            self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + len(index) * value
+        self.steps_in_epoch += 1
+        return total
+
+    def _gradients(self, frames: Frames, index: Sequence[int]) -> StepLosses:
+        """Losses and gradients of the whole batch."""
+        if self.processes.count == 1:
+            return self.training_step.step(frames.batch(index))
+        own = self.processes.share(index)
+        sizes = [len(frames.graphs[k].numbers) for k in index]
+        own_sizes = [len(frames.graphs[k].numbers) for k in own]
+        shares = {
+            name: sum(own_sizes) / sum(sizes) if name == "forces" else len(own) / len(index)
+            for name in self.settings.weights
+        }
+        terms = dict.fromkeys(shares, 0.0)
+        if own:
+            terms = self.training_step.step(frames.batch(own), shares).terms
+        else:
+            self.optimizer.zero_grad()
+        gradients = [p.grad for p in self.parameters]
+        # All processes must agree which parameters have none, and so are left alone.
+        counts = [float(g is not None) for g in gradients]
+        device = self.parameters[0].device
+        summed = torch.tensor(
+            [shares[name] * terms[name] for name in shares] + counts,
+            dtype=torch.float64, device=device,
+        )  # fmt: skip
+        self.processes.add(summed)
+        values = summed.tolist()
+        used = [p for p, n in zip(self.parameters, values[len(shares) :], strict=True) if n > 0]
+        flat = torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in used]
+        )
+        self.processes.add(flat)
+        self.optimizer.zero_grad()
+        for p, part in zip(used, torch.split(flat, [p.numel() for p in used]), strict=True):
+            p.grad = part.view_as(p)
+        terms = dict(zip(shares, values, strict=False))
+        weights = self.settings.weights
+        return StepLosses(sum(weights[name] * terms[name] for name in terms), terms)
+
+    def end_epoch(self) -> dict[str, float]:
+        """Mean losses of the epoch that is over, by quantity, and their ``total``."""
+        frames = self.epoch_sums.pop("frames")
+        means = {name: value / frames for name, value in self.epoch_sums.items()}
+        self.epoch += 1
+        self.steps_in_epoch = 0
+        self.epoch_sums = {}
+        return means
+
+    def validated(self, loss: float) -> bool:
+        """Take note of a validation loss; returns whether it is the lowest."""
+        self.schedule.validated(loss)
+        best = loss < self.best_loss
+        if best:
+            self.best_loss = loss
+            self.best_weights = {k: v.clone() for k, v in self.average.state_dict().items()}
+        self.validations_since_best = 0 if best else self.validations_since_best + 1
+        return best
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether there were as many validations without a better one as the settings allow."""
+        return 0 < self.settings.early_stopping <= self.validations_since_best
+
+    def result(self) -> Potential:
+        """The averaged weights that the settings keep, in evaluation mode."""
+        if self.settings.keep == "best" and self.best_weights:
+            self.average.load_state_dict(self.best_weights)
+        return self.average.requires_grad_(True).eval()
+
+    def save(self, file: Path | None) -> None:
+        """Write the state under a temporary name, then rename it; the first process does."""
+        random = self.processes.gather(torch.get_rng_state())
+        cuda: list[Tensor] = []
+        if self.parameters[0].device.type == "cuda":
+            cuda = self.processes.gather(torch.cuda.get_rng_state())
+        if file is not None and self.processes.first:
+            self._write(file, random, cuda)
+        self.processes.wait()
+
+    def _write(self, file: Path, random: list[Tensor], cuda: list[Tensor]) -> None:
+        state = {
+            "settings": dataclasses.asdict(self.settings),
+            "compiled": self.training_step.compiled,
+            "potential": self.potential.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state(),
+            "losses": self.losses.values,
+            "random": random,
+            "random_cuda": cuda,
+            "epoch": self.epoch,
+            "steps_in_epoch": self.steps_in_epoch,
+            "epoch_sums": self.epoch_sums,
+            "steps_done": self.steps_done,
+            "plain_steps": self.training_step.plain_steps,
+            "seconds": self.seconds,
+            "best_loss": self.best_loss,
+            "best_weights": self.best_weights,
+            "validations_since_best": self.validations_since_best,
+        }
+        with replacing(file) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take up the run whose state `read_state` has read."""
+        self.potential.load_state_dict(state["potential"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load(state["schedule"])
+        self.losses.values = dict(state["losses"])
+        # With another number of processes dropout cannot draw the same numbers.
+        if len(state["random"]) == self.processes.count:
+            torch.set_rng_state(state["random"][self.processes.rank])
+            if state["random_cuda"] and self.parameters[0].device.type == "cuda":
+                torch.cuda.set_rng_state(state["random_cuda"][self.processes.rank])
+        for name in (
+            "epoch", "steps_in_epoch", "steps_done", "seconds", "best_loss",
+            "validations_since_best",
+        ):  # fmt: skip
+            setattr(self, name, state[name])
+        self.epoch_sums = dict(state["epoch_sums"])
+        device = self.parameters[0].device
+        self.best_weights = {k: v.to(device) for k, v in state["best_weights"].items()}
+        self.training_step.plain_steps = state["plain_steps"]
+
+
+def read_state(file: Path, settings: TrainingSettings) -> dict[str, Any]:
+    """The state of a run, as `Run.save` wrote it, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If it is no such file, or of a run with other settings.
+    """
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        theirs = state["settings"]
+    except OSError:
+        raise
+    except Exception:  # torch raises several kinds
+        raise ValueError(
+            f"{file} is no state of a training, or is damaged: delete it to start anew"
+        ) from None
+    ours = dataclasses.asdict(settings)
+    for name in ours:
+        if theirs.get(name) != ours[name]:
+            raise ValueError(
+                f"{file} is of a run with {name} {theirs.get(name)}, not {ours[name]}: "
+                "use the same settings, or delete it to start anew"
+            )
+    return state

@@ -1,0 +1,54 @@
+"""Modules that were printed in the documentation of version 0.1.0 under another name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+NEW_NAMES = {
+    "tensormd.md_runs.cli": "tensormd.md_runs.command.main",
+    "tensormd.md_runs.config_file": "tensormd.md_runs.train.schema",
+    "tensormd.md_runs.dynamics": "tensormd.md_runs.md.loop",
+    "tensormd.md_runs.evaluation": "tensormd.md_runs.evaluate.evaluation",
+    "tensormd.md_runs.report": "tensormd.md_runs.reports.runs",
+    "tensormd.md_runs.run_folder": "tensormd.md_runs.runs.folder",
+    "tensormd.md_runs.settings": "tensormd.md_runs.runs.settings",
+    "tensormd.md_runs.train_config": "tensormd.md_runs.train.config",
+    "tensormd.md_runs.train_run": "tensormd.md_runs.train.run",
+    "tensormd.models.properties": "tensormd.models.heads.properties",
+}
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Gives the module of today for a name of before."""
+
+    _own: ModuleSpec | None = None
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in NEW_NAMES else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        new = NEW_NAMES[spec.name]
+        warnings.warn(
+            f"{spec.name} is {new} since version 0.2.0", DeprecationWarning, stacklevel=2
+        )
+        module = importlib.import_module(new)
+        self._own = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing to run: give the module of today its own spec back."""
+        module.__spec__ = self._own
+
+
+def install() -> None:
+    """Let the names of before be imported."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())
