@@ -42,6 +42,7 @@ from tensormd.md_runs.benchmark.worker import TrialError, one_line, run_trial
 from tensormd.models import NeighborList, Potential, load_potential, save_potential
 
 ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "benchmarks" / "results" / "inference_cpu.json"
 
 
 @pytest.fixture
@@ -410,6 +411,12 @@ def test_command_writes_files(here: Path, capsys: pytest.CaptureFixture[str]) ->
     table = [sys.executable, str(ROOT / "benchmarks" / "inference.py"), "--table"]
     done = subprocess.run([*table, "out.json"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == benchmark_report.markdown(written)
+    speed = [sys.executable, str(ROOT / "benchmarks" / "inference.py"), "--speed"]
+    done = subprocess.run([*speed, "out.json", "speed.png"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "torchmd-net ran on no system" in done.stderr
+    subprocess.run([*speed, str(MEASURED), "speed.png"], check=True)
+    assert (here / "speed.png").read_bytes().startswith(b"\x89PNG")
     done = subprocess.run([*table, "ethanol.xyz"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("inference.py: ethanol.xyz holds no results")

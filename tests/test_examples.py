@@ -27,7 +27,7 @@ SHIPPED = ROOT / "models" / "pretrained" / "tensornet-ethanol.safetensors"
 SCRIPTS = ROOT / "md_runs" / "scripts"
 UNIVERSAL = "TensorNet-MatPES-PBE-v2025.1-PES"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def needs_openmm(text: str) -> None:
         pytest.skip(str(python_problem()))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(page: Path, folder: Path) -> None:
     blocks = BLOCK.findall(page.read_text())
     if not blocks:

@@ -26,7 +26,7 @@ from tensormd.md_runs.train.config import (
 from tensormd.md_runs.train.schema import parse_config, read_config
 from tensormd.models.training.settings import TrainingSettings
 
-DOCS = Path(__file__).parents[1] / "docs" / "training.md"
+DOCS = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
 LEAST = "data:\n  train: a.extxyz\n  split: [8, 2]\n"
 
 

@@ -1,0 +1,78 @@
+"""Links, anchors, images and source paths in the README and the documentation all exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "models" / "pretrained" / "MODEL_CARD.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
+CODE = re.compile(r"`([^`\n]+)`")
+SOURCE = re.compile(r"(?:models|calculators|md_runs|tests|benchmarks|docs)/[\w/.]*")
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub names them."""
+    found: set[str] = set()
+    for heading in HEADING.findall(FENCE.sub("", page.read_text())):
+        words = re.sub(r"[^\w\- ]", "", LINK.sub("", heading).lower())
+        found.add(words.strip().replace(" ", "-"))
+    return found
+
+
+def broken_links(page: Path) -> list[str]:
+    """Relative links of a page to files or anchors that do not exist."""
+    broken = []
+    for link in LINK.findall(FENCE.sub("", page.read_text())):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+def missing_sources(page: Path) -> list[str]:
+    """Paths of the repository that a page names in code style and that do not exist."""
+    names = CODE.findall(FENCE.sub("", page.read_text()))
+    return [name for name in names if SOURCE.fullmatch(name) and not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_paths_of_a_page_exist(page: Path) -> None:
+    assert broken_links(page) == []
+    assert missing_sources(page) == []
+
+
+def test_the_index_lists_every_page() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = {(index.parent / link).resolve() for link in LINK.findall(index.read_text())}
+    assert {page for page in (ROOT / "docs").rglob("*.md") if page != index} <= linked
+
+
+def test_every_image_is_shown() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    images = [image.name for image in (ROOT / "docs" / "images").iterdir()]
+    assert [image for image in images if f"images/{image})" not in text] == []
+
+
+def test_what_is_broken_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One, two\n[a](page.md#one-two) [b](#one-two) [c](https://none.example/x)\n"
+        "[d](none.md) [e](#three) ![f](none.png)\n`models/none.py` `models/`\n"
+        "```console\n$ [g](none.md)\n```\n"
+    )
+    assert broken_links(page) == ["none.md", "#three", "none.png"]
+    assert missing_sources(page) == ["models/none.py"]
