@@ -1,7 +1,8 @@
-"""Links, anchors, images and source paths in the README and the documentation all exist."""
+"""Links, anchors, images, source paths and module names in the documentation all exist."""
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 CODE = re.compile(r"`([^`\n]+)`")
 SOURCE = re.compile(r"(?:models|calculators|md_runs|tests|benchmarks|docs)/[\w/.]*")
+NAME = re.compile(r"\btensormd(?:\.[A-Za-z_]\w*)+")
 
 
 def anchors(page: Path) -> set[str]:
@@ -49,10 +51,22 @@ def missing_sources(page: Path) -> list[str]:
     return [name for name in names if SOURCE.fullmatch(name) and not (ROOT / name).exists()]
 
 
+def missing_names(page: Path) -> list[str]:
+    """Modules and objects of tensormd that a page names and that do not exist."""
+    missing = []
+    for name in sorted(set(NAME.findall(page.read_text()))):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
+    return missing
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_paths_of_a_page_exist(page: Path) -> None:
     assert broken_links(page) == []
     assert missing_sources(page) == []
+    assert missing_names(page) == []
 
 
 def test_the_index_lists_every_page() -> None:
@@ -72,7 +86,9 @@ def test_what_is_broken_is_found(tmp_path: Path) -> None:
     page.write_text(
         "# One, two\n[a](page.md#one-two) [b](#one-two) [c](https://none.example/x)\n"
         "[d](none.md) [e](#three) ![f](none.png)\n`models/none.py` `models/`\n"
+        "`tensormd.models.Graph` `tensormd.models.none(x)` `python -m tensormd.none`\n"
         "```console\n$ [g](none.md)\n```\n"
     )
     assert broken_links(page) == ["none.md", "#three", "none.png"]
     assert missing_sources(page) == ["models/none.py"]
+    assert missing_names(page) == ["tensormd.models.none", "tensormd.none"]
