@@ -1,7 +1,7 @@
 """The energy core: a graph in, energies, forces and the virial out, in eV and Angstrom.
 
 Conventions: forces = -dE/dR; virial = -dE/dstrain (symmetric strain), so that ASE's stress is
-``-virial / volume``. See ``docs/conventions.md``.
+``-virial / volume``. See ``docs/reference/conventions.md``.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

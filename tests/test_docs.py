@@ -19,8 +19,10 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 CODE = re.compile(r"`([^`\n]+)`")
-SOURCE = re.compile(r"(?:models|calculators|md_runs|tests|benchmarks|docs)/[\w/.]*")
-NAME = re.compile(r"\btensormd(?:\.[A-Za-z_]\w*)+")
+FOLDERS = ("models", "calculators", "md_runs", "benchmarks")
+SOURCE = re.compile(rf"(?:{'|'.join(FOLDERS)}|tests|docs)/[\w/.]*")
+PAGE = re.compile(r"\bdocs/[\w/]+\.md\b")
+NAME = re.compile(r"(?<![\w.])tensormd(?:\.[A-Za-z_]\w*)+")
 
 
 def anchors(page: Path) -> set[str]:
@@ -67,6 +69,13 @@ def test_links_and_paths_of_a_page_exist(page: Path) -> None:
     assert broken_links(page) == []
     assert missing_sources(page) == []
     assert missing_names(page) == []
+
+
+def test_pages_that_the_source_names_exist() -> None:
+    sources = [path for name in FOLDERS for path in (ROOT / name).rglob("*.py")]
+    named = {page for path in sources for page in PAGE.findall(path.read_text())}
+    assert named
+    assert [page for page in sorted(named) if not (ROOT / page).exists()] == []
 
 
 def test_the_index_lists_every_page() -> None:

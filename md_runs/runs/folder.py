@@ -1,6 +1,6 @@
 """The folder of one run: what was asked for, what came out, and where to go on from.
 
-``docs/runs.md`` describes the files. The rule that makes a run survive a kill at any moment:
+``docs/guide/runs.md`` describes the files. The rule that makes a run survive a kill at any moment:
 log and trajectory only grow, the restart is replaced atomically and remembers how long they
 were, and resuming cuts them back to that length.
 """

@@ -1,4 +1,4 @@
-"""A training in a run folder that survives being killed, as `docs/training.md` describes it."""
+"""A training in a run folder that survives an interruption: see `docs/guide/training.md`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The project's own checkpoints: safetensors that hold the whole description of a potential.
 
 One JSON text under the key ``tensormd`` of the file's metadata says all that is not a tensor;
-``docs/checkpoints.md`` lists its fields. A committee is a zip of such files.
+``docs/reference/checkpoints.md`` lists its fields. A committee is a zip of such files.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A is a polar vector and S an even tensor. TDN's degrees 1 and 2 are the same two
 rotate as they should, and mirror images may differ in more than a sign.
 
 Notation: x features, N atoms in B systems, F channels; :math:`q_i` charges, :math:`\mu_i` atomic
-dipoles, Q the charge of a system. ``docs/properties.md`` has the definitions.
+dipoles, Q the charge of a system. ``docs/reference/properties.md`` has the definitions.
 """
 
 from __future__ import annotations
