@@ -1,6 +1,9 @@
 """One thread: the models of these tests are too small to share."""
 
+import pytest
 import torch
+
+pytest.register_assert_rewrite("support")
 
 
 def pytest_configure() -> None:

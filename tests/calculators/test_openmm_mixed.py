@@ -1,0 +1,105 @@
+"""ML/MM through openmm-ml: mechanical embedding and interpolation, checked by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from support.helpers import make_potential
+from support.openmm_runs import three_waters
+
+from tensormd.calculators import TensorNetCalculator
+from tensormd.calculators import openmm_versions as engines
+from tensormd.models import Potential
+from tensormd.models.units import kj_per_mol_in_ev, nm_in_angstrom
+
+openmm = pytest.importorskip("openmm", reason="openmm is not installed (extra 'openmm')")
+openmmml = pytest.importorskip("openmmml", reason="openmmml is not installed (extra 'openmm')")
+app = pytest.importorskip("openmm.app")
+
+ENGINES = [
+    pytest.param(
+        "torchforce",
+        marks=pytest.mark.skipif(
+            engines.torchforce_problem() is not None, reason=str(engines.torchforce_problem())
+        ),
+    ),
+    "python",
+]
+REGION = [3, 4, 5]
+
+
+@pytest.fixture(scope="module")
+def potential() -> Potential:
+    return make_potential()
+
+
+def mm_system(topology: Any, periodic: bool) -> Any:
+    if periodic:
+        topology.setPeriodicBoxVectors(np.eye(3) * 2.5)
+    return app.ForceField("amber14/tip3p.xml").createSystem(
+        topology,
+        nonbondedMethod=app.CutoffPeriodic if periodic else app.NoCutoff,
+        nonbondedCutoff=1.0,
+        rigidWater=False,
+        useDispersionCorrection=False,  # a sum over all atoms: it is no one region's
+    )
+
+
+def energy_of(system: Any, atoms: Atoms, **parameters: float) -> float:
+    """kJ/mol, on the Reference platform (float64)."""
+    context = openmm.Context(
+        system,
+        openmm.VerletIntegrator(1e-3),
+        openmm.Platform.getPlatformByName("Reference"),
+    )
+    context.setPositions(atoms.positions / nm_in_angstrom)
+    for name, value in parameters.items():
+        context.setParameter(name, value)
+    return float(context.getState(getEnergy=True).getPotentialEnergy()._value)
+
+
+def by_hand(potential: Potential, topology: Any, atoms: Atoms, periodic: bool) -> float:
+    """MM of all, minus MM within the region, plus ML of the region; kJ/mol."""
+    everything = energy_of(mm_system(topology, periodic), atoms)
+    alone, _ = three_waters()
+    modeller = app.Modeller(alone, atoms.positions * 0.1)
+    modeller.delete([r for r in modeller.topology.residues() if r.index != 1])
+    within = energy_of(mm_system(modeller.topology, periodic), atoms[REGION])
+    region = atoms[REGION]
+    if periodic:
+        region.set_cell([25.0] * 3)
+        region.pbc = True
+    learned = TensorNetCalculator(potential, dtype="float64").evaluate([region])[0]["energy"]
+    assert abs(within) > 1e-3
+    return everything - within + learned / kj_per_mol_in_ev
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_mechanical_embedding(engine: str, periodic: bool, potential: Potential) -> None:
+    topology, atoms = three_waters()
+    system = mm_system(topology, periodic)
+    mixed = openmmml.MLPotential("tensormd", modelPath=potential).createMixedSystem(
+        topology, system, REGION, engine=engine, dtype="float64"
+    )
+    expected = by_hand(potential, topology, atoms, periodic)
+    assert energy_of(mixed, atoms) == pytest.approx(expected, abs=1e-5 * len(atoms))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_interpolation_ends_in_both_states(engine: str, potential: Potential) -> None:
+    topology, atoms = three_waters()
+    system = mm_system(topology, False)
+    mixed = openmmml.MLPotential("tensormd", modelPath=potential).createMixedSystem(
+        topology, system, REGION, interpolate=True, engine=engine, dtype="float64"
+    )
+    classical = energy_of(system, atoms)
+    learned = by_hand(potential, topology, atoms, False)
+    assert abs(classical - learned) > 1
+    assert energy_of(mixed, atoms, lambda_interpolate=0) == pytest.approx(classical, abs=1e-4)
+    assert energy_of(mixed, atoms, lambda_interpolate=1) == pytest.approx(learned, abs=1e-4)
+    middle = energy_of(mixed, atoms, lambda_interpolate=0.5)
+    assert middle == pytest.approx((classical + learned) / 2, abs=1e-4)

@@ -1,0 +1,145 @@
+"""ML/MM with `tensormd md --engine openmm`: a potential inside a force field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from support.md_runs import run
+from support.openmm_runs import (
+    WATER_MODEL,
+    app,
+    assert_same_run,
+    frames_of,
+    start,
+    unit,
+    write_files,
+    write_three_waters,
+)
+
+from tensormd.calculators import PotentialCalculator
+from tensormd.md_runs.md import openmm_system
+from tensormd.md_runs.md.loop import last_state
+from tensormd.md_runs.runs.folder import RunFolder
+
+pytest.importorskip("openmmml", reason="openmmml is not installed (extra 'openmm')")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.mark.parametrize("name", ["three.pdb", "three.cif", "three.box.pdb"])
+def test_mixed(name: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files)
+    options = ["-m", "tiny.safetensors", "--engine", "openmm", "--ml-atoms", "3-5", *WATER_MODEL]
+    options += ["--platform", "Reference", "--seed", "3", "--interval", "10"]
+    options += ["--dtype", "float64"]
+    out = tmp_path / "run"
+    assert run("md", name, *options, "--steps", "20", "-o", out) == 0
+    log = RunFolder.open(out).read_log()
+    topology, atoms = openmm_system.read_topology(files / name)
+    if atoms.pbc.any():
+        assert "pressure_bar" in log
+    calculator = PotentialCalculator("tiny.safetensors", dtype="float64")
+    force_field = app.ForceField("amber14/tip3p.xml")
+    # By hand: the force field of all, less that of the region, and the potential of the region.
+    for frame, energy in zip(frames_of(out), log["potential_ev"], strict=True):
+        everything = mm_energy(force_field, topology, frame)
+        modeller = app.Modeller(topology, frame.positions * unit.angstrom)
+        modeller.delete([r for r in modeller.topology.residues() if r.index != 1])
+        within = mm_energy(force_field, modeller.topology, frame[3:6], interactions=False)
+        learned = calculator.evaluate([frame[3:6]])[0]["energy"]
+        # PME sums the charges' images too: there the region's own is not quite its difference.
+        bound = 2e-3 if atoms.pbc.any() else 1e-6
+        assert energy == pytest.approx(everything - within + learned, abs=bound)
+    if name != "three.pdb":
+        return
+    assert run("md", "--resume", out, "--steps", "30") == 0
+    assert run("md", "--resume", out, *WATER_MODEL, "--steps", "31") == 0
+    assert run("md", name, *options, "--steps", "31", "-o", tmp_path / "whole") == 0
+    assert_same_run(tmp_path / "whole", out)
+    assert run("report", out) == 0
+    assert "OpenMM (ML/MM)" in (out / "report.html").read_text()
+
+
+def mm_energy(
+    force_field: Any, topology: Any, atoms: Atoms, *, interactions: bool = True
+) -> float:
+    import openmm
+
+    periodic = bool(atoms.pbc.any()) and interactions
+    system = force_field.createSystem(
+        topology,
+        nonbondedMethod=app.PME if periodic else app.NoCutoff,
+        nonbondedCutoff=1.0,
+        rigidWater=False,
+    )
+    context = openmm.Context(
+        system, openmm.VerletIntegrator(1e-3), openmm.Platform.getPlatformByName("Reference")
+    )
+    context.setPositions(atoms.positions * 0.1)
+    energy = context.getState(getEnergy=True).getPotentialEnergy()
+    return float(energy._value) * units.kJ / units.mol
+
+
+def test_mixed_with_rigid_water(files: Path, tmp_path: Path) -> None:
+    for ensemble in ("nve", "npt"):
+        out = tmp_path / ensemble
+        options = {"ml_atoms": "0-2", "force_field": ("amber14/tip3p.xml",), "platform": "CPU"}
+        options |= {"constraints": "hbonds", "ensemble": ensemble}
+        start(files, out, 50, "three.box.pdb", **options, interval=25)
+        frames = frames_of(out)
+        for first in (3, 6):
+            lengths = [frame.get_distance(first, first + 1) for frame in frames]
+            np.testing.assert_allclose(lengths, 0.9572, atol=1e-4)
+        assert np.ptp([frame.get_distance(0, 1) for frame in frames]) > 1e-3
+        last = last_state(RunFolder.open(out))
+        assert last.get_masses()[4] == pytest.approx(1.008, abs=1e-3)  # of rigid water: as it is
+        folder = RunFolder.open(out)
+        removed = 3 if ensemble == "nve" else 0
+        assert folder.read_restart().state["freedom"] == 27 - 6 - removed
+        log = folder.read_log()
+        assert log["temperature_k"][0] == pytest.approx(300)
+        if ensemble == "nve":
+            assert np.ptp(log["conserved_ev"]) < 0.1 * np.ptp(log["kinetic_ev"])
+            bond = last.positions[4] - last.positions[3]
+            speed = last.get_velocities()[4] - last.get_velocities()[3]
+            assert abs(bond @ speed) < 1e-4
+        else:
+            assert len(np.unique(log["volume_a3"])) > 1
+
+
+def test_mixed_with_heavy_hydrogen(files: Path, tmp_path: Path) -> None:
+    options = {"ml_atoms": "0-2", "force_field": ("amber14/tip3p.xml",), "hydrogen_mass": 3.0}
+    start(files, tmp_path / "run", 0, "three.pdb", **options)
+    folder = RunFolder.open(tmp_path / "run")
+    masses = folder.start().get_masses()
+    assert masses[4] == pytest.approx(3.0)
+    assert masses.sum() == pytest.approx(3 * 18.015, abs=0.01)
+    assert folder.config["settings"]["platform"] == "CPU"
+
+
+def test_selections(files: Path) -> None:
+    topology, atoms = openmm_system.read_topology(files / "three.pdb")
+    assert atoms.get_chemical_formula() == "H6O3"
+    select = openmm_system.select_atoms
+    assert select("5,0-1", topology) == [0, 1, 5]
+    assert select("resname HOH", topology) == select("chain A", topology) == list(range(9))
+
+
+def test_a_box_too_small_for_the_force_field(files: Path, tmp_path: Path) -> None:
+    write_three_waters(tmp_path / "small.pdb", 1.2)
+    with pytest.raises(ValueError, match=r"OpenMM cannot run this: .*cutoff distance"):
+        start(
+            files,
+            tmp_path / "run",
+            4,
+            str(tmp_path / "small.pdb"),
+            ml_atoms="0-2",
+            force_field=("amber14/tip3p.xml",),
+        )

@@ -1,0 +1,345 @@
+"""Recording and replaying the pass, and lists that live on the device.
+
+The logic of recordings is tested anywhere with a stand-in for CUDA's capture; what needs a
+device is skipped without one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.helpers import (
+    REFERENCES,
+    System,
+    crystal,
+    ethanol,
+    make_potential,
+    slab,
+    supercell,
+    tiny,
+)
+from support.kernel_cases import random_graph
+
+from tensormd.models import NeighborList, batch_graphs
+from tensormd.models.graph import Graph
+from tensormd.models.inference.kernels.cuda.recording import CudaGraphStep, Room, Run, room_for
+from tensormd.models.inference.kernels.cuda.resident import ResidentSystem
+from tensormd.models.inference.kernels.edges import edges_of
+from tensormd.models.inference.kernels.fused import FusedTensorNet
+from tensormd.models.inference.kernels.step import StepInputs
+from tensormd.models.inference.tables import build_table
+from tensormd.models.potential import Potential, Prediction
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def assert_same(found: Any, expected: Any, bound: float) -> None:
+    """Within ``bound`` of the largest magnitude (or of 1) of each part."""
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert (a.cpu() - b.cpu()).abs().max() <= bound * max(1.0, float(b.abs().max()))
+
+
+# Recordings, with a stand-in for the capture
+
+
+class FakeCapture:
+    """Like a CUDA graph: each replay reads and writes the tensors it was recorded with."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+        self.fail = False
+
+    def __call__(self, run: Run) -> tuple[Prediction, Any]:
+        if self.fail:
+            raise RuntimeError("out of memory")
+        result = run()
+        for tensor in result:
+            tensor.fill_(torch.nan)  # a capture computes nothing
+
+        def replay() -> None:
+            self.replays += 1
+            for kept, new in zip(result, run(), strict=True):
+                kept.copy_(new)
+
+        return result, replay
+
+
+@pytest.fixture(scope="module")
+def potential() -> Potential:
+    return make_potential(references=REFERENCES)
+
+
+@pytest.fixture(scope="module")
+def fused(potential: Potential) -> FusedTensorNet:
+    return FusedTensorNet(potential)
+
+
+@pytest.fixture
+def capture() -> FakeCapture:
+    return FakeCapture()
+
+
+@pytest.fixture
+def recorded(fused: FusedTensorNet, capture: FakeCapture) -> CudaGraphStep:
+    return CudaGraphStep(fused._evaluate, capture, keep=2)
+
+
+def inputs_of(graph: Graph) -> StepInputs:
+    return StepInputs(
+        graph.positions, graph.cell, graph.system, graph.numbers, graph.charge, *edges_of(graph)
+    )
+
+
+def test_room_grows_in_small_steps() -> None:
+    graph = random_graph(33)
+    room = room_for(inputs_of(graph))
+    assert 33 <= room.atoms <= 33 * 1.25
+    assert graph.edge_index.shape[1] <= room.edges <= max(256, 1.25 * graph.edge_index.shape[1])
+    assert room.systems == 3
+    assert room_for(inputs_of(random_graph(0))) == (16, 256, 2)
+
+
+def test_replays_give_what_the_pass_gives(
+    fused: FusedTensorNet, recorded: CudaGraphStep, capture: FakeCapture
+) -> None:
+    graphs = [ethanol(seed=seed, charge=seed).graph(cutoff=3.0) for seed in range(1, 4)]
+    assert len({g.edge_index.shape[1] for g in graphs}) > 1
+    for graph in graphs:
+        inputs = inputs_of(graph)
+        assert_same(recorded(inputs), fused._evaluate(inputs), 1e-13)
+    assert (recorded.captures, capture.replays) == (1, 3)
+
+
+def test_more_edges_than_room_lead_to_another_recording(
+    fused: FusedTensorNet, recorded: CudaGraphStep
+) -> None:
+    near, cell = ethanol(), supercell(crystal(), (4, 1, 1))
+    for system, captures in ((near, 1), (cell, 2), (near, 2), (cell, 2)):
+        inputs = inputs_of(system.graph())
+        assert_same(recorded(inputs), fused._evaluate(inputs), 1e-13)
+        assert recorded.captures == captures
+
+
+def test_the_last_recordings_are_kept(fused: FusedTensorNet, recorded: CudaGraphStep) -> None:
+    small, medium, large = (inputs_of(supercell(crystal(), (n, 1, 1)).graph()) for n in (1, 4, 8))
+    assert len({room_for(i) for i in (small, medium, large)}) == 3
+    for inputs, captures in (
+        (small, 1),
+        (medium, 2),
+        (small, 2),
+        (large, 3),
+        (small, 3),
+        (medium, 4),
+    ):
+        assert_same(recorded(inputs), fused._evaluate(inputs), 1e-13)
+        assert recorded.captures == captures
+
+
+def test_fewer_atoms_in_the_same_room(fused: FusedTensorNet, recorded: CudaGraphStep) -> None:
+    for system in (ethanol(), System(np.array([8]), np.zeros((1, 3))), crystal(-1.0), tiny(2)):
+        inputs = inputs_of(system.graph(cutoff=4.0))
+        assert room_for(inputs) == (16, 256, 2)
+        assert_same(recorded(inputs), fused._evaluate(inputs), 1e-13)
+    assert recorded.captures == 1
+
+
+def test_positions_written_behind_torchs_back_are_seen(
+    fused: FusedTensorNet, recorded: CudaGraphStep
+) -> None:
+    graph = ethanol().graph()
+    inputs = inputs_of(graph)
+    before = recorded(inputs)
+    graph.positions.numpy()[0] += 0.1
+    after = recorded(inputs)
+    assert_same(after, fused._evaluate(inputs), 1e-13)
+    assert (after.forces - before.forces).abs().max() > 1e-3
+
+
+def test_results_are_not_overwritten(recorded: CudaGraphStep) -> None:
+    first = recorded(inputs_of(ethanol(seed=1).graph()))
+    kept = Prediction(*(t.clone() for t in first))
+    second = recorded(inputs_of(ethanol(seed=2).graph()))
+    assert_same(first, kept, 0.0)
+    assert (first.forces - second.forces).abs().max() > 1e-3
+
+
+def test_a_failed_recording_leaves_no_trace(
+    fused: FusedTensorNet, recorded: CudaGraphStep, capture: FakeCapture
+) -> None:
+    inputs = inputs_of(ethanol().graph())
+    capture.fail = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        recorded(inputs)
+    capture.fail = False
+    assert_same(recorded(inputs), fused._evaluate(inputs), 1e-13)
+    assert recorded.captures == 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_records_for_itself(potential: Potential, copied: Any) -> None:
+    original = FusedTensorNet(potential, build_table(potential)[0], graphs=True)
+    assert isinstance(original._run, CudaGraphStep)
+    original._run._recordings[Room(16, 256, 2)] = lambda: None  # type: ignore[assignment]
+    again = copied(original)
+    assert isinstance(again._run, CudaGraphStep)
+    assert not again._run._recordings
+    assert again._run._run.__self__ is again
+
+
+def test_nothing_to_keep_is_refused(fused: FusedTensorNet) -> None:
+    with pytest.raises(ValueError, match="expected at least 1"):
+        CudaGraphStep(fused._evaluate, keep=0)
+
+
+# A list on the device
+
+
+def resident(fused: FusedTensorNet, system: System, skin: float, device: str) -> ResidentSystem:
+    return ResidentSystem(
+        fused,
+        torch.tensor(system.numbers, device=device),
+        torch.tensor(np.broadcast_to(system.pbc, 3).copy(), device=device),
+        system.charge,
+        skin,
+    )
+
+
+def walk(system: System, steps: int, stride: float) -> Iterator[System]:
+    """Atoms that drift, each in its own direction."""
+    drift = np.random.default_rng(5).normal(size=system.positions.shape)
+    drift *= stride / np.linalg.norm(drift, axis=1, keepdims=True)
+    for k in range(steps):
+        yield system.moved(system.positions + k * drift)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("system", [ethanol(charge=1.0), slab()], ids=["molecule", "slab"])
+def test_resident_system(potential: Potential, system: System, device: str) -> None:
+    fused = FusedTensorNet(potential, build_table(potential)[0], backend(device)).to(device)
+    evaluate = resident(fused, system, 0.5, device)
+    cell = np.zeros((3, 3)) if system.cell is None else system.cell
+    for moved in walk(system, 12, 0.06):
+        found = evaluate(
+            torch.tensor(moved.positions, device=device), torch.tensor(cell, device=device)
+        )
+        assert_same(found, fused(move(moved.graph(), device)), 1e-11)
+    # 0.25 A, half of the skin, are passed at steps 5 and 10.
+    assert evaluate.builds == 3
+
+
+def test_resident_system_sees_a_new_cell(fused: FusedTensorNet) -> None:
+    system = crystal()
+    assert system.cell is not None
+    evaluate = resident(fused, system, 0.5, "cpu")
+    for strain in (0.0, 0.01, 0.01):
+        moved = system.strained(strain * np.eye(3))
+        found = evaluate(torch.tensor(moved.positions), torch.tensor(moved.cell))
+        assert_same(found, fused(moved.graph()), 1e-11)
+    assert evaluate.builds == 2
+
+
+def test_an_expired_list_would_be_wrong(fused: FusedTensorNet) -> None:
+    system = slab()
+    first, *_, last = walk(system, 12, 0.3)
+    stale = (
+        NeighborList(fused.cutoff, 0.5)
+        .graph(*first)
+        ._replace(positions=torch.tensor(last.positions))
+    )
+    wrong, right = fused(stale), fused(last.graph())
+    assert (wrong.forces - right.forces).abs().max() > 1e-3
+
+
+def test_a_negative_skin_is_refused(fused: FusedTensorNet) -> None:
+    with pytest.raises(ValueError, match=r"skin is -1\.0 A"):
+        resident(fused, ethanol(), -1.0, "cpu")
+
+
+# On a device
+
+
+def backend(device: str) -> Any:
+    """The operators of a device."""
+    if device == "cpu":
+        return None
+    from tensormd.models.inference.kernels.cuda.operators import TritonOperators
+
+    return TritonOperators()
+
+
+def move(graph: Graph, device: str) -> Graph:
+    return Graph(*(tensor.to(device) for tensor in graph))
+
+
+@contextlib.contextmanager
+def no_transfers() -> Iterator[None]:
+    """An error wherever the host waits for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("channels", [16, 24, 64, 128, 160])
+@pytest.mark.parametrize("graphs", [False, True], ids=["launched", "recorded"])
+def test_parity_on_the_device(dtype: torch.dtype, channels: int, graphs: bool) -> None:
+    potential = make_potential(channels=channels, references=REFERENCES, zbl=2.0)
+    table, _ = build_table(potential)
+    expected_of = FusedTensorNet(potential, table)
+    fused = FusedTensorNet(potential.to("cuda", dtype), table, backend("cuda"), graphs=graphs)
+    bound = 1e-10 if dtype == torch.float64 else 2e-5
+    alone = System(np.array([6]), np.zeros((1, 3)))
+    for systems in ([ethanol()], [crystal(1.0), tiny(1), alone], [ethanol(seed=3)]):
+        graph = batch_graphs([s.graph(skin=0.5) for s in systems])
+        assert_same(fused(move(graph, "cuda")), expected_of(graph), bound)
+
+
+@needs_cuda
+def test_replay_and_another_recording_on_the_device(potential: Potential) -> None:
+    table, _ = build_table(potential)
+    expected_of = FusedTensorNet(potential, table)
+    fused = FusedTensorNet(potential, table, backend("cuda")).to("cuda")
+    assert isinstance(fused._run, CudaGraphStep)
+    for system, captures in (
+        (ethanol(seed=1), 1),
+        (ethanol(seed=2), 1),
+        (supercell(crystal(), (2, 2, 1)), 2),
+        (ethanol(seed=3), 2),
+    ):
+        graph = system.graph()
+        assert_same(fused(move(graph, "cuda")), expected_of(graph), 1e-10)
+        assert fused._run.captures == captures
+
+
+@needs_cuda
+@pytest.mark.parametrize("zbl", [0.0, 2.0], ids=["", "ZBL"])
+def test_a_step_does_not_wait_for_the_device(zbl: float) -> None:
+    fused = FusedTensorNet(make_potential(zbl=zbl).to("cuda"), None, backend("cuda"))
+    graph = move(crystal().graph(skin=0.5), "cuda")
+    first = fused(graph)
+    moved = graph._replace(positions=graph.positions + 0.01)
+    with no_transfers():
+        second = fused(moved)
+    assert_same(second.forces, first.forces, 1e-9)
+    with pytest.raises(RuntimeError), no_transfers():
+        second.energy.item()
+
+
+@needs_cuda
+def test_runs_repeat_to_the_last_bit(potential: Potential) -> None:
+    fused = FusedTensorNet(potential, None, backend("cuda")).to("cuda").float()
+    graph = move(supercell(crystal(), (2, 2, 2)).graph(), "cuda")
+    first = fused(graph)
+    for _ in range(5):
+        assert all(map(torch.equal, fused(graph), first))

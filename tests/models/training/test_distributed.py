@@ -1,0 +1,96 @@
+"""Two processes with half a batch each take the step of the whole batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support.paths import TESTS
+
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from support.helpers import System, crystal, ethanol, tiny
+from support.training_frames import labelled, tensornet, water
+from tensormd.models.training import TrainingSettings, TrainingStopped, start_processes, train
+
+out, dtype = Path(sys.argv[1]), sys.argv[2]
+systems = [ethanol(k) if k % 3 else water(k) for k in range(10)] + [crystal(), tiny(2)]
+frames = labelled(systems)
+settings = TrainingSettings(
+    epochs=4, batch=5, keep_last_batch=True, dtype=dtype, warm_up_steps=0, ema_decay=0.0,
+    largest_gradient=1e9, validate_every=2, compile=False, weight_decay=0.1, learning_rate=1e-4,
+)
+told, steps = [], []
+with start_processes("cpu") as processes:
+    def stop():
+        steps.append(1)
+        return processes.rank == processes.count - 1 and len(steps) == 7
+
+    def run(**options):
+        return train(
+            tensornet(), frames, frames.select([0, 10]), settings, out.with_suffix(".state"),
+            tell=told.append, step_done=lambda *a: losses.append(a[-1]), **options,
+        )
+
+    losses = []
+    try:
+        run(stop=stop)
+    except TrainingStopped:
+        assert len(losses) == 7
+    potential = run()
+    if processes.first:
+        assert [p.epoch for p in told] == [2, 4]
+        torch.save({{"weights": potential.state_dict(), "losses": losses}}, out)
+    else:
+        assert not told
+"""
+
+
+def run(folder: Path, name: str, dtype: str, processes: int) -> dict:
+    program = folder / "program.py"
+    program.write_text(PROGRAM.format(tests=str(TESTS)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(program), str(folder / name), dtype],
+            env={
+                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port),
+                "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1",
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]  # fmt: skip
+    try:
+        for process in running:
+            _, errors = process.communicate(timeout=600)
+            assert process.returncode == 0, errors
+    finally:
+        for process in running:
+            process.kill()
+    return torch.load(folder / name, weights_only=True)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-6)])
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, dtype: str, tolerance: float) -> None:
+    """12 frames in batches of 5, 5 and 2: of uneven sizes, and shared unevenly."""
+    one, two = (run(tmp_path, f"{n}", dtype, n) for n in (1, 2))
+    assert len(one["losses"]) == 12
+    assert one["losses"] == pytest.approx(two["losses"], rel=10 * tolerance)
+    for name, value in one["weights"].items():
+        # AdamW divides by the size of the gradient, and so enlarges its rounding.
+        torch.testing.assert_close(
+            two["weights"][name], value, rtol=100 * tolerance, atol=100 * tolerance
+        )

@@ -1,0 +1,240 @@
+"""A training step: its gradients are those of autograd, compiled or not, for every batch."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from support.helpers import System, crystal, ethanol, make_potential, relative_error, slab, tiny
+from support.training_frames import CUTOFF, labelled, tensornet, water
+from torch import nn
+
+from tensormd.models import TDN, Potential, ScalarReadout
+from tensormd.models.training import Batch, TrainingSettings, TrainingStep, train
+from tensormd.models.training.compiled import (
+    CompilationError,
+    CompiledFunction,
+    Unfit,
+    compiler_for,
+)
+from tensormd.models.training.losses import loss_terms
+
+FORCES = TrainingSettings(energy_weight=0.7, force_weight=1.3)
+compiles = pytest.mark.skipif(
+    compiler_for(torch.device("cpu")) is not None, reason="there is no C++ compiler"
+)
+
+
+def atom() -> System:
+    return System(np.array([8]), np.zeros((1, 3)))
+
+
+MIXED = labelled(
+    [ethanol(1), water(1), crystal(1.0), atom(), slab(), tiny(2), ethanol(2), water(2), atom()]
+)
+BATCHES = [[0, 1, 2, 3], [6, 0], [1, 7], [4, 5, 2, 6, 3, 8], [8, 1]]
+
+
+def tdn(dropout: float) -> Potential:
+    torch.manual_seed(0)
+    network = TDN(
+        channels=4, layers=2, lmax=1, heads=2, radial_functions=4, radial_widths=(6,),
+        cutoff=CUTOFF, max_number=9, dropout=dropout,
+    )  # fmt: skip
+    return Potential(network, ScalarReadout(4), elements=[1, 6, 7, 8], scale=0.8).double()
+
+
+def gradients(step: TrainingStep, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
+    torch.manual_seed(3)
+    losses = step.step(batch)
+    found = {name: p.grad for name, p in step.potential.named_parameters()}
+    return losses.total, {name: g.clone() for name, g in found.items() if g is not None}
+
+
+def compare(a: TrainingStep, b: TrainingStep, batch: Batch, tolerance: float) -> None:
+    loss_a, found_a = gradients(a, batch)
+    loss_b, found_b = gradients(b, batch)
+    assert loss_a == pytest.approx(loss_b, rel=tolerance)
+    assert found_a.keys() == found_b.keys()
+    size = max(float(g.abs().max()) for g in found_b.values())
+    assert size > 1e-3
+    for name, gradient in found_a.items():
+        assert gradient.is_contiguous()
+        assert float((gradient - found_b[name]).abs().max()) <= tolerance * size, name
+
+
+def test_gradients_are_those_of_the_potential_itself() -> None:
+    potential = make_potential(1).train()
+    frames = labelled([crystal(), tiny(2), slab()._replace(pbc=True)], stress=True)
+    settings = TrainingSettings(stress_weight=2.0, loss="mse", energy_per_atom=True)
+    batch = frames.batch(range(3))
+    prediction = potential(batch.graph)
+    volume = torch.linalg.det(batch.graph.cell).abs()
+    atoms = torch.bincount(batch.graph.system).double()
+    found = {
+        "energy": prediction.energy,
+        "forces": prediction.forces,
+        "stress": -prediction.virial / volume.view(-1, 1, 1),
+    }
+    terms = loss_terms(found, batch.labels._asdict(), atoms, settings)
+    loss = 0.5 * terms["energy"] + terms["forces"] + 2 * terms["stress"]
+    loss.backward()
+    wanted = {name: p.grad for name, p in potential.named_parameters() if p.grad is not None}
+    total, gradient = gradients(TrainingStep(potential, settings), batch)
+    assert total == pytest.approx(loss.item(), rel=1e-12)
+    assert gradient.keys() == wanted.keys()
+    for name, value in gradient.items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-9, atol=1e-11)
+
+
+def test_edges_beyond_the_cutoff_change_nothing() -> None:
+    potential = make_potential(1)
+    near, far = labelled([crystal()]), labelled([crystal()])
+    far.graphs = [crystal().graph(CUTOFF, 1.0)]
+    assert far.graphs[0].edge_index.shape[1] > near.graphs[0].edge_index.shape[1]
+    step = TrainingStep(potential, FORCES)
+    a, b = gradients(step, near.batch([0])), gradients(step, far.batch([0]))
+    assert a[0] == pytest.approx(b[0], rel=1e-12)
+    assert relative_error(a[1]["readout.norm.weight"], b[1]["readout.norm.weight"]) < 1e-11
+
+
+def test_shares_of_a_batch_add_up() -> None:
+    step = TrainingStep(make_potential(1), FORCES)
+    _, whole = gradients(step, MIXED.batch([0, 1, 2]))
+    atoms = [len(MIXED.graphs[k].numbers) for k in (0, 1, 2)]
+    summed = {name: torch.zeros_like(g) for name, g in whole.items()}
+    for index in ([0, 2], [1]):
+        part = sum(len(MIXED.graphs[k].numbers) for k in index) / sum(atoms)
+        step.step(MIXED.batch(index), {"energy": len(index) / 3, "forces": part})
+        for name, p in step.potential.named_parameters():
+            if p.grad is not None:
+                summed[name] += p.grad
+    for name, gradient in whole.items():
+        torch.testing.assert_close(summed[name], gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def compiled_tensornet() -> TrainingStep:
+    return TrainingStep(tensornet(), FORCES, compile=True)
+
+
+@compiles
+def test_compiled_tensornet(compiled_tensornet: TrainingStep) -> None:
+    plain = TrainingStep(compiled_tensornet.potential, FORCES)
+    for index in BATCHES:
+        compare(compiled_tensornet, plain, MIXED.batch(index), 1e-12)
+    assert compiled_tensornet.plain_steps == 0
+
+
+@compiles
+def test_what_fits_no_graph_runs_plainly_and_is_counted(compiled_tensornet: TrainingStep) -> None:
+    plain = TrainingStep(compiled_tensornet.potential, FORCES)
+    for index in ([3], [0], [2]):  # of one system; the first has no edge
+        before = compiled_tensornet.plain_steps
+        compare(compiled_tensornet, plain, MIXED.batch(index), 1e-12)
+        assert compiled_tensornet.plain_steps == before + 1
+    compiled_tensornet.plain_steps = 0
+
+
+@compiles
+def test_fused_optimizer_steps_the_same(compiled_tensornet: TrainingStep) -> None:
+    """Fused AdamW reads gradients as if their strides were those of the parameters."""
+    twin = copy.deepcopy(compiled_tensornet.potential)
+    original = {k: v.clone() for k, v in twin.state_dict().items()}
+    steps = (compiled_tensornet, TrainingStep(twin, FORCES))
+    for step in steps:
+        optimizer = torch.optim.AdamW(step.potential.parameters(), lr=1e-2, fused=True)
+        for index in BATCHES[:3]:
+            step.step(MIXED.batch(index))
+            optimizer.step()
+    for name, value in twin.state_dict().items():
+        other = compiled_tensornet.potential.state_dict()[name]
+        torch.testing.assert_close(other, value, rtol=1e-8, atol=1e-9)
+    assert not torch.equal(twin.readout.norm.weight, original["readout.norm.weight"])
+    compiled_tensornet.potential.load_state_dict(original)
+
+
+@compiles
+def test_compiled_tdn_with_dropout() -> None:
+    step = TrainingStep(tdn(0.3), FORCES, compile=True)
+    plain = TrainingStep(step.potential, FORCES)
+    for index in BATCHES:
+        compare(step, plain, MIXED.batch(index), 1e-12)
+    assert step.plain_steps == 0
+    without, _ = gradients(TrainingStep(tdn(0.0), FORCES), MIXED.batch(BATCHES[0]))
+    assert without != gradients(plain, MIXED.batch(BATCHES[0]))[0]
+
+
+@compiles
+def test_conditions_on_sizes_are_found_and_checked() -> None:
+    """A function that branches on a size: the branch taken holds for such sizes alone."""
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+
+    def branches(of: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple:
+        x = inputs[0]
+        total = (of.weight.sum() * x).sum() if x.shape[0] > 4 else (of.weight[0] * x).sum()
+        return total, total.reshape(1)
+
+    from tensormd.models.training.compiled import Axis
+
+    axes = [Axis("atoms", 0), Axis("edges", 0), Axis("pairs", 0), Axis("systems", 0)]
+
+    def inputs(atoms: int) -> list[torch.Tensor]:
+        return [torch.ones(n, dtype=torch.float32) for n in (atoms, 6, 3, 2)]
+
+    function = CompiledFunction(module, branches)  # type: ignore[arg-type]
+    for atoms in (7, 9):
+        beside, gradient = function(inputs(atoms), axes)
+        assert beside.tolist() == [3.0 * atoms]
+        assert gradient[0] is not None
+        assert gradient[0].tolist() == [atoms, atoms]
+    with pytest.raises(Unfit, match="atoms=3"):
+        function(inputs(3), axes)
+
+
+def test_a_compilation_that_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise AssertionError("no such operator\nand more")
+
+    monkeypatch.setattr("tensormd.models.training.compiled._trace", fails)
+    batch = MIXED.batch([0, 1])
+    explicit = dataclasses.replace(FORCES, compile=True)
+    with pytest.raises(CompilationError, match="AssertionError: no such operator"):
+        TrainingStep(tensornet(), explicit, compile=True).step(batch)
+    step = TrainingStep(tensornet(), FORCES, compile=True)
+    compare(step, TrainingStep(step.potential, FORCES), batch, 1e-12)
+    assert not step.compiled
+    assert "steps run plainly from here on" in caplog.text
+
+
+@compiles
+def test_float32_and_resume(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    frames = labelled([water(k) for k in range(10)])
+    fit, held = frames.split([8, 2], 0)
+    settings = TrainingSettings(
+        epochs=4, batch=4, warm_up_steps=2, validate_every=2, compile=True, ema_decay=0.5
+    )
+
+    class KilledError(Exception):
+        pass
+
+    def kill(epoch: int, step: int, *_: object) -> None:
+        if step == 5:
+            raise KilledError
+
+    float32 = torch.float32
+    plain = TrainingStep(tensornet(float32), settings)
+    compare(TrainingStep(plain.potential, settings, compile=True), plain, fit.batch([0, 1]), 1e-5)
+    whole = train(tensornet(float32), fit, held, settings).state_dict()
+    with pytest.raises(KilledError):
+        train(tensornet(float32), fit, held, settings, tmp_path / "a.pt", step_done=kill)
+    resumed = train(tensornet(float32), fit, held, settings, tmp_path / "a.pt").state_dict()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
