@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +21,8 @@ from ase.data import atomic_masses
 from torch import Tensor, nn
 
 from ..graph import Graph
-from ..maths.cartesian import BASIS, ROWS
 from ..maths.double import DoubleConstants
-from ..maths.harmonics import clebsch_gordan, degree_slices
-from ..networks.tdn import TDN
-from ..networks.tensornet import TensorNet
+from ..networks.base import Network
 
 MASSES = torch.tensor(np.asarray(atomic_masses), dtype=torch.float64)
 """Standard atomic weights by atomic number, u."""
@@ -33,47 +30,6 @@ NO_DIPOLE = (
     "the dipole of a periodic system is not defined (only up to charges times lattice vectors): "
     "ask for that of a molecule"
 )
-
-
-class Orders(NamedTuple):
-    """Where the features of a network, as (N, components, F), hold what heads read."""
-
-    components_first: bool
-    """Whether they come as (components, N, F)."""
-    norms: tuple[slice, ...]
-    """Components whose squared norms are the invariants; empty: the scalars themselves are."""
-    vector: slice | None
-    tensor: slice | None
-    basis: Tensor
-    """(5, 3, 3) float64: the symmetric traceless matrices that the tensor's components mean."""
-
-
-def orders_of(representation: nn.Module) -> Orders:
-    """What the features of a network hold.
-
-    Raises
-    ------
-    ValueError
-        If it is neither a `TensorNet` nor a `TDN`.
-    """
-    if isinstance(representation, TensorNet):
-        found, end = {}, 0
-        for irrep in str(representation.config["irreps"]):
-            size = ROWS[irrep].stop - ROWS[irrep].start
-            found[irrep] = slice(end, end + size)
-            end += size
-        basis = BASIS[ROWS["S"]]
-        return Orders(True, tuple(found.values()), found.get("A"), found.get("S"), basis)
-    if isinstance(representation, TDN):
-        lmax: Any = representation.config["lmax"]
-        degrees: Any = representation.config.get("degrees")
-        places = degree_slices(range(lmax + 1) if degrees is None else degrees)
-        basis = torch.from_numpy(math.sqrt(5) * clebsch_gordan(1, 1, 2)).permute(2, 0, 1)
-        return Orders(False, (), places.get(1), places.get(2), basis)
-    raise ValueError(
-        f"a {type(representation).__name__} has no vectors or tensors that are known: expected a "
-        "TensorNet or a TDN"
-    )
 
 
 class HeadConstants(DoubleConstants):
@@ -100,30 +56,36 @@ class HeadConstants(DoubleConstants):
 
 
 class GatedReadout(nn.Module):
-    r"""One number, and one gated sum over the channels of an order, for each atom.
+    r"""One number, and one gated sum over the channels of an irrep, for each atom.
 
     .. math:: (s_i, g_i) = \mathrm{MLP}(\mathrm{LayerNorm}(h_i)), \qquad
         y_i = \sum_c g_{ic} \sum_f W_{cf} x_{if}
 
-    with h the invariants of the atom (TensorNet: squared norms of I, A and S; TDN: degree 0) and
-    x the components of the order.
+    with h the invariants of the atom (see `FeatureLayout`; TensorNet: squared norms of I, A and
+    S; TDN: degree 0) and x the components of the irrep.
     """
 
     constants: HeadConstants
 
-    def __init__(self, representation: nn.Module, order: str, needed_for: str) -> None:
+    def __init__(self, representation: nn.Module, degree: int, needed_for: str) -> None:
         super().__init__()
-        self.orders = orders_of(representation)
-        place = getattr(self.orders, order)
+        kind = {1: "vector", 2: "tensor"}[degree]
+        if not isinstance(representation, Network):
+            raise ValueError(
+                f"a {type(representation).__name__} has no vectors or tensors that are known: "
+                "expected a network, such as a TensorNet or a TDN"
+            )
+        self.layout = representation.feature_layout()
+        place = self.layout.of_degree(degree)
         if place is None:
             raise ValueError(
-                f"a {needed_for} needs the {order} part of the features (TensorNet: "
-                f"{'A' if order == 'vector' else 'S'}; TDN: l = {1 if order == 'vector' else 2}), "
-                f"and this {type(representation).__name__} has none: take a network that has it"
+                f"a {needed_for} needs the {kind} part of the features (TensorNet: "
+                f"{'A' if degree == 1 else 'S'}; TDN: l = {degree}), and this "
+                f"{type(representation).__name__} has none: take a network that has it"
             )
         self.place: slice = place
-        channels = int(representation.channels)  # type: ignore[arg-type]
-        width = channels * max(len(self.orders.norms), 1)
+        channels = representation.channels
+        width = channels * self.layout.invariants_per_channel
         self.norm = nn.LayerNorm(width)
         self.network = nn.Sequential(
             nn.Linear(width, channels),
@@ -137,14 +99,8 @@ class GatedReadout(nn.Module):
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features -> numbers (N,) and components (N, 3 or 5), float64 and scaled."""
-        if self.orders.components_first:
-            x = x.transpose(0, 1)
-        if self.orders.norms:
-            squares = [x[:, part].square().sum(1) for part in self.orders.norms]
-            invariants = torch.cat(squares, dim=1)
-        else:
-            invariants = x[:, 0]
-        outputs = self.network(self.norm(invariants))
+        x = self.layout.by_atom(x)
+        outputs = self.network(self.norm(self.layout.invariants(x)))
         gated = (self.mix(x[:, self.place]) * outputs[:, 1:].unsqueeze(1)).sum(2)
         scale = self.constants.scale
         return scale * outputs[:, 0].double(), scale * gated.double()
@@ -175,7 +131,7 @@ class DipoleReadout(GatedReadout):
     """
 
     def __init__(self, representation: nn.Module, charges: bool = True) -> None:
-        super().__init__(representation, "vector", "dipole")
+        super().__init__(representation, 1, "dipole")
         self.constants = HeadConstants(None, MASSES)
         self.config = {"charges": bool(charges)}
 
@@ -245,9 +201,10 @@ class PolarizabilityReadout(GatedReadout):
     """
 
     def __init__(self, representation: nn.Module) -> None:
-        super().__init__(representation, "tensor", "polarizability")
-        elements = int(representation.config["max_number"])  # type: ignore[index]
-        self.constants = HeadConstants(elements, self.orders.basis.reshape(5, 9))
+        super().__init__(representation, 2, "polarizability")
+        assert isinstance(representation, Network)
+        basis = self.layout.tensor_basis
+        self.constants = HeadConstants(representation.max_number, basis.reshape(5, 9))
 
     def forward(self, x: Tensor, graph: Graph) -> Tensor:
         """Features of the atoms of a graph -> (B, 3, 3), e^2 A^2/eV, symmetric, float64."""

@@ -9,6 +9,7 @@ and C channels; i receives from j along the edge vector r_j - r_i of length r, w
 Y. Lengths are in the units of the network's cutoff.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,10 +23,12 @@ from ..maths.harmonics import (
     check_degree,
     check_degrees,
     check_group,
+    clebsch_gordan,
     degree_slice,
 )
 from ..maths.radial import CosineCutoff
 from ..maths.splines import RadialTable
+from .base import FeatureLayout, Network, consecutive_irreps
 from .tdn_layers import (
     DegreeLinear,
     DegreeNorm,
@@ -60,7 +63,7 @@ class Edges(NamedTuple):
     """(E, 1), 1 at zero distance and 0 from the cutoff on."""
 
 
-class TDN(nn.Module):
+class TDN(Network):
     """Atoms and displacement vectors in, features of several degrees for each atom out.
 
     Parameters
@@ -131,7 +134,6 @@ class TDN(nn.Module):
         dropout: float = 0.0,
         degrees: Sequence[int] | None = None,
     ) -> None:
-        super().__init__()
         lmax, degrees = parse_degrees(lmax, degrees)
         check_group(group)
         if product not in PRODUCTS:
@@ -156,10 +158,10 @@ class TDN(nn.Module):
             factors = factors_for(lmax, group, rank)
             rank = factors.a.shape[1]
             a, b, c = (torch.cat([f[degree_slice(degree)] for degree in degrees]) for f in factors)
-            self.coupling: nn.Module = FactoredCoupling(a, b, c, contracted)
+            coupling: nn.Module = FactoredCoupling(a, b, c, contracted)
         else:
-            self.coupling = ExactCoupling(degrees, group, contracted)
-        self.config = {
+            coupling = ExactCoupling(degrees, group, contracted)
+        config = {
             "channels": channels,
             "layers": layers,
             "lmax": lmax,
@@ -178,10 +180,15 @@ class TDN(nn.Module):
             "dropout": float(dropout),
             "degrees": None if len(degrees) == lmax + 1 else list(degrees),
         }
-        self.channels = channels
+        super().__init__(
+            config,
+            channels=channels,
+            cutoff=cutoff,
+            max_number=max_number,
+            smooth=envelope == "cosine",
+        )
+        self.coupling = coupling
         self.degrees = list(degrees)
-        self.cutoff = float(cutoff)
-        self.smooth = envelope == "cosine"
         self.harmonics = SphericalHarmonics(max(degrees), degrees)
         self.radial = TrainedGaussianBasis(cutoff, radial_functions)
         self.envelope = CosineCutoff(cutoff)
@@ -208,7 +215,12 @@ class TDN(nn.Module):
             return Block(channels, attention, norms)
 
         self.layers = nn.ModuleList([block() for _ in range(layers)])
-        self.table: RadialTable | None = None
+
+    def feature_layout(self) -> FeatureLayout:
+        """One irrep for each degree, components second."""
+        irreps = consecutive_irreps((f"l={degree}", degree) for degree in self.degrees)
+        basis = torch.from_numpy(math.sqrt(5) * clebsch_gordan(1, 1, 2)).permute(2, 0, 1)
+        return FeatureLayout(irreps, axis=1, norms=False, tensor_basis=basis)
 
     def forward(self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None) -> Tensor:
         """Features of every atom.

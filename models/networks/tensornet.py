@@ -16,14 +16,25 @@ from torch import Tensor, nn
 
 from ..graph import Graph, Pairs
 from ..maths.activations import activation
-from ..maths.cartesian import TensorAlgebra, TensorLinear, check_irreps, norm_squared, scale_irreps
+from ..maths.cartesian import (
+    BASIS,
+    ROWS,
+    TensorAlgebra,
+    TensorLinear,
+    check_irreps,
+    norm_squared,
+    scale_irreps,
+)
 from ..maths.radial import CosineCutoff, radial_basis
 from ..maths.splines import RadialTable
+from .base import FeatureLayout, Network, consecutive_irreps
 
 GROUPS = ("O(3)", "SO(3)")
+DEGREES = {"I": 0, "A": 1, "S": 2}
+"""Of the irreps."""
 
 
-class TensorNet(nn.Module):
+class TensorNet(Network):
     """Atoms and displacement vectors in, one 3x3 tensor for each atom and channel out.
 
     Parameters
@@ -70,13 +81,12 @@ class TensorNet(nn.Module):
         self_interaction: bool = True,
         irreps: str = "IAS",
     ) -> None:
-        super().__init__()
         check_irreps(irreps)
         if group not in GROUPS:
             raise ValueError(f"unknown group {group!r}: expected one of {', '.join(GROUPS)}")
         if not 0 <= cutoff_lower < cutoff:
             raise ValueError(f"cutoffs {cutoff_lower} and {cutoff}: expected 0 <= lower < upper")
-        self.config = {
+        config = {
             "channels": channels,
             "layers": layers,
             "radial_functions": radial_functions,
@@ -90,10 +100,14 @@ class TensorNet(nn.Module):
             "self_interaction": self_interaction,
             "irreps": irreps,
         }
-        self.channels = channels
+        super().__init__(
+            config,
+            channels=channels,
+            cutoff=cutoff,
+            cutoff_lower=cutoff_lower,
+            max_number=max_number,
+        )
         self.irreps = irreps
-        self.max_number = max_number
-        self.cutoff = float(cutoff)
         self.radial = radial_basis(
             radial, cutoff, radial_functions, cutoff_lower, trainable_radial
         )
@@ -109,7 +123,11 @@ class TensorNet(nn.Module):
                 for _ in range(layers)
             ]
         )
-        self.table: RadialTable | None = None
+
+    def feature_layout(self) -> FeatureLayout:
+        """I, A and S, or those of them that there are, components first."""
+        irreps = consecutive_irreps((irrep, DEGREES[irrep]) for irrep in self.irreps)
+        return FeatureLayout(irreps, axis=0, norms=True, tensor_basis=BASIS[ROWS["S"]])
 
     def forward(self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None) -> Tensor:
         """Tensor features of every atom.

@@ -9,7 +9,7 @@ import torch
 from support.helpers import CUTOFF, Array, System, make_potential, make_tdn
 
 from tensormd.models import Potential, batch_graphs
-from tensormd.models.heads.properties import DipoleReadout, PolarizabilityReadout, orders_of
+from tensormd.models.heads.properties import DipoleReadout, PolarizabilityReadout
 
 MODELS: dict[str, dict[str, Any]] = {
     "TensorNet": {},
@@ -29,7 +29,7 @@ def add_heads(potential: Potential, charges: bool = True) -> Potential:
     torch.manual_seed(7)
     network = potential.representation
     heads: dict[str, Any] = {"dipole": DipoleReadout(network, charges=charges)}
-    if orders_of(network).tensor is not None:
+    if network.feature_layout().of_degree(2) is not None:
         heads["polarizability"] = PolarizabilityReadout(network)
         heads["polarizability"].constants.references += torch.rand(
             len(heads["polarizability"].constants.references), dtype=torch.float64

@@ -90,7 +90,7 @@ class OneComponent(DipoleReadout):
     """Reads the x component of the vectors by itself."""
 
     def forward(self, x: Tensor, graph: Graph) -> Tensor:
-        row = x[self.place.start] if self.orders.components_first else x[:, self.place.start]
+        row = self.layout.by_atom(x)[:, self.place.start]
         extra = torch.zeros(graph.charge.shape[0], dtype=torch.float64)
         extra = extra.index_add(0, graph.system, row.double().mean(1))
         return super().forward(x, graph) + extra.unsqueeze(1)
