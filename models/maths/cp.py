@@ -3,7 +3,7 @@ r"""CP decomposition of the Clebsch-Gordan tensor summed over all paths.
 .. math:: M_{ijk} = \sum_{r=1}^{R} A_{ir} B_{jr} C_{kr}
     \qquad \text{(Lin et al. 2025, arXiv:2507.01131)}
 
-found by alternating least squares in float64 (`cp_fit`). A rank is *exact* where the residual
+found by alternating least squares in float64 (`cp_als`). A rank is *exact* where the residual
 
 .. math:: \| M - [[A, B, C]] \|_F / \|M\|_F
 
@@ -19,20 +19,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from .cp_als import fit
+from .cp_factors import factors_key, residual, shipped_factors
 from .harmonics import check_degree, check_group, coupling_tensor
 
-Array = NDArray[np.float64]
-
-DATA = Path(__file__).with_name("cp_factors.npz")
 MAX_FACTORED_DEGREE = 4
 EXACT = 1e-10
 """Largest residual of a rank that is called exact."""
@@ -143,8 +138,6 @@ def factors_for(lmax: int, group: str = "O(3)", rank: int | str = "exact") -> Fa
     tensor = coupling_tensor(lmax, group)
     factors = shipped_factors().get(factors_key(lmax, group, number))
     if factors is None:
-        from .cp_fit import fit  # which is a command too: not imported with the package
-
         factors = fit(lmax, group, number)
     found = residual(tensor, factors)
     if found > USEFUL:
@@ -156,33 +149,3 @@ def factors_for(lmax: int, group: str = "O(3)", rank: int | str = "exact") -> Fa
         )
     a, b, c = (torch.from_numpy(factor.copy()) for factor in factors)
     return Factors(a, b, c)
-
-
-def is_shipped(lmax: int, group: str, rank: int) -> bool:
-    """Whether factors of this very rank come with the package."""
-    return factors_key(lmax, group, rank) in shipped_factors()
-
-
-def residual(tensor: Array, factors: Array) -> float:
-    """||M - [[A, B, C]]|| / ||M|| of factors (3, d, R)."""
-    model = factors[0] @ column_products(factors[1], factors[2]).T
-    return float(np.linalg.norm(tensor.reshape(model.shape) - model) / np.linalg.norm(tensor))
-
-
-def factors_key(lmax: int, group: str, rank: int) -> str:
-    """Name in the file of factors."""
-    return f"{group}-L{lmax}-R{rank}"
-
-
-@cache
-def shipped_factors() -> dict[str, Array]:
-    """Factors (3, d, R) that come with the package, by `factors_key`; not to be changed."""
-    if not DATA.exists():
-        return {}
-    with np.load(DATA) as data:
-        return {key: data[key] for key in data.files}
-
-
-def column_products(first: Array, second: Array) -> Array:
-    """Khatri-Rao product: (d, R) and (d, R) -> (d * d, R)."""
-    return (first[:, None] * second[None]).reshape(-1, first.shape[1])
