@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .graph import Graph, Pairs, within
-from .heads.energy import EnergyReadout, ScalarReadout
+from .heads.energy import Readout
 from .heads.properties import HEADS, NO_DIPOLE, Head
 from .heads.repulsion import ZBLRepulsion
 from .maths.double import DoubleConstants
+from .networks.base import Network
 from .units import energy_in_ev, length_in_angstrom
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -105,8 +106,7 @@ class Potential(nn.Module):
     Parameters
     ----------
     representation
-        `TensorNet`, `TDN` or another module of ``(graph, vectors) -> features`` with ``cutoff``,
-        ``config`` and the edge vectors as its only geometry.
+        `TensorNet`, `TDN` or another `Network`.
     readout
         ``features -> (N,)``.
     elements
@@ -127,14 +127,14 @@ class Potential(nn.Module):
     Raises
     ------
     ValueError
-        If an element has no place in the tables, a unit or a head is unknown, or the readout is
-        of other irreps than the network.
+        If an element has no place in the tables, a unit or a head is unknown, or the readout does
+        not fit the network.
     """
 
     def __init__(
         self,
-        representation: nn.Module,
-        readout: EnergyReadout | ScalarReadout,
+        representation: Network,
+        readout: Readout,
         *,
         elements: Iterable[int],
         references: Sequence[float] | Tensor | None = None,
@@ -152,28 +152,24 @@ class Potential(nn.Module):
             raise ValueError("elements is empty: expected the atomic numbers the model knows")
         if references is None:
             references = [0.0] * (max(self.elements) + 1)
-        places = min(len(references), getattr(representation, "max_number", len(references)))
+        places = min(len(references), representation.max_number)
         if not 0 < min(self.elements) <= max(self.elements) < places:
             raise ValueError(
                 f"elements are {self.elements}: the network and its references have a place for "
                 f"atomic numbers 1 to {places - 1}"
             )
-        own, read = getattr(representation, "irreps", None), readout.config.get("irreps")
-        if own is not None and read is not None and own != read:
-            raise ValueError(
-                f"the network has the irreps {own}, the readout reads {read}: give both the same"
-            )
+        representation.check_readout(readout)
         self.length_unit = length_unit.lower()
         self.energy_unit = energy_unit.lower()
         self.length_in_angstrom = length_in_angstrom(length_unit)
         self.energy_in_ev = energy_in_ev(energy_unit)
         self.metadata = dict(metadata or {})
         self.representation = representation
-        self.readout: EnergyReadout | ScalarReadout = readout
+        self.readout: Readout = readout
         self.repulsion = repulsion
         per_atom = bool(readout.config.get("per_atom", False))
         self.atomic_scale = AtomicScale(references, scale, mean, per_atom)
-        own_cutoff = float(representation.cutoff)  # type: ignore[arg-type]
+        own_cutoff = representation.cutoff
         if repulsion is not None:
             own_cutoff = max(own_cutoff, repulsion.cutoff)
         self.cutoff = own_cutoff * self.length_in_angstrom

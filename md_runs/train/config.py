@@ -13,15 +13,14 @@ from typing import Any
 import yaml
 
 from ...models.data.readers import FORMATS
-from ...models.heads.energy import HEADS as READOUTS
 from ...models.heads.properties import HEADS as PROPERTIES
-from ...models.networks.tdn import TDN
-from ...models.networks.tensornet import TensorNet
+from ...models.networks import NETWORKS, Network
 from ...models.training.settings import TrainingSettings
 from .schema import about, fields_of, section_type, type_text
 
-NETWORKS: dict[str, type] = {"tensornet": TensorNet, "tdn": TDN}
-"""Architectures, by the name that a configuration has for them."""
+ARCHITECTURES = {name.lower(): kind for name, kind in NETWORKS.items()}
+"""Networks by the name that a configuration has for them."""
+DEFAULT_ARCHITECTURE = "tensornet"
 REFERENCES = ("fit", "none")
 REFIT = ("none", "all")
 REQUIRED = "required"
@@ -111,8 +110,20 @@ def parameter_texts(cls: type) -> dict[str, str]:
     return found
 
 
-TensorNetConfig = _network_section("TensorNet", TensorNet)
-TDNConfig = _network_section("TDN", TDN)
+NETWORK_SECTIONS = {
+    name.lower(): _network_section(name, kind.network) for name, kind in NETWORKS.items()
+}
+"""Sections of options, one for each network."""
+
+
+def _with_network_sections(cls: type) -> type:
+    """Add a field for the section of each network."""
+    for name in NETWORKS:
+        section = name.lower()
+        cls.__annotations__[section] = NETWORK_SECTIONS[section] | None
+        text = about(f"options of {name}; see below")
+        setattr(cls, section, field(default=None, metadata=text))
+    return cls
 
 
 @dataclass(frozen=True)
@@ -184,20 +195,25 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+@_with_network_sections
 class ModelConfig:
     """What is trained."""
 
     architecture: str | None = field(
-        default=None, metadata=about("tensornet or tdn; null: start_from's, or tensornet")
-    )
-    tensornet: TensorNetConfig | None = field(  # type: ignore[valid-type]
-        default=None, metadata=about("options of TensorNet; see below")
-    )
-    tdn: TDNConfig | None = field(  # type: ignore[valid-type]
-        default=None, metadata=about("options of TDN; see below")
+        default=None,
+        metadata=about(
+            f"{' or '.join(ARCHITECTURES)}; null: start_from's, or {DEFAULT_ARCHITECTURE}"
+        ),
     )
     readout: str | None = field(
-        default=None, metadata=about(f"of a TensorNet: {', '.join(READOUTS)}; null: mlp")
+        default=None,
+        metadata=about(
+            "; ".join(
+                f"of a {name}: {', '.join(kind.heads)}; null: {kind.heads[0]}"
+                for name, kind in NETWORKS.items()
+                if kind.heads
+            )
+        ),
     )
     repulsion_cutoff: float | None = field(
         default=None, metadata=about("of a screened nuclear repulsion (ZBL); null: none", "Å")
@@ -238,12 +254,12 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.architecture is not None and self.architecture not in NETWORKS:
+        if self.architecture is not None and self.architecture not in ARCHITECTURES:
             raise ValueError(
-                f"architecture is {self.architecture!r}: expected {' or '.join(NETWORKS)}"
+                f"architecture is {self.architecture!r}: expected {' or '.join(ARCHITECTURES)}"
             )
         if self.start_from is not None:
-            for name in ("architecture", "tensornet", "tdn", "readout", "repulsion_cutoff"):
+            for name in ("architecture", *ARCHITECTURES, "readout", "repulsion_cutoff"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} is that of start_from: leave one of the two out")
             if self.references != "fit":
@@ -252,17 +268,14 @@ class ModelConfig:
             for name in ("start_from_units", "refit"):
                 if getattr(self, name) not in (None, "none"):
                     raise ValueError(f"{name} is of start_from, which is not given: leave it out")
-            other = "tdn" if self.name == "tensornet" else "tensornet"
-            if getattr(self, other) is not None:
-                raise ValueError(
-                    f"{other} has options, but the architecture is {self.name}: leave them out, "
-                    f"or set architecture: {other}"
-                )
-        if self.readout is not None and (self.name == "tdn" or self.readout not in READOUTS):
-            raise ValueError(
-                f"readout is {self.readout!r}: expected one of {', '.join(READOUTS)}, "
-                "of a TensorNet"
-            )
+            for other in ARCHITECTURES:
+                if other != self.name and getattr(self, other) is not None:
+                    raise ValueError(
+                        f"{other} has options, but the architecture is {self.name}: leave them "
+                        f"out, or set architecture: {other}"
+                    )
+        if self.readout is not None and self.readout not in ARCHITECTURES[self.name].heads:
+            raise ValueError(f"readout is {self.readout!r}: expected one of {_readouts()}")
         for name in self.properties:
             if name not in PROPERTIES:
                 raise ValueError(f"properties has {name!r}: expected of {', '.join(PROPERTIES)}")
@@ -281,15 +294,25 @@ class ModelConfig:
     @property
     def name(self) -> str:
         """The architecture of a new network."""
-        return self.architecture or "tensornet"
+        return self.architecture or DEFAULT_ARCHITECTURE
 
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of the new network's constructor."""
-        section = getattr(self, self.name) or (
-            TensorNetConfig() if self.name == "tensornet" else TDNConfig()
-        )
+        section = getattr(self, self.name) or NETWORK_SECTIONS[self.name]()
         return dataclasses.asdict(section)
+
+    @property
+    def network(self) -> type[Network]:
+        """The class of a new network."""
+        return ARCHITECTURES[self.name].network
+
+
+def _readouts() -> str:
+    """Kinds of readout that there are to choose from."""
+    return "; ".join(
+        f"{', '.join(kind.heads)}, of a {name}" for name, kind in NETWORKS.items() if kind.heads
+    )
 
 
 @dataclass(frozen=True)
@@ -412,8 +435,7 @@ def keys_of(section: type) -> list[Key]:
 SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "model": ModelConfig,
-    "model.tensornet": TensorNetConfig,
-    "model.tdn": TDNConfig,
+    **{f"model.{name}": section for name, section in NETWORK_SECTIONS.items()},
     "training": TrainingConfig,
     "machine": MachineConfig,
     "output": OutputConfig,
@@ -446,14 +468,14 @@ def plain(config: TrainConfig) -> dict[str, Any]:
     content["model"] = {
         name: value
         for name, value in content["model"].items()
-        if value is not None or name not in NETWORKS
+        if value is not None or name not in ARCHITECTURES
     }
     listed = {
         name: list(value) if isinstance(value, tuple) else value
-        for section in NETWORKS
+        for section in ARCHITECTURES
         for name, value in content["model"].get(section, {}).items()
     }
-    for section in NETWORKS:
+    for section in ARCHITECTURES:
         if section in content["model"]:
             content["model"][section] = listed
     return content
@@ -463,8 +485,8 @@ def example() -> str:
     """A complete configuration with comments, to be edited."""
     shown: dict[str, dict[str, Any]] = {
         "data": {"train": "train.extxyz", "split": [950, 50]},
-        "model": {"architecture": "tensornet"},
-        "model.tensornet": {"channels": 64},
+        "model": {"architecture": DEFAULT_ARCHITECTURE},
+        f"model.{DEFAULT_ARCHITECTURE}": {"channels": 64},
     }
     text = [
         "# A training of tensormd: all keys with their defaults; only data.train has none.",
@@ -476,12 +498,15 @@ def example() -> str:
             value = shown.get(name, {}).get(each.name)
             text += _example_key(each, each.default if value is None else yaml_text(value), "  ")
         if name == "model":
+            shown_network = DEFAULT_ARCHITECTURE
             text += [
-                "  # For architecture tdn: a section tdn instead, with its own options.",
-                "  tensornet:",
+                f"  # For architecture {other}: a section {other} instead, with its own options."
+                for other in ARCHITECTURES
+                if other != shown_network
             ]
-            for each in keys_of(TensorNetConfig):
-                value = shown["model.tensornet"].get(each.name)
+            text.append(f"  {shown_network}:")
+            for each in keys_of(NETWORK_SECTIONS[shown_network]):
+                value = shown[f"model.{shown_network}"].get(each.name)
                 text += _example_key(
                     each, each.default if value is None else yaml_text(value), "    "
                 )

@@ -9,17 +9,17 @@ import torch
 
 from ...models.data.standardise import standardise
 from ...models.graph import within
-from ...models.heads.energy import EnergyReadout, ScalarReadout
 from ...models.heads.properties import HEADS
 from ...models.heads.repulsion import ZBLRepulsion
+from ...models.networks import Network
 from ...models.potential import Potential, parse_dtype
 from ...models.training import Frames
 from ..runs.models import parse_elements
-from .config import NETWORKS, ModelConfig, TrainConfig
+from .config import ModelConfig, TrainConfig
 from .data import element_counts
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 AT_ONCE = 50
 """Frames whose energies are evaluated together."""
@@ -44,13 +44,13 @@ class Start:
         model = config.model
         torch.manual_seed(config.settings.seed)
         self.loaded: Potential | None = None
-        self.network: nn.Module | None = None
+        self.network: Network | None = None
         if model.start_from is not None:
             self.loaded = load_trainable(model.start_from, model.start_from_units)
             self.cutoff = self.loaded.cutoff
         else:
             try:
-                self.network = NETWORKS[model.name](**model.options)
+                self.network = model.network(**model.options)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"model.{model.name}: {error}") from None
             self.cutoff = max(float(model.options["cutoff"]), model.repulsion_cutoff or 0.0)
@@ -67,7 +67,8 @@ class Start:
         """The potential, with references, scales and heads for these frames."""
         elements = self.elements(training)
         network = self.network if self.loaded is None else self.loaded.representation
-        places = int(network.config["max_number"])  # type: ignore[union-attr, index]
+        assert network is not None
+        places = network.max_number
         if max(elements) >= places:
             raise ValueError(
                 f"the elements go up to atomic number {max(elements)}, but the network has a "
@@ -89,21 +90,12 @@ class Start:
     def _new(self, training: Frames, elements: list[int]) -> Potential:
         model = self.config.model
         assert self.network is not None
-        readout: EnergyReadout | ScalarReadout
-        if model.name == "tensornet":
-            options = model.options
-            irreps = {"irreps": options["irreps"]} if "irreps" in options else {}
-            readout = EnergyReadout(
-                options["channels"], model.readout or "mlp", options["activation"], **irreps
-            )
-        else:
-            readout = ScalarReadout(model.options["channels"])
         scales = standardise(training, _references(model)).options()
         scales["references"] = _padded(scales["references"], elements)
         cutoff = model.repulsion_cutoff
         return Potential(
             self.network,
-            readout,
+            self.network.new_readout(model.readout),
             **{**scales, "elements": elements},
             repulsion=None if cutoff is None else ZBLRepulsion(cutoff),
         )

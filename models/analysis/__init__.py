@@ -3,7 +3,7 @@
 from .advice import Advice
 from .analysis import Analysis, analyse, fine_tuned, without_order
 from .cost import work, work_without
-from .layout import Layout, Order, changed, layout_of
+from .layout import Layout, changed, layout_of
 from .maps import Map, explained_by, graph_embeddings, maps_of
 from .removal import Accuracy, accuracy, predict
 from .shares import Shares, measure_shares
@@ -14,7 +14,6 @@ __all__ = [
     "Analysis",
     "Layout",
     "Map",
-    "Order",
     "Shares",
     "accuracy",
     "analyse",

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from ase.data import chemical_symbols
 
+from ..graph import within
+from ..networks.base import Irrep
 from ..potential import Potential
 from ..training import Frames, TrainingSettings, train
 from .advice import Advice, Scale, advise
 from .cost import work_without
-from .layout import Layout, Order, layout_of
+from .layout import Layout, layout_of
 from .maps import Map, maps_of
-from .pruning import projected, prune_degrees, prune_irreps
+from .pruning import projected, pruned
 from .removal import Accuracy, Predictions, accuracy, predict, predict_without
 from .shares import Shares, measure_shares
 
@@ -103,7 +105,8 @@ def analyse(
     everywhere = {}
     for order in layout.removable:
         tell(f"without {order.name} everywhere")
-        left = projected(potential, kept_without(layout, order)).eval()
+        kept = potential.representation.kept_without(order.name)
+        left = projected(potential, kept).eval()
         everywhere[order.name] = judge(predict(left, frames, forces))
     networks: dict[str, Potential] = {}
     if epochs and fit is not None:
@@ -158,27 +161,15 @@ def check_frames(potential: Potential, frames: Frames) -> None:
         raise ValueError("the frames have neither energies nor forces: expected labelled ones")
     unknown = sorted(set(frames.elements) - set(potential.elements))
     if unknown:
-        from ase.data import chemical_symbols
-
         known = ", ".join(chemical_symbols[z] for z in potential.elements)
         raise ValueError(
             f"the model does not know {chemical_symbols[unknown[0]]}: it was trained on {known}"
         )
 
 
-def kept_without(layout: Layout, order: Order) -> str | list[int]:
-    """What is left, in the words of `orders`: letters of TensorNet, degrees of TDN."""
-    left = [each for each in layout.orders if each != order]
-    if layout.axis == 0:
-        return "".join(each.name for each in left)
-    return [each.degree for each in left]
-
-
-def without_order(potential: Potential, order: Order) -> Potential:
+def without_order(potential: Potential, order: Irrep) -> Potential:
     """A smaller network, which gives what this one gives with the order projected out."""
-    kept: Any = kept_without(layout_of(potential), order)
-    prune: Any = prune_irreps if isinstance(kept, str) else prune_degrees
-    return prune(potential, kept)
+    return pruned(potential, potential.representation.kept_without(order.name))
 
 
 def fine_tuned(potential: Potential, fit: Frames, epochs: int, seed: int = 0) -> Potential:
@@ -204,8 +195,6 @@ def fine_tuned(potential: Potential, fit: Frames, epochs: int, seed: int = 0) ->
 
 def neighbours_of(frames: Frames, cutoff: float) -> float:
     """Mean number of neighbours within the cutoff (Angstrom)."""
-    from ..graph import within
-
     edges = sum(within(graph, cutoff)[0].edge_index.shape[1] for graph in frames.graphs)
     return edges / sum(len(graph.numbers) for graph in frames.graphs)
 

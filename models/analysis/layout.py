@@ -10,49 +10,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..inference.tables import TabulatedPotential
+from ..networks.base import Irrep
 from ..potential import Potential
 
 Change = Callable[[int, Tensor], Tensor]
-
-
-class Order(NamedTuple):
-    """One irreducible representation among the components of the features."""
-
-    name: str
-    """``I``, ``A``, ``S`` or ``l=0``, ``l=1``, ..."""
-    degree: int
-    """l; its components are 2 l + 1."""
-    first: int
-    """Its first component."""
-
-    @property
-    def size(self) -> int:
-        """Number of components."""
-        return 2 * self.degree + 1
 
 
 @dataclass(frozen=True)
 class Layout:
     """Orders of the features, and the places where there are features."""
 
-    orders: tuple[Order, ...]
+    orders: tuple[Irrep, ...]
     axis: int
     """Of the components: 0 in TensorNet's (9, N, F), 1 in TDN's (N, d, C)."""
     layers: tuple[str, ...]
     """Names of X^0, X^1, ..."""
 
     @property
-    def removable(self) -> tuple[Order, ...]:
+    def removable(self) -> tuple[Irrep, ...]:
         """All but scalars, without which there is no energy."""
         return tuple(order for order in self.orders if order.degree > 0)
 
-    def order(self, name: str) -> Order:
+    def order(self, name: str) -> Irrep:
         """The removable order of that name; ``2`` is as good as ``l=2``.
 
         Raises
@@ -70,15 +55,15 @@ class Layout:
             )
         return found[0]
 
-    def part(self, x: Tensor, order: Order) -> Tensor:
+    def part(self, x: Tensor, order: Irrep) -> Tensor:
         """The components of one order."""
         return x.narrow(self.axis, order.first, order.size)
 
-    def only(self, x: Tensor, order: Order) -> Tensor:
+    def only(self, x: Tensor, order: Irrep) -> Tensor:
         """The same features with all other orders zero."""
         return x * self._mask(x, [order])
 
-    def without(self, x: Tensor, orders: Iterable[Order]) -> Tensor:
+    def without(self, x: Tensor, orders: Iterable[Irrep]) -> Tensor:
         """The same features with these orders zero."""
         return x * (1 - self._mask(x, orders))
 
@@ -87,7 +72,7 @@ class Layout:
         products = x * y
         return torch.stack([self.part(products, order).sum(self.axis) for order in self.orders])
 
-    def _mask(self, x: Tensor, orders: Iterable[Order]) -> Tensor:
+    def _mask(self, x: Tensor, orders: Iterable[Irrep]) -> Tensor:
         mask = x.new_zeros([x.shape[self.axis] if d == self.axis else 1 for d in range(x.dim())])
         for order in orders:
             self.part(mask, order).fill_(1.0)
@@ -95,51 +80,22 @@ class Layout:
 
 
 def layout_of(potential: nn.Module) -> Layout:
-    """Orders of a TensorNet or a TDN.
+    """Orders of a potential's network.
 
     Raises
     ------
     ValueError
-        For any other network, and for a committee.
+        For a committee, a potential with tables and one that runs as another program's module.
     """
     if isinstance(potential, TabulatedPotential) or not isinstance(potential, Potential):
         raise ValueError(
-            f"a {type(potential).__name__} has no orders to measure: expected one TensorNet or "
-            "TDN (of a committee its members one by one)"
+            f"a {type(potential).__name__} has no orders to measure: expected one potential with "
+            "a network, such as TensorNet or TDN (of a committee its members one by one)"
         )
-    network: Any = potential.representation
+    network = potential.representation
+    features = network.feature_layout()
     layers = ("embedding", *(f"layer {k + 1}" for k in range(len(network.layers))))
-    if potential.architecture == "TensorNet":
-        names, degrees = "IAS", dict(zip("IAS", (0, 1, 2), strict=True))
-        kept = [(name, degrees[name]) for name in names if name in kept_irreps(network)]
-        return Layout(_orders(kept), 0, layers)
-    if potential.architecture == "TDN":
-        return Layout(_orders([(f"l={d}", d) for d in kept_degrees(network)]), 1, layers)
-    raise ValueError(
-        f"{potential.architecture} has no orders that are known: expected a TensorNet or a TDN"
-    )
-
-
-def kept_irreps(network: nn.Module) -> str:
-    """Of a TensorNet: those of I, A and S that it has."""
-    config: dict[str, Any] = network.config  # type: ignore[assignment]
-    return str(config.get("irreps", "IAS"))
-
-
-def kept_degrees(network: nn.Module) -> tuple[int, ...]:
-    """Of a TDN: the degrees that it has."""
-    config: dict[str, Any] = network.config  # type: ignore[assignment]
-    degrees = config.get("degrees")
-    return tuple(range(config["lmax"] + 1)) if degrees is None else tuple(degrees)
-
-
-def _orders(named: Iterable[tuple[str, int]]) -> tuple[Order, ...]:
-    orders: list[Order] = []
-    first = 0
-    for name, degree in named:
-        orders.append(Order(name, degree, first))
-        first += orders[-1].size
-    return tuple(orders)
+    return Layout(features.irreps, features.axis, layers)
 
 
 @contextmanager
@@ -148,15 +104,12 @@ def changed(potential: Potential, change: Change) -> Iterator[None]:
 
     X^k is what layer k + 1 is given, or, after the last layer, the readout.
     """
-    network: Any = potential.representation
-    # Interaction of TensorNet: (graph, x, ...); Block of TDN: (x, ...).
-    place = 1 if potential.architecture == "TensorNet" else 0
+    network = potential.representation
     handles = []
 
     def before(k: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            x = change(k, arguments[place])
-            return (*arguments[:place], x, *arguments[place + 1 :])
+            return change(k, arguments[0]), *arguments[1:]
 
         return hook
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ..data.frames import Frames
 from ..evaluation.errors import error_statistics
 from ..graph import within
+from ..networks.base import Irrep
 from ..potential import Potential
 from .batches import slices
-from .layout import Layout, Order, changed
+from .layout import Layout, changed
 
 
 class Predictions(NamedTuple):
@@ -73,7 +74,7 @@ def _mae(predicted: Tensor | None, reference: Tensor | None) -> float | None:
 
 
 def predict_without(
-    potential: Potential, frames: Frames, layout: Layout, order: Order, layer: int, forces: bool
+    potential: Potential, frames: Frames, layout: Layout, order: Irrep, layer: int, forces: bool
 ) -> Predictions:
     """Predictions with one order of X^k, k the layer, set to zero."""
 

@@ -61,7 +61,7 @@ def measure_shares(potential: Potential, frames: Frames, layout: Layout) -> Shar
     products, sizes = (torch.zeros(layers, orders + 1, dtype=torch.float64) for _ in range(2))
     total = 0.0
     atoms = 0
-    channels = int(potential.representation.channels)  # type: ignore[arg-type]
+    channels = potential.representation.channels
     for graph in batches(frames):
         atoms += len(graph.numbers)
         features, gradients, forces, paths = _paths(potential, graph, layout)

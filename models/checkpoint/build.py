@@ -9,29 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..heads.energy import EnergyReadout, ScalarReadout
 from ..heads.properties import HEADS
 from ..heads.repulsion import ZBLRepulsion
-from ..networks.tdn import TDN
-from ..networks.tensornet import TensorNet
+from ..maths.double import DoubleConstants
+from ..networks import NETWORKS
 from ..potential import Potential
 from ..state import check_fit
 
 MAX_LAYERS = 1000
-
-REPRESENTATIONS: dict[str, type[nn.Module]] = {"TensorNet": TensorNet, "TDN": TDN}
-"""Native networks by the name that files have for them."""
-READOUTS: dict[str, type[EnergyReadout | ScalarReadout]] = {
-    "TensorNet": EnergyReadout,
-    "TDN": ScalarReadout,
-}
-"""The readout of each."""
-CONSTANTS = (
-    "atomic_scale.",
-    "representation.coupling.",
-    *(f"heads.{name}.constants." for name in HEADS),
-)
-"""Tensors that are float64 whatever the dtype of the network."""
 
 
 class TensorPool:
@@ -110,7 +95,7 @@ def build_potential(
     name
         Of the file, for error messages.
     architecture
-        A key of ``REPRESENTATIONS``.
+        A key of ``NETWORKS``.
     network, readout, repulsion
         Arguments of the representation, of its readout and of `ZBLRepulsion`.
     tensors
@@ -123,11 +108,12 @@ def build_potential(
     ValueError
         If the description makes no sense or the tensors do not fit it.
     """
-    if architecture not in REPRESENTATIONS:
+    if architecture not in NETWORKS:
         raise ValueError(
             f"{name}: unknown architecture {architecture!r}: expected one of "
-            f"{', '.join(REPRESENTATIONS)}; a newer tensormd may know it"
+            f"{', '.join(NETWORKS)}; a newer tensormd may know it"
         )
+    kind = NETWORKS[architecture]
     layers = network.get("layers", 0)
     if not isinstance(layers, int) or not 0 <= layers <= MAX_LAYERS:
         raise ValueError(f"{name}: layers is {layers!r}: expected 0 to {MAX_LAYERS}")
@@ -144,8 +130,8 @@ def build_potential(
     try:
         # Without memory: the weights come from the file, and no random number is drawn.
         with torch.device("meta"):
-            representation = REPRESENTATIONS[architecture](**network)
-            energy = READOUTS[architecture](**readout)
+            representation = kind.network(**network)
+            energy = kind.readout(**readout)
             others = {name: HEADS[name](representation, **heads[name]) for name in heads}
         potential = Potential(
             representation,
@@ -167,7 +153,12 @@ def build_potential(
 
 def _check_fit(potential: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
     check_fit(potential.state_dict(), tensors, name)
-    dtypes = {tensor.dtype for key, tensor in tensors.items() if not key.startswith(CONSTANTS)}
+    constants = tuple(
+        f"{key}."
+        for key, module in potential.named_modules()
+        if isinstance(module, DoubleConstants)
+    )
+    dtypes = {tensor.dtype for key, tensor in tensors.items() if not key.startswith(constants)}
     if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.float64}:
         raise ValueError(
             f"{name}: its weights are {', '.join(sorted(map(str, dtypes)))}: expected all "

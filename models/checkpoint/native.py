@@ -21,9 +21,10 @@ from torch import nn
 from ..committee import Committee
 from ..files import write_atomically
 from ..inference.tables import TabulatedPotential
+from ..networks import NETWORKS
 from ..networks.torchmdnet import TorchMDNetPotential
 from ..potential import Potential
-from .build import REPRESENTATIONS, build_potential
+from .build import build_potential
 from .files import is_zip, require_finite, unzip
 
 KEY = "tensormd"
@@ -104,7 +105,7 @@ def _describe(potential: nn.Module) -> dict[str, Any]:
             "a tabulated potential has lost its radial networks: save the potential that it was "
             "made from"
         )
-    elif isinstance(potential, Potential) and potential.architecture in REPRESENTATIONS:
+    elif isinstance(potential, Potential) and potential.architecture in NETWORKS:
         repulsion = potential.repulsion
         description |= {
             "architecture": potential.architecture,
@@ -117,7 +118,7 @@ def _describe(potential: nn.Module) -> dict[str, Any]:
     else:
         raise ValueError(
             f"cannot save a {type(potential).__name__}: expected a Potential with one of "
-            f"{', '.join(REPRESENTATIONS)}, a TorchMDNetPotential or a Committee (and not its "
+            f"{', '.join(NETWORKS)}, a TorchMDNetPotential or a Committee (and not its "
             "compiled form)"
         )
     return description | {

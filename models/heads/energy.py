@@ -115,7 +115,8 @@ class EnergyReadout(nn.Module):
         Of the representation.
     norm_size
         How many numbers the layer norm takes the mean and the deviation of: the invariants, and
-        beyond them zeros, the invariants of irreps that were removed (`orders.prune_irreps`).
+        beyond them zeros, the invariants of irreps that were removed
+        (`without_invariants`).
         None: the invariants alone.
 
     Raises
@@ -160,6 +161,48 @@ class EnergyReadout(nn.Module):
         """(n, N, F) -> (N,), in the network's own unit of energy, unscaled."""
         return self.head(self.norm(irrep_norms_squared(x))).squeeze(-1)
 
+    def without_invariants(self, kept: Tensor) -> dict[str, Tensor]:
+        r"""The tensors of a readout that is given some of the invariants, the others being zero.
+
+        Layer norm makes something of zeros. With n numbers in the norm, K of them kept, and
+        :math:`\hat x = (x - \mu) / \sigma`, the n - |K| others are each
+
+        .. math:: \hat x_0 = -\frac{\mu}{\sigma} = -\frac{1}{n - |K|} \sum_{c \in K} \hat x_c
+
+        which is linear in those kept: the first matrix W of the head, with the norm's w and b,
+        becomes
+
+        .. math::
+            W'_{oc} = W_{oc} w_c - \frac{1}{n - |K|} \sum_{d \notin K} W_{od} w_d, \qquad
+            b'_o = b_o + \sum_{\text{all } c} W_{oc} b_c
+
+        and the norm, without w and b, still divides by n (`PaddedLayerNorm`).
+
+        Parameters
+        ----------
+        kept
+            Numbers of the invariants kept.
+        """
+        name = {"mlp": "head.network.0", "gated": "head.linear", "linear": "head.linear"}[
+            self.config["head"]
+        ]
+        linear = self.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        w, b, matrix, bias = (
+            t.detach().double()
+            for t in (self.norm.weight, self.norm.bias, linear.weight, linear.bias)
+        )
+        scaled = matrix * w
+        zeros = self.norm_size - len(kept)
+        gone = scaled.sum(1) - scaled[:, kept].sum(1)
+        found = {
+            "norm.weight": torch.ones_like(w[kept]),
+            "norm.bias": torch.zeros_like(b[kept]),
+            f"{name}.weight": scaled[:, kept] - gone.unsqueeze(1) / max(zeros, 1),
+            f"{name}.bias": bias + matrix @ b,
+        }
+        return {key: tensor.to(self.norm.weight.dtype) for key, tensor in found.items()}
+
 
 class ScalarReadout(nn.Module):
     """Of TDN: layer norm of degree 0, then a perceptron: (N, d, C) -> energies (N,).
@@ -183,3 +226,7 @@ class ScalarReadout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, d, C) -> (N,), in the network's own unit of energy, unscaled."""
         return self.head(self.norm(x[:, 0])).squeeze(-1)
+
+
+Readout = EnergyReadout | ScalarReadout
+"""From the features of a network to the energies of atoms, unscaled."""

@@ -1,7 +1,7 @@
 """Potentials whose radial networks are tables, with as many intervals as their forces need.
 
-What an edge asks of its length alone, `TensorNet.edge_factors` and `TDN.edge_factors`, is
-tabulated once, in float64 and from the network itself; the rest is evaluated as before.
+What an edge asks of its length alone, `Network.edge_factors`, is tabulated once, in float64 and
+from the network itself; the rest is evaluated as before.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from ..committee import Committee
 from ..graph import FloatArray, Graph, batch_graphs
 from ..maths.splines import RadialTable, spline_coefficients
 from ..neighbors import NeighborList
-from ..networks.tdn import TDN
-from ..networks.tensornet import TensorNet
 from ..potential import Potential
 
 FORCE_BOUND = 2e-5
@@ -61,7 +59,6 @@ class TabulatedPotential(Potential):
 
     def __init__(self, potential: Potential, table: RadialTable, info: TableInfo) -> None:
         network = copy.deepcopy(potential.representation)
-        assert isinstance(network, TensorNet | TDN)
         network.use_table(copy.deepcopy(table))
         scale = potential.atomic_scale
         super().__init__(
@@ -108,7 +105,9 @@ class TabulatedPotential(Potential):
         return self
 
 
-_NO_TABLES = "{} has no tables: expected a Potential with a TensorNet or a TDN"
+_NO_TABLES = (
+    "{} has no tables: expected a potential whose network has them, such as TensorNet or TDN"
+)
 _REFUSAL = "a tabulated potential has no radial networks, and its parameters are fixed:"
 
 
@@ -118,8 +117,8 @@ def tabulated(potential: nn.Module, bound: float = FORCE_BOUND) -> nn.Module:
     Parameters
     ----------
     potential
-        A `Potential` with a `TensorNet` or a `TDN`, or a `Committee` of such. It is left as it
-        is; if it is tabulated already, it is returned itself.
+        A `Potential` whose network has tables, or a `Committee` of such. It is left as it is; if
+        it is tabulated already, it is returned itself.
     bound
         Largest error that the tables may cause in a component of the forces on `probes`,
         eV/Angstrom.
@@ -156,7 +155,7 @@ def build_table(potential: Potential, bound: float = FORCE_BOUND) -> tuple[Radia
     Parameters
     ----------
     potential
-        With a `TensorNet` or a `TDN`.
+        Its network has tables.
     bound
         As in `tabulated`. 512 intervals are doubled until it is kept, up to 16,384; a warning
         says what error these leave where it is not.
@@ -171,13 +170,11 @@ def build_table(potential: Potential, bound: float = FORCE_BOUND) -> tuple[Radia
     nn.Module.requires_grad_(exact, False)
     exact.repulsion = None  # the same with tables and without
     network = exact.representation
-    if not isinstance(network, TensorNet | TDN):
+    if not network.has_tables:
         raise ValueError(_NO_TABLES.format(potential.architecture))
     trial = copy.deepcopy(exact)
-    trial_network = trial.representation
-    assert isinstance(trial_network, TensorNet | TDN)
-    end, lower = network.cutoff, network.envelope.lower
-    if not getattr(network, "smooth", True):
+    end, lower = network.cutoff, network.cutoff_lower
+    if not network.smooth:
         # Without an envelope pairs beyond the cutoff count, if the repulsion reaches them.
         end = max(end, exact.cutoff / exact.length_in_angstrom)
 
@@ -189,7 +186,7 @@ def build_table(potential: Potential, bound: float = FORCE_BOUND) -> tuple[Radia
     intervals = FEWEST_INTERVALS
     while True:
         table = RadialTable(spline_coefficients(function, end, intervals, lower), end, lower)
-        trial_network.table = table
+        trial.representation.table = table
         error = (trial(graph).forces - forces).abs().max().item()
         excess = error * SAFETY / bound
         if excess < 1 or intervals == MOST_INTERVALS:

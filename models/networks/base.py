@@ -7,7 +7,7 @@ fused kernels and the readers of other programs' checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import Graph, Pairs
+from ..heads.energy import Readout
 from ..maths.splines import RadialTable
 
 
@@ -82,11 +83,31 @@ class FeatureLayout:
         return torch.cat([x[:, irrep.place].square().sum(1) for irrep in self.irreps], dim=1)
 
 
+Kept = str | Sequence[int]
+"""Irreps in the words of a network's constructor: ``"IS"`` of TensorNet, ``[0, 2]`` of TDN."""
+TABLE = 4
+"""Multiplications for one value of a cubic spline."""
+
+
+class Smaller(NamedTuple):
+    """The network and readout that are left when irreps are removed."""
+
+    network: dict[str, Any]
+    """Arguments of the network."""
+    readout: dict[str, Any]
+    """Arguments of its readout."""
+    tensors: dict[str, Tensor]
+    """Those of the potential's state that changed, by name."""
+
+
 class Network(nn.Module):
     """A graph and its edge vectors in, equivariant features of the atoms out.
 
     Edge vectors are its only geometry. A subclass calls this constructor, registers ``layers``
-    and defines `forward` and `feature_layout`.
+    and defines `forward`, `feature_layout` and `new_readout`; the other methods are for tables
+    (`edge_factors`, `use_table` and ``has_tables``) and for removing irreps (`parse_kept`,
+    `kept_without`, `project`, `smaller` and `multiplications`), which it may leave out: they then
+    refuse.
 
     Parameters
     ----------
@@ -109,6 +130,9 @@ class Network(nn.Module):
         layers: nn.ModuleList
         """Called one after the other; each takes features as its first argument and gives the
         next ones."""
+
+    has_tables = False
+    """Whether its radial networks can be replaced by a table."""
 
     def __init__(
         self,
@@ -151,3 +175,73 @@ class Network(nn.Module):
     def feature_layout(self) -> FeatureLayout:
         """Where the features hold what heads and analyses read."""
         raise NotImplementedError(f"{type(self).__name__} has no feature_layout")
+
+    def new_readout(self, head: str | None = None) -> Readout:
+        """A readout of energies with new weights.
+
+        Parameters
+        ----------
+        head
+            Its kind, one of ``heads`` of the row of ``NETWORKS``; None: the usual one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no new_readout")
+
+    def check_readout(self, readout: Readout) -> None:
+        """Raise a ValueError if the readout does not fit the features."""
+
+    # Tables
+
+    def edge_factors(self, distances: Tensor, pairs: Pairs | None = None) -> list[Tensor]:
+        """All that the network asks of distances (E,): tensors (E, M), of any number and width.
+
+        Once `use_table` was called they come from the table.
+        """
+        raise ValueError(self._lacks("tables"))
+
+    def use_table(self, table: RadialTable) -> None:
+        """Take the edge factors from a table, side by side, and drop the radial networks."""
+        raise ValueError(self._lacks("tables"))
+
+    # Removing irreps
+
+    def parse_kept(self, kept: Kept) -> Kept:
+        """The irreps themselves.
+
+        Raises
+        ------
+        ValueError
+            If the network does not have them, or makes no smaller network of them.
+        """
+        raise ValueError(self._lacks("orders to remove"))
+
+    def kept_without(self, name: str) -> Kept:
+        """What is kept when the irrep of that name is removed."""
+        raise ValueError(self._lacks("orders to remove"))
+
+    def project(self, kept: Kept) -> str:
+        """Leave all other irreps out of every operation from now on; describes what is kept."""
+        raise ValueError(self._lacks("orders to remove"))
+
+    def smaller(self, kept: Kept, readout: Readout, tensors: Mapping[str, Tensor]) -> Smaller:
+        """The network whose energies are those of this one after `project`, to rounding.
+
+        Parameters
+        ----------
+        kept
+            As `parse_kept` gives it.
+        readout
+            Of this network's features.
+        tensors
+            The state of the potential.
+        """
+        raise ValueError(self._lacks("orders to remove"))
+
+    def multiplications(self, irreps: Sequence[Irrep], neighbours: float) -> float:
+        """Multiplications per atom of one evaluation of the energy with these irreps.
+
+        Counted is the forward pass with tables for the radial networks.
+        """
+        raise ValueError(self._lacks("count of its multiplications"))
+
+    def _lacks(self, what: str) -> str:
+        return f"{type(self).__name__} has no {what}"

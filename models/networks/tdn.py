@@ -10,13 +10,14 @@ Y. Lengths are in the units of the network's cutoff.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..graph import Graph, Pairs
+from ..heads.energy import Readout, ScalarReadout
 from ..maths.cp import factors_for
 from ..maths.harmonics import (
     SphericalHarmonics,
@@ -25,10 +26,19 @@ from ..maths.harmonics import (
     check_group,
     clebsch_gordan,
     degree_slice,
+    degree_slices,
 )
 from ..maths.radial import CosineCutoff
 from ..maths.splines import RadialTable
-from .base import FeatureLayout, Network, consecutive_irreps
+from .base import (
+    TABLE,
+    FeatureLayout,
+    Irrep,
+    Kept,
+    Network,
+    Smaller,
+    consecutive_irreps,
+)
 from .tdn_layers import (
     DegreeLinear,
     DegreeNorm,
@@ -112,6 +122,8 @@ class TDN(Network):
     ValueError
         For options that make no network.
     """
+
+    has_tables = True
 
     def __init__(
         self,
@@ -222,6 +234,12 @@ class TDN(Network):
         basis = torch.from_numpy(math.sqrt(5) * clebsch_gordan(1, 1, 2)).permute(2, 0, 1)
         return FeatureLayout(irreps, axis=1, norms=False, tensor_basis=basis)
 
+    def new_readout(self, head: str | None = None) -> ScalarReadout:
+        """`ScalarReadout`, which there is one kind of."""
+        if head is not None:
+            raise ValueError(f"head is {head!r}: the readout of a TDN has none to choose from")
+        return ScalarReadout(self.channels)
+
     def forward(self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None) -> Tensor:
         """Features of every atom.
 
@@ -275,6 +293,53 @@ class TDN(Network):
         del self.radial, self.surroundings.radial
         for layer in self.layers:
             del layer.attention.radial  # type: ignore[union-attr]
+
+    def parse_kept(self, kept: Kept) -> tuple[int, ...]:
+        """Degrees that there are, 0 among them."""
+        if isinstance(kept, str):
+            raise ValueError(f"a TDN has degrees, not irreps {kept}: expected (0, 2) or the like")
+        found = check_degrees(kept)
+        if not set(found) <= set(self.degrees):
+            raise ValueError(
+                f"the network has the degrees {self.degrees}: {list(kept)} is no part of them"
+            )
+        return found
+
+    def kept_without(self, name: str) -> list[int]:
+        """The other degrees."""
+        return [degree for degree in self.degrees if f"l={degree}" != name]
+
+    def project(self, kept: Kept) -> str:
+        """Leave the components of other degrees out of the tensor product."""
+        degrees = self.parse_kept(kept)
+        each = [torch.full((2 * n + 1,), float(n in degrees)) for n in self.degrees]
+        self.coupling.mask(torch.cat(each).double())  # type: ignore[operator]
+        return "l = " + ", ".join(map(str, degrees))
+
+    def smaller(self, kept: Kept, readout: Readout, tensors: Mapping[str, Tensor]) -> Smaller:
+        """Without the components and the norms of other degrees."""
+        degrees = self.parse_kept(kept)
+        places = degree_slices(self.degrees)
+        rows = [self.degrees.index(degree) for degree in degrees]
+        changed = {}
+        for name, tensor in tensors.items():
+            if name.startswith("representation.coupling."):
+                changed[name] = torch.cat([tensor[places[degree]] for degree in degrees])
+            elif name.endswith((".norm_1.weight", ".norm_2.weight")):
+                changed[name] = tensor[rows]
+        config = self.config | {"degrees": list(degrees)}
+        if config["product"] == "exact_cg":
+            config["lmax"] = max(degrees)
+        return Smaller(config, readout.config, changed)
+
+    def multiplications(self, irreps: Sequence[Irrep], neighbours: float) -> float:
+        """Of the embedding, the blocks and the readout."""
+        c, d = self.channels, sum(irrep.size for irrep in irreps)
+        embedding = neighbours * c * (TABLE + d) + d * c * c
+        edge = c * (TABLE + 2 * d * d) + c * c * (d + 2) + c
+        atom = c * c * (5 * d + 1)
+        readout = c * c + c
+        return embedding + len(self.layers) * (neighbours * edge + atom) + readout
 
 
 class DegreeEmbedding(nn.Module):

@@ -176,6 +176,11 @@ class ExactCoupling(DoubleConstants):
             return Coupling(tensor, contract(tensor, harmonics), tensor)
         return Coupling(tensor, harmonics, tensor)
 
+    def mask(self, mask: Tensor) -> None:
+        """Multiply components (d,) of features, harmonics and products by 0 or 1."""
+        mask = mask.to(self.tensor.device)
+        self.tensor = self.tensor * mask[:, None, None] * mask[:, None] * mask
+
 
 class FactoredCoupling(DoubleConstants):
     r""":math:`M_{ijk} = \sum_r A_{ir} B_{jr} C_{kr}`; factors are part of the weights.
@@ -207,6 +212,11 @@ class FactoredCoupling(DoubleConstants):
             tensor = torch.einsum("ir,jr,kr->ijk", self.a, self.b, self.c).to(dtype)
             return Coupling(inward, contract(tensor, harmonics), outward)
         return Coupling(inward, harmonics @ self.b.to(dtype), outward)
+
+    def mask(self, mask: Tensor) -> None:
+        """Multiply components (d,) of features, harmonics and products by 0 or 1."""
+        mask = mask.to(self.a.device).unsqueeze(1)
+        self.a, self.b, self.c = (factor * mask for factor in (self.a, self.b, self.c))
 
 
 def contract(tensor: Tensor, harmonics: Tensor) -> Tensor:

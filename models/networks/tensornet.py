@@ -11,10 +11,13 @@ units of the network's cutoff.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from ..graph import Graph, Pairs
+from ..heads.energy import EnergyReadout, Readout
 from ..maths.activations import activation
 from ..maths.cartesian import (
     BASIS,
@@ -27,7 +30,15 @@ from ..maths.cartesian import (
 )
 from ..maths.radial import CosineCutoff, radial_basis
 from ..maths.splines import RadialTable
-from .base import FeatureLayout, Network, consecutive_irreps
+from .base import (
+    TABLE,
+    FeatureLayout,
+    Irrep,
+    Kept,
+    Network,
+    Smaller,
+    consecutive_irreps,
+)
 
 GROUPS = ("O(3)", "SO(3)")
 DEGREES = {"I": 0, "A": 1, "S": 2}
@@ -64,6 +75,8 @@ class TensorNet(Network):
         what is left out is dropped, and has neither features nor weights; see `orders` for the
         network that remains of a larger one.
     """
+
+    has_tables = True
 
     def __init__(
         self,
@@ -129,6 +142,20 @@ class TensorNet(Network):
         irreps = consecutive_irreps((irrep, DEGREES[irrep]) for irrep in self.irreps)
         return FeatureLayout(irreps, axis=0, norms=True, tensor_basis=BASIS[ROWS["S"]])
 
+    def new_readout(self, head: str | None = None) -> EnergyReadout:
+        """`EnergyReadout`, ``mlp`` unless another head is asked for."""
+        activation = str(self.config["activation"])
+        return EnergyReadout(self.channels, head or "mlp", activation, irreps=self.irreps)
+
+    def check_readout(self, readout: Readout) -> None:
+        """Raise a ValueError if it reads other irreps."""
+        read = readout.config.get("irreps", self.irreps)
+        if read != self.irreps:
+            raise ValueError(
+                f"the network has the irreps {self.irreps}, the readout reads {read}: give both "
+                "the same"
+            )
+
     def forward(self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None) -> Tensor:
         """Tensor features of every atom.
 
@@ -155,7 +182,7 @@ class TensorNet(Network):
 
         x = self.embedding(graph, unit, factors[0], at_zero[0])
         for k, layer in enumerate(self.layers):
-            x = layer(graph, x, factors[k + 1], at_zero[k + 1], charge)
+            x = layer(x, graph, factors[k + 1], at_zero[k + 1], charge)
         return x
 
     def edge_factors(self, distances: Tensor, pairs: Pairs | None = None) -> list[Tensor]:
@@ -185,6 +212,68 @@ class TensorNet(Network):
         del self.radial, self.envelope, self.embedding.radial
         for layer in self.layers:
             del layer.radial
+
+    def parse_kept(self, kept: Kept) -> str:
+        """``IS``, ``IA`` or ``I`` of the irreps that there are."""
+        if not isinstance(kept, str):
+            raise ValueError(
+                f"a TensorNet has irreps, not degrees {list(kept)}: expected IS, IA or I"
+            )
+        check_irreps(kept)
+        if not set(kept) <= set(self.irreps):
+            raise ValueError(
+                f"the network has the irreps {self.irreps}: {kept} is no part of them"
+            )
+        return kept
+
+    def kept_without(self, name: str) -> str:
+        """The letters of the other irreps."""
+        return self.irreps.replace(name, "")
+
+    def project(self, kept: Kept) -> str:
+        """Give products and directions no components of the other irreps."""
+        irreps = self.parse_kept(kept)
+        for module in self.modules():
+            if isinstance(getattr(module, "algebra", None), TensorAlgebra):
+                algebra = TensorAlgebra(self.irreps, irreps)
+                module.algebra = algebra.to(next(self.parameters()).device)
+        return irreps
+
+    def smaller(self, kept: Kept, readout: Readout, tensors: Mapping[str, Tensor]) -> Smaller:
+        """Without the rows, matrices and radial functions of the other irreps."""
+        irreps = self.parse_kept(kept)
+        if not isinstance(readout, EnergyReadout):
+            raise ValueError(f"a {type(readout).__name__} reads no irreps: expected EnergyReadout")
+        config = self.config | {"irreps": irreps}
+        with torch.device("meta"):
+            shapes = {k: tensor.shape for k, tensor in TensorNet(**config).state_dict().items()}
+        places = [self.irreps.index(irrep) for irrep in irreps]
+        changed = {}
+        for name, shape in shapes.items():
+            name = f"representation.{name}"
+            if tensors[name].shape != shape:
+                # What belongs to irreps lies block by block along the first dimension.
+                blocks = tensors[name].chunk(len(self.irreps))
+                changed[name] = torch.cat([blocks[place] for place in places])
+        columns = torch.arange(len(self.irreps) * self.channels).view(-1, self.channels)
+        for name, tensor in readout.without_invariants(columns[places].flatten()).items():
+            changed[f"readout.{name}"] = tensor
+        fewer = {"irreps": irreps, "norm_size": readout.norm_size}
+        return Smaller(config, readout.config | fewer, changed)
+
+    def multiplications(self, irreps: Sequence[Irrep], neighbours: float) -> float:
+        """Of the embedding, the layers and the readout."""
+        f, n, d = self.channels, len(irreps), sum(irrep.size for irrep in irreps)
+        embedding = neighbours * f * (TABLE * n + n + d) + d * f * f + 2 * f * f * (1 + n)
+        rows = [row for irrep in irreps for row in range(9)[ROWS[irrep.name]]]
+        basis = BASIS[rows]
+        both = torch.einsum("iab,jbc,kac->ijk", basis, basis, basis)
+        terms = (both + both.transpose(0, 1)).abs() > 1e-12
+        anticommutator, square = int(terms.sum()), int(torch.triu(terms.any(2)).sum())
+        layer = neighbours * f * (TABLE * n + d) + 2 * d * f * f
+        layer += f * (anticommutator + square + 6 * d)
+        readout = n * f * f + f * f / 2 + f / 2
+        return embedding + len(self.layers) * layer + readout
 
 
 class TensorEmbedding(nn.Module):
@@ -297,8 +386,8 @@ class Interaction(nn.Module):
 
     def forward(
         self,
-        graph: Graph,
         x: Tensor,
+        graph: Graph,
         factors: Tensor,
         at_zero: Tensor,
         charge: Tensor,

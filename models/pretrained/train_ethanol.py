@@ -14,10 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ..checkpoint import save_potential
-from ..heads.energy import EnergyReadout, ScalarReadout
+from ..networks.base import Network
 from ..networks.tdn import TDN
 from ..networks.tensornet import TensorNet
 from ..potential import Potential
@@ -41,8 +40,7 @@ SETTINGS = {
 def new_potential(architecture: str, frames: Frames) -> Potential:
     """A small network whose scale and mean are those of the frames."""
     if architecture == "tensornet":
-        network: nn.Module = TensorNet(channels=128, layers=2, cutoff=CUTOFF, max_number=10)
-        readout: EnergyReadout | ScalarReadout = EnergyReadout(128)
+        network: Network = TensorNet(channels=128, layers=2, cutoff=CUTOFF, max_number=10)
     else:
         network = TDN(
             channels=64,
@@ -54,11 +52,10 @@ def new_potential(architecture: str, frames: Frames) -> Potential:
             norm_epsilon=0.01,
             average_degree=7.5,  # of an atom of ethanol
         )
-        readout = ScalarReadout(64)
     forces = torch.cat(frames.forces)
     return Potential(
         network,
-        readout,
+        network.new_readout(),
         elements=frames.elements,
         scale=float(forces.square().mean().sqrt()),
         mean=float(frames.energies.mean()),

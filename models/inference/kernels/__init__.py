@@ -8,11 +8,14 @@ of torch.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ...heads.energy import EnergyReadout, ScalarReadout
+from ...heads.energy import EnergyReadout, Readout, ScalarReadout
+from ...networks.base import Network
 from ...networks.tdn import TDN
 from ...networks.tensornet import TensorNet
 from ...potential import Potential
@@ -30,31 +33,21 @@ def fused_problem(potential: nn.Module) -> str | None:
         return f"there are no fused kernels for {architecture}"
     assert isinstance(potential, Potential)
     network = potential.representation
-    if _on_gpu(potential):
-        if not isinstance(network, TensorNet):
-            return f"the kernels of {potential.architecture} run on a CPU alone"
-        if network.irreps != "IAS":
-            return f"the kernels of a TensorNet of {network.irreps} alone run on a CPU"
-    if isinstance(network, TDN) and network.degrees == [0]:
-        return "there are no fused kernels for a TDN of degree 0 alone"
+    problem = KERNELS[type(network)].problem(network, _on_gpu(potential))
+    if problem is not None:
+        return problem
     package = "triton" if _on_gpu(potential) else "numba"
     if importlib.util.find_spec(package) is None:
         return f"{package} is not installed: pip install {package}"
     return None
 
 
-NETWORKS: dict[type[nn.Module], type[nn.Module]] = {
-    TensorNet: EnergyReadout,
-    TDN: ScalarReadout,
-}
-"""Networks that have kernels, with their readouts."""
-
-
 def _has_kernels(potential: nn.Module) -> bool:
     """For these very classes: another that inherits from them may compute something else."""
-    return type(potential) is Potential and NETWORKS.get(type(potential.representation)) is type(
-        potential.readout
-    )
+    if type(potential) is not Potential:
+        return False
+    kernels = KERNELS.get(type(potential.representation))
+    return kernels is not None and kernels.readout is type(potential.readout)
 
 
 def fuse(potential: Potential) -> nn.Module:
@@ -73,16 +66,56 @@ def fuse(potential: Potential) -> nn.Module:
     problem = fused_problem(potential)
     if problem is not None:
         raise ValueError(problem)
+    return KERNELS[type(potential.representation)].fuse(potential)
+
+
+def _tensornet_problem(network: TensorNet, on_gpu: bool) -> str | None:
+    if on_gpu and network.irreps != "IAS":
+        return f"the kernels of a TensorNet of {network.irreps} alone run on a CPU"
+    return None
+
+
+def _fuse_tensornet(potential: Potential) -> nn.Module:
     if _on_gpu(potential):
         from .cuda.operators import TritonOperators
         from .fused import FusedTensorNet
 
         return FusedTensorNet(potential, operators=TritonOperators())
-    from .cpu import tdn_potential, tensornet_potential
+    from .cpu import tensornet_potential
 
-    if isinstance(potential.representation, TensorNet):
-        return tensornet_potential.FusedTensorNet(potential)
+    return tensornet_potential.FusedTensorNet(potential)
+
+
+def _tdn_problem(network: TDN, on_gpu: bool) -> str | None:
+    if on_gpu:
+        return "the kernels of TDN run on a CPU alone"
+    if network.degrees == [0]:
+        return "there are no fused kernels for a TDN of degree 0 alone"
+    return None
+
+
+def _fuse_tdn(potential: Potential) -> nn.Module:
+    from .cpu import tdn_potential
+
     return tdn_potential.FusedTDN(potential)
+
+
+class Kernels(NamedTuple):
+    """The kernels of one network."""
+
+    readout: type[Readout]
+    """The only readout that they compute."""
+    problem: Callable[[Any, bool], str | None]
+    """Why there are none for a network, on a GPU or not; None: there are."""
+    fuse: Callable[[Potential], nn.Module]
+    """`fuse`, of this network. Numba and Triton are optional: they are imported here."""
+
+
+KERNELS: dict[type[Network], Kernels] = {
+    TensorNet: Kernels(EnergyReadout, _tensornet_problem, _fuse_tensornet),
+    TDN: Kernels(ScalarReadout, _tdn_problem, _fuse_tdn),
+}
+"""Networks that have kernels."""
 
 
 def _on_gpu(potential: Potential) -> bool:

@@ -14,10 +14,10 @@ from support.md_runs import run
 from support.paths import ROOT
 
 from tensormd.md_runs.train.config import (
+    NETWORK_SECTIONS,
     NETWORKS,
     SECTIONS,
     TRAINING,
-    TensorNetConfig,
     TrainConfig,
     example,
     keys_of,
@@ -77,7 +77,7 @@ def test_the_example_is_complete_and_valid(capsys: pytest.CaptureFixture[str]) -
     assert max(map(len, text.splitlines())) < 100
     config = parse(text)
     assert config.settings == TrainingSettings()
-    assert config.model.options == TensorNetConfig(channels=64).__dict__
+    assert config.model.options == NETWORK_SECTIONS["tensornet"](channels=64).__dict__
 
 
 def test_configurations_in_the_documentation_are_valid() -> None:

@@ -23,7 +23,7 @@ from tensormd.models import (
     load_potential,
     save_potential,
 )
-from tensormd.models.analysis.pruning import projected, prune_degrees, prune_irreps
+from tensormd.models.analysis.pruning import projected, pruned
 from tensormd.models.heads.properties import DipoleReadout, PolarizabilityReadout
 from tensormd.models.inference.tables import tabulated
 from tensormd.models.maths.cartesian import ROWS
@@ -79,7 +79,7 @@ def differ(a: Any, b: Any) -> bool:
 def test_a_network_without_irreps_is_the_projected_one(name: str, irreps: str, kind: str) -> None:
     whole = make_potential(**TENSORNETS[name])
     expected = predict(projected(whole, irreps), SYSTEMS[kind])
-    fewer = prune_irreps(whole, irreps)
+    fewer = pruned(whole, irreps)
     assert_same(predict(fewer, SYSTEMS[kind]), expected)
     assert differ(expected, predict(whole, SYSTEMS[kind]))
     size = sum(p.numel() for p in whole.parameters())
@@ -91,7 +91,7 @@ def test_a_network_without_irreps_is_the_projected_one(name: str, irreps: str, k
 def test_what_is_projected_out_is_zero_at_every_layer(irreps: str) -> None:
     whole = make_potential(group="SO(3)")
     found = features(projected(whole, irreps), SYSTEMS["ion"])
-    fewer = features(prune_irreps(whole, irreps), SYSTEMS["ion"])
+    fewer = features(pruned(whole, irreps), SYSTEMS["ion"])
     assert len(found) == 3
     kept = torch.cat([torch.arange(9)[ROWS[irrep]] for irrep in irreps])
     for x, y in zip(found, fewer, strict=True):
@@ -125,17 +125,17 @@ def test_weights_of_zero_make_a_network_without_the_irrep() -> None:
     torch.testing.assert_close(
         x[[0, *range(4, 9)]], without(graph, vectors), rtol=1e-14, atol=1e-14
     )
-    assert_same(predict(prune_irreps(whole, "IS"), SYSTEMS["ion"]), predict(whole, SYSTEMS["ion"]))
+    assert_same(predict(pruned(whole, "IS"), SYSTEMS["ion"]), predict(whole, SYSTEMS["ion"]))
 
 
 def test_one_irrep_after_the_other() -> None:
     whole = make_potential()
-    twice = prune_irreps(prune_irreps(whole, "IS"), "I")
+    twice = pruned(pruned(whole, "IS"), "I")
     assert_same(
         predict(twice, SYSTEMS["crystal"]), predict(projected(whole, "I"), SYSTEMS["crystal"])
     )
     assert_same(
-        predict(projected(prune_irreps(whole, "IS"), "I"), SYSTEMS["crystal"]),
+        predict(projected(pruned(whole, "IS"), "I"), SYSTEMS["crystal"]),
         predict(projected(whole, "I"), SYSTEMS["crystal"]),
     )
 
@@ -165,7 +165,7 @@ def test_a_network_without_degrees_is_the_projected_one(
 ) -> None:
     whole = make_tdn(**TDNS[name])
     expected = predict(projected(whole, degrees), SYSTEMS[kind])
-    fewer = prune_degrees(whole, degrees)
+    fewer = pruned(whole, degrees)
     assert_same(predict(fewer, SYSTEMS[kind]), expected)
     assert differ(expected, predict(whole, SYSTEMS[kind]))
     network = fewer.representation
@@ -177,7 +177,7 @@ def test_what_is_projected_out_of_a_tdn_is_zero_at_every_layer() -> None:
     whole = make_tdn(lmax=3, group="SO(3)", product="cp")
     kept = (0, 1, 3)
     found = features(projected(whole, kept), SYSTEMS["ion"])
-    fewer = features(prune_degrees(whole, kept), SYSTEMS["ion"])
+    fewer = features(pruned(whole, kept), SYSTEMS["ion"])
     before, after = degree_slices(range(4)), degree_slices(kept)
     for x, y in zip(found, fewer, strict=True):
         assert not x[:, before[2]].any()
@@ -222,7 +222,7 @@ def test_the_whole_network_is_left_as_it_is(make: Any) -> None:
     before = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
     expected = predict(whole, SYSTEMS["ion"])
     twin = projected(whole, kept)
-    fewer = prune_irreps(whole, kept) if isinstance(kept, str) else prune_degrees(whole, kept)
+    fewer = pruned(whole, kept)
     with torch.no_grad():
         for parameter in fewer.parameters():
             parameter += 1
@@ -244,7 +244,7 @@ def test_the_whole_network_is_left_as_it_is(make: Any) -> None:
 def test_checkpoints(make: Any, tmp_path: Path) -> None:
     whole: Potential = make()
     kept: Any = "IS" if isinstance(whole.representation, TensorNet) else (0, 2)
-    fewer = prune_irreps(whole, kept) if isinstance(kept, str) else prune_degrees(whole, kept)
+    fewer = pruned(whole, kept)
     save_potential(fewer, tmp_path / "fewer.safetensors")
     loaded = load_potential(tmp_path / "fewer.safetensors")
     assert_same(predict(loaded, SYSTEMS["ion"]), predict(fewer, SYSTEMS["ion"]), 1e-15)
@@ -258,7 +258,7 @@ def test_checkpoints(make: Any, tmp_path: Path) -> None:
 def test_exported_files(make: Any, tables: bool, tmp_path: Path) -> None:
     whole: Potential = make()
     kept: Any = "IS" if isinstance(whole.representation, TensorNet) else (0, 2)
-    fewer = prune_irreps(whole, kept) if isinstance(kept, str) else prune_degrees(whole, kept)
+    fewer = pruned(whole, kept)
     export_torchscript(fewer, tmp_path / "model.pt", tables=tables)
     ion = SYSTEMS["ion"]
     energy, forces = torch.jit.load(tmp_path / "model.pt")(
@@ -277,7 +277,7 @@ def test_exported_files(make: Any, tables: bool, tmp_path: Path) -> None:
 def test_calculators(make: Any) -> None:
     whole: Potential = make()
     kept: Any = "IS" if isinstance(whole.representation, TensorNet) else (0, 2)
-    fewer = prune_irreps(whole, kept) if isinstance(kept, str) else prune_degrees(whole, kept)
+    fewer = pruned(whole, kept)
     atoms = Atoms(SYSTEMS["ion"].numbers, SYSTEMS["ion"].positions, info={"charge": -1})
     expected = predict(fewer, SYSTEMS["ion"])
     for potential in (fewer, projected(whole, kept)):
@@ -299,7 +299,7 @@ def test_heads() -> None:
     heads = {"dipole": DipoleReadout(network), "polarizability": PolarizabilityReadout(network)}
     whole.heads.update(heads)
     whole.double()
-    fewer = prune_degrees(whole, (0, 2))
+    fewer = pruned(whole, (0, 2))
     assert list(fewer.heads) == ["polarizability"]
     graph = SYSTEMS["ion"].graph()
     expected = projected(whole, (0, 2)).properties(graph, names=["polarizability"])
@@ -308,18 +308,18 @@ def test_heads() -> None:
     tensornet = make_potential()
     tensornet.heads.update({"dipole": DipoleReadout(tensornet.representation).double()})
     with pytest.raises(ValueError, match="has heads"):
-        prune_irreps(tensornet, "IA")
+        pruned(tensornet, "IA")
 
 
 def test_mistakes() -> None:
     with pytest.raises(ValueError, match="irreps is 'AS'"):
         TensorNet(irreps="AS")
     with pytest.raises(ValueError, match="no part of them"):
-        prune_irreps(prune_irreps(make_potential(), "IS"), "IA")
+        pruned(pruned(make_potential(), "IS"), "IA")
     with pytest.raises(ValueError, match="not degrees"):
         projected(make_potential(), (0, 1))
-    with pytest.raises(ValueError, match="has no degrees"):
-        prune_degrees(make_potential(), (0, 1))
+    with pytest.raises(ValueError, match="not degrees"):
+        pruned(make_potential(), (0, 1))
     with pytest.raises(ValueError, match="not irreps"):
         projected(make_tdn(), "IS")
     with pytest.raises(ValueError, match=r"degrees are \[1, 2\]"):
@@ -327,7 +327,7 @@ def test_mistakes() -> None:
     with pytest.raises(ValueError, match="expected none above it"):
         TDN(lmax=2, degrees=(0, 3))
     with pytest.raises(ValueError, match="no part of them"):
-        prune_degrees(make_tdn(), (0, 2))
+        pruned(make_tdn(), (0, 2))
     with pytest.raises(ValueError, match="irreps IS, the readout reads IAS"):
         Potential(TensorNet(channels=8, irreps="IS"), EnergyReadout(8), elements=[1])
     with pytest.raises(ValueError, match="norm_size is 10"):

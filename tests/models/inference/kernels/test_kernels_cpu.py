@@ -22,7 +22,7 @@ from support.kernel_cases import LANES, NETWORKS, SYSTEMS, exponentials, water
 from support.paths import TESTS
 
 from tensormd.models import Potential
-from tensormd.models.analysis.pruning import prune_irreps
+from tensormd.models.analysis.pruning import pruned
 from tensormd.models.inference.kernels import fuse
 from tensormd.models.inference.kernels.cpu import algebra, components, dense, perceptron, simd
 from tensormd.models.inference.kernels.weights import dense_layers
@@ -224,7 +224,7 @@ def test_equals_plain_torch_with_the_same_tables(name: str, kind: str) -> None:
 @pytest.mark.parametrize("irreps", ["IS", pytest.param("IA", marks=pytest.mark.slow), "I"])
 def test_networks_without_irreps(irreps: str, name: str, kind: str) -> None:
     """Each number of components is compiled: pruned ones, and ones that never had more."""
-    assert_equals_plain_torch(prune_irreps(make_potential(**NETWORKS[name]), irreps), kind)
+    assert_equals_plain_torch(pruned(make_potential(**NETWORKS[name]), irreps), kind)
     assert_equals_plain_torch(make_potential(**NETWORKS[name] | {"irreps": irreps}), kind)
 
 

@@ -22,7 +22,7 @@ from support.kernel_cases import CUTOFF, INTERVALS, LOWER, SPACING, Case, make_c
 from torch import Tensor
 
 from tensormd.models import TensorNet, batch_graphs
-from tensormd.models.analysis.pruning import prune_irreps
+from tensormd.models.analysis.pruning import pruned
 from tensormd.models.graph import Graph, displacements
 from tensormd.models.inference.kernels import equations, perceptrons
 from tensormd.models.inference.kernels.edges import Edges, Geometry, edges_of
@@ -352,8 +352,8 @@ def largest_errors(found: Any, expected: Any) -> dict[str, float]:
 @pytest.mark.parametrize("variant", ["mlp", "linear-SO(3)", "no layers"])
 def test_pass_of_networks_without_irreps(variant: str, irreps: str) -> None:
     assert_pass_is_that_of_the_network(make_potential(**VARIANTS[variant] | {"irreps": irreps}))
-    pruned = prune_irreps(make_potential(**VARIANTS[variant]), irreps)
-    assert_pass_is_that_of_the_network(pruned)
+    smaller = pruned(make_potential(**VARIANTS[variant]), irreps)
+    assert_pass_is_that_of_the_network(smaller)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
