@@ -100,6 +100,19 @@ def load_torch(data: bytes, name: str) -> Any:
         raise _damaged(name, error) from error
 
 
+def state_dict_of(content: Any) -> dict[str, Tensor]:
+    """The named tensors of a torch file, or of the ``state_dict`` in it; empty: it has none."""
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        return {}
+    return {
+        key: tensor
+        for key, tensor in content.items()
+        if isinstance(key, str) and isinstance(tensor, Tensor)
+    }
+
+
 def _damaged(name: str, error: Exception) -> ValueError:
     lines = [line.strip() for line in str(error).split("\n") if line.strip()]
     if lines and lines[0].startswith("Weights only load failed"):

@@ -6,39 +6,33 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..committee import Committee
 from ..networks.torchmdnet import TorchMDNetPotential
 from ..potential import Potential
 from ..units import energy_in_ev, length_in_angstrom
-from . import matgl, modelforge, registry, tdn_release
-from .files import is_torch, is_torchscript, is_zip, load_torch, read_bytes, unzip
-from .native import is_safetensors, read_native, save_potential
-from .torchmdnet_format import is_torchmdnet, noted, read_torchmdnet
+from . import matgl, modelforge, native, registry, tdn_release, torchmdnet_format
+from .files import is_torch, is_torchscript, is_zip, load_torch, read_bytes, state_dict_of, unzip
+from .formats import Format, Request, Units, agreed
+from .native import save_potential
 
 AnyPotential = Potential | TorchMDNetPotential | Committee
 Checkpoint = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | nn.Module
 
-ASSUMED_UNITS = ("angstrom", "ev")
-READABLE = (
-    "a tensormd safetensors file, a torchmd-net checkpoint, a matgl folder, a modelforge or TDN "
-    "state dict, or a zip of checkpoints"
+FORMATS: tuple[Format, ...] = (
+    native.FORMAT,
+    torchmdnet_format.FORMAT,
+    matgl.FORMAT,
+    modelforge.FORMAT,
+    tdn_release.FORMAT,
 )
+"""Every format, in the order in which they are tried."""
+READABLE = ", ".join(f"a {kind.name}" for kind in FORMATS) + ", or a zip of checkpoints"
 NOT_CHECKPOINTS = {".txt", ".md", ".json", ".yaml", ".yml", ".csv", ".log"}
-
-
-@dataclass
-class _Request:
-    """What the caller said of the checkpoint, and what had to be assumed."""
-
-    units: tuple[str, str] | None
-    elements: list[int] | None
-    assumed: list[str] = field(default_factory=list)
 
 
 def load_potential(
@@ -71,7 +65,7 @@ def load_potential(
         If there is no such file, or it cannot be read: the message names it, what was
         expected and the remedy.
     """
-    request = _Request(
+    request = Request(
         _parse_units(units), None if elements is None else [int(z) for z in elements]
     )
     potential = _load(checkpoint, request)
@@ -117,7 +111,7 @@ def convert(
     return potential
 
 
-def _parse_units(units: Sequence[str] | None) -> tuple[str, str] | None:
+def _parse_units(units: Sequence[str] | None) -> Units | None:
     if units is None:
         return None
     if isinstance(units, str) or len(units) != 2:
@@ -131,7 +125,7 @@ def _parse_units(units: Sequence[str] | None) -> tuple[str, str] | None:
     return length, energy
 
 
-def _load(checkpoint: Checkpoint, request: _Request) -> AnyPotential:
+def _load(checkpoint: Checkpoint, request: Request) -> AnyPotential:
     if isinstance(checkpoint, nn.Module):
         missing = [a for a in ("cutoff", "elements", "metadata") if not hasattr(checkpoint, a)]
         if missing:
@@ -184,13 +178,13 @@ def _committee(members: Sequence[AnyPotential]) -> AnyPotential:
     return flat[0] if len(flat) == 1 else Committee(flat).eval()  # type: ignore[return-value]
 
 
-def _load_entry(entry: registry.Entry, request: _Request) -> AnyPotential:
+def _load_entry(entry: registry.Entry, request: Request) -> AnyPotential:
     path = registry.fetch(entry)
     units = request.units
     if entry.units is not None:
-        units = _agreed(entry.units, request.units, entry.name)
+        units = agreed(entry.units, request.units, entry.name)
     stated = None if entry.elements is None else list(entry.elements)
-    potential = _load_path(path, _Request(units, request.elements or stated, request.assumed))
+    potential = _load_path(path, Request(units, request.elements or stated, request.assumed))
     potential.metadata.setdefault("licence", entry.licence)
     potential.metadata |= {"name": entry.name, "description": entry.description}
     if not isinstance(entry.files[0], Path):
@@ -198,43 +192,48 @@ def _load_entry(entry: registry.Entry, request: _Request) -> AnyPotential:
     return potential
 
 
-def _load_path(path: Path, request: _Request) -> AnyPotential:
+def _load_path(path: Path, request: Request) -> AnyPotential:
     if not path.exists():
         raise ValueError(
             f"no such file: {path}; {registry.suggest(str(path))} (a checkpoint is a path or "
             "a registry name)"
         )
-    if path.name == "state.pt" and (path.parent / "model.json").exists():
+    if any(
+        path.name in kind.files[-1:] and all((path.parent / file).exists() for file in kind.files)
+        for kind in FORMATS
+    ):
         path = path.parent
     if path.is_dir():
-        files = {name: path / name for name in ("model.json", "state.pt")}
-        missing = [name for name, file in files.items() if not file.is_file()]
-        if missing:
-            raise ValueError(
-                f"the folder {path} has no {' and no '.join(missing)}: expected a matgl folder "
-                "with model.json and state.pt, or the path of a checkpoint in it"
-            )
-        _agreed(matgl.UNITS, request.units, str(path))
-        description, state = (read_bytes(file) for file in files.values())
-        name = str(path.resolve())
-        return matgl.read_matgl(description, state, name, elements=request.elements)
+        return _load_folder(path, request)
     return _load_bytes(read_bytes(path), str(path), request)
 
 
-def _load_bytes(data: bytes, name: str, request: _Request) -> AnyPotential:
-    if is_safetensors(data):
-        potential = read_native(data, name)
-        _agreed((potential.length_unit, potential.energy_unit), request.units, name)
-        if request.elements is not None:
-            _restrict(potential, request.elements, name)
-        return potential
+def _load_folder(path: Path, request: Request) -> AnyPotential:
+    kinds = [kind for kind in FORMATS if kind.container == "folder"]
+    for kind in kinds:
+        if all((path / file).is_file() for file in kind.files):
+            content = {file: read_bytes(path / file) for file in kind.files}
+            if kind.recognises(content):
+                return _read(kind, content, str(path.resolve()), request)
+    missing = [file for kind in kinds for file in kind.files if not (path / file).is_file()]
+    expected = " or ".join(f"a {kind.name} with {' and '.join(kind.files)}" for kind in kinds)
+    raise ValueError(
+        f"the folder {path} has no {' and no '.join(missing)}: expected {expected}, or the path "
+        "of a checkpoint in it"
+    )
+
+
+def _load_bytes(data: bytes, name: str, request: Request) -> AnyPotential:
+    for kind in FORMATS:
+        if kind.container == "file" and kind.recognises(data):
+            return _read(kind, data, name, request)
     if is_torchscript(data, name):
         raise ValueError(
             f"{name} is a TorchScript archive, which is code: expected the checkpoint it was "
             "exported from"
         )
     if is_torch(data, name):
-        return _load_torch(data, name, request)
+        return _load_torch(load_torch(data, name), name, request)
     if is_zip(data):
         return _load_zip(data, name, request)
     if data.startswith(b"version https://git-lfs"):
@@ -242,32 +241,15 @@ def _load_bytes(data: bytes, name: str, request: _Request) -> AnyPotential:
     raise ValueError(f"{name} is no checkpoint that tensormd reads: expected {READABLE}")
 
 
-def _load_torch(data: bytes, name: str, request: _Request) -> AnyPotential:
-    content = load_torch(data, name)
-    if is_torchmdnet(content):
-        note = noted(content, name)
-        stated = request.units if note is None else _agreed(note.units, request.units, name)
-        potential = read_torchmdnet(
-            content,
-            name,
-            units=stated or ASSUMED_UNITS,
-            units_stated=stated is not None,
-            elements=request.elements or (note and note.elements),
+def _load_torch(content: Any, name: str, request: Request) -> AnyPotential:
+    for kind in FORMATS:
+        if kind.container == "torch" and kind.recognises(content):
+            return _read(kind, content, name, request)
+    tensors = state_dict_of(content)
+    if not tensors:
+        raise ValueError(
+            f"{name} holds a {type(content).__name__} without named tensors: expected {READABLE}"
         )
-        if stated is None:
-            request.assumed.append(name)
-        if note is not None:
-            potential.metadata = note.metadata | {"source": potential.metadata["source"]}
-        return potential
-    if tdn_release.is_tdn_release(content):
-        _agreed(tdn_release.UNITS, request.units, name)
-        return tdn_release.read_tdn_release(content, name, elements=request.elements)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    tensors = _tensors(content, name)
-    if modelforge.is_modelforge(tensors):
-        _agreed(modelforge.UNITS, request.units, name)
-        return modelforge.read_modelforge(tensors, name, elements=request.elements)
     if any("tensor_embedding." in key for key in tensors):
         raise ValueError(
             f"{name} has the weights of a TensorNet without its hyper-parameters: expected the "
@@ -280,21 +262,13 @@ def _load_torch(data: bytes, name: str, request: _Request) -> AnyPotential:
     )
 
 
-def _tensors(content: Any, name: str) -> dict[str, Tensor]:
-    if isinstance(content, Mapping):
-        tensors = {
-            key: tensor
-            for key, tensor in content.items()
-            if isinstance(key, str) and isinstance(tensor, Tensor)
-        }
-        if tensors:
-            return tensors
-    raise ValueError(
-        f"{name} holds a {type(content).__name__} without named tensors: expected {READABLE}"
-    )
+def _read(kind: Format, content: Any, name: str, request: Request) -> AnyPotential:
+    if kind.units is not None:
+        agreed(kind.units, request.units, name)
+    return kind.reads(content, name, request)
 
 
-def _load_zip(data: bytes, name: str, request: _Request) -> AnyPotential:
+def _load_zip(data: bytes, name: str, request: Request) -> AnyPotential:
     members = {
         member: content
         for member, content in unzip(data, name).items()
@@ -311,25 +285,3 @@ def _load_zip(data: bytes, name: str, request: _Request) -> AnyPotential:
             raise ValueError(f"{label} is empty: expected a checkpoint; make the zip anew")
         potentials.append(_load_bytes(content, label, request))
     return _committee(potentials)
-
-
-def _agreed(stated: tuple[str, str], given: tuple[str, str] | None, name: str) -> tuple[str, str]:
-    """The units of a file that states them, unless somebody says otherwise."""
-    if given is None:
-        return stated
-    ours = length_in_angstrom(stated[0]), energy_in_ev(stated[1])
-    if ours != (length_in_angstrom(given[0]), energy_in_ev(given[1])):
-        raise ValueError(f"units is {given!r}, but {name} states {stated!r}: leave units out")
-    return stated
-
-
-def _restrict(potential: Potential | TorchMDNetPotential, elements: list[int], name: str) -> None:
-    known = set(potential.elements)
-    # A file that was converted without knowing its elements lists every row it has.
-    if not elements or not set(elements) <= known:
-        raise ValueError(
-            f"elements has {sorted(set(elements) - known) or 'nothing'}, but {name} knows "
-            f"{sorted(known)}: leave elements out, or choose among these"
-        )
-    potential.elements = sorted(set(elements))
-    potential.metadata["elements_stated"] = True

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..potential import Potential
 from .build import TensorPool
 from .files import load_torch, require_finite
+from .formats import Format
 from .layout import embedding_state, finish, interaction_state
 
 UNITS = ("angstrom", "ev")
@@ -214,3 +215,16 @@ def _radial(
         f"{pool.name}: unknown radial basis {kind!r}: expected SphericalBessel, Gaussian or "
         "ExpNorm"
     )
+
+
+FILES = ("model.json", "state.pt")
+FORMAT = Format(
+    "matgl folder",
+    "folder",
+    lambda content: True,  # no other folder has these files
+    lambda content, name, request: read_matgl(
+        content[FILES[0]], content[FILES[1]], name, elements=request.elements
+    ),
+    UNITS,
+    FILES,
+)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..potential import Potential
 from .build import TensorPool
-from .files import require_finite
+from .files import require_finite, state_dict_of
+from .formats import Format
 from .layout import embedding_state, finish, interaction_state
 
 UNITS = ("nm", "kj/mol")
@@ -197,3 +198,14 @@ def _statistic(tensors: Mapping[str, Tensor], kind: str, default: float) -> floa
     found = [key for key in tensors if key.endswith(f".{kind}")]
     found = [key for key in found if "per_atom_energy" in key] or found
     return float(tensors[found[0]].double().reshape(-1)[0]) if found else default
+
+
+FORMAT = Format(
+    "modelforge state dict",
+    "torch",
+    lambda content: is_modelforge(state_dict_of(content)),
+    lambda content, name, request: read_modelforge(
+        state_dict_of(content), name, elements=request.elements
+    ),
+    UNITS,
+)

@@ -26,6 +26,7 @@ from ..networks.torchmdnet import TorchMDNetPotential
 from ..potential import Potential
 from .build import build_potential
 from .files import is_zip, require_finite, unzip
+from .formats import Format, Request, agreed
 
 KEY = "tensormd"
 VERSION = 2
@@ -244,3 +245,29 @@ def _field(description: Mapping[str, Any], key: str, kind: type, name: str) -> A
             "the file was not written by tensormd, or was changed since"
         )
     return value
+
+
+# Format
+
+
+def _read(data: bytes, name: str, request: Request) -> Potential | TorchMDNetPotential:
+    potential = read_native(data, name)
+    agreed((potential.length_unit, potential.energy_unit), request.units, name)
+    if request.elements is not None:
+        _restrict(potential, request.elements, name)
+    return potential
+
+
+def _restrict(potential: Potential | TorchMDNetPotential, elements: list[int], name: str) -> None:
+    known = set(potential.elements)
+    # A file that was converted without knowing its elements lists every row it has.
+    if not elements or not set(elements) <= known:
+        raise ValueError(
+            f"elements has {sorted(set(elements) - known) or 'nothing'}, but {name} knows "
+            f"{sorted(known)}: leave elements out, or choose among these"
+        )
+    potential.elements = sorted(set(elements))
+    potential.metadata["elements_stated"] = True
+
+
+FORMAT = Format("tensormd safetensors file", "file", is_safetensors, _read, units=None)

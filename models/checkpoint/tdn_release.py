@@ -20,6 +20,7 @@ from torch import Tensor
 from ..potential import Potential
 from .build import TensorPool
 from .files import require_finite
+from .formats import Format
 from .layout import finish
 
 UNITS = ("angstrom", "ev")
@@ -444,3 +445,12 @@ def _elements(given: Iterable[int] | None, size: int, references: bool, name: st
         what = "that have a reference energy in the release" if references else "of its embedding"
         raise ValueError(f"{name}: elements has {outside}: expected some of those {what}")
     return chosen
+
+
+FORMAT = Format(
+    "TDN state dict",
+    "torch",
+    is_tdn_release,
+    lambda content, name, request: read_tdn_release(content, name, elements=request.elements),
+    UNITS,
+)

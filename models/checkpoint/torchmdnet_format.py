@@ -19,6 +19,7 @@ from ..networks.torchmdnet import ARCHITECTURES, TorchMDNetPotential, parse_prio
 from ..potential import Potential
 from .build import TensorPool
 from .files import require_finite
+from .formats import Format, Request, agreed
 from .layout import by_blocks, embedding_state, finish, interaction_state
 
 # Older names of architectures; the released aceff_v2.0.ckpt has the first.
@@ -419,3 +420,28 @@ def _remix(
                 raise ValueError(f"{name} has no tensor {key}: the checkpoint is incomplete")
             remixed[key] = by_blocks(remixed[key], name)
     return remixed
+
+
+ASSUMED_UNITS = ("angstrom", "ev")
+
+
+def _read(
+    content: Mapping[str, Any], name: str, request: Request
+) -> Potential | TorchMDNetPotential:
+    note = noted(content, name)
+    stated = request.units if note is None else agreed(note.units, request.units, name)
+    potential = read_torchmdnet(
+        content,
+        name,
+        units=stated or ASSUMED_UNITS,
+        units_stated=stated is not None,
+        elements=request.elements or (note and note.elements),
+    )
+    if stated is None:
+        request.assumed.append(name)
+    if note is not None:
+        potential.metadata = note.metadata | {"source": potential.metadata["source"]}
+    return potential
+
+
+FORMAT = Format("torchmd-net checkpoint", "torch", is_torchmdnet, _read, units=None)
