@@ -50,10 +50,7 @@ def features(potential: nn.Module, system: Any) -> list[Tensor]:
     network: Any = potential.representation
     handles = [network.register_forward_hook(lambda module, args, out: found.append(out))]
     for layer in network.layers:
-        place = 1 if isinstance(network, TensorNet) else 0
-        handles.append(
-            layer.register_forward_pre_hook(lambda module, args, p=place: found.append(args[p]))
-        )
+        handles.append(layer.register_forward_pre_hook(lambda module, args: found.append(args[0])))
     predict(potential, system)
     for handle in handles:
         handle.remove()
