@@ -201,8 +201,7 @@ class Potential(nn.Module):
         graph, vectors = within(graph, self.cutoff)
         vectors = vectors.detach().requires_grad_(True)
         energies = self.atom_energies(graph, vectors)
-        gradient = torch.autograd.grad([energies.sum()], [vectors], create_graph=self.training)[0]
-        assert gradient is not None
+        gradient = edge_gradient(energies, vectors, create_graph=self.training)
         if not self.training:
             energies = energies.detach()
         return assemble(graph, energies, vectors.detach(), gradient)
@@ -289,6 +288,21 @@ class Potential(nn.Module):
             graph, vectors = within(graph, self.cutoff)
         features = self.representation(graph, self._in_own_unit(vectors), pairs)
         return {name: self.heads[name](features, graph) for name in names}
+
+
+def edge_gradient(
+    energies: Tensor, vectors: Tensor, create_graph: bool = False, keep: bool = False
+) -> Tensor:
+    """dE/dr_ij (E, 3), float64, of the sum of energies that edge vectors (E, 3) were made into.
+
+    ``create_graph``: it can be differentiated once more; ``keep``: what the energies were made
+    from can be differentiated again.
+    """
+    gradient = torch.autograd.grad(
+        [energies.sum()], [vectors], retain_graph=keep or create_graph, create_graph=create_graph
+    )[0]
+    assert gradient is not None
+    return gradient
 
 
 def assemble(graph: Graph, energies: Tensor, vectors: Tensor, gradient: Tensor) -> Prediction:

@@ -13,6 +13,9 @@ import hashlib
 import json
 import os
 import re
+import socket
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -222,8 +225,6 @@ def _fetch_web(entry: Entry, file: WebFile) -> Path:
 
 
 def _download(url: str) -> bytes:
-    import urllib.request
-
     with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
         data: bytes = response.read(MAX_DOWNLOAD_BYTES)
     return data
@@ -253,6 +254,7 @@ def _fetch_hub(entry: Entry, file: HubFile) -> Path:
 
 def _hub_download(repository: str, filename: str, revision: str) -> tuple[Path, str]:
     """A local copy of a file, and the commit it is of."""
+    # Here, for the client takes long to import and only downloads need it.
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -272,10 +274,6 @@ def _hub_download(repository: str, filename: str, revision: str) -> tuple[Path, 
 
 def _require_network(address: str) -> None:
     """Fail at once where the client would try for half a minute."""
-    import socket
-    import urllib.parse
-    import urllib.request
-
     if not urllib.request.getproxies():  # behind a proxy nothing else need be reachable
         parts = urllib.parse.urlsplit(address)
         socket.getaddrinfo(parts.hostname, parts.port or 443)

@@ -115,6 +115,7 @@ def calibration(deviations: ArrayLike, errors: ArrayLike) -> Calibration:
     ValueError
         If the shapes differ or there is no number.
     """
+    # Here, for scipy.stats takes a second to import.
     from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
     sigma: Array = np.asarray(deviations, dtype=np.float64)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.frames import Frames
 from ..graph import Graph, Pairs, within
-from ..potential import Potential, assemble
+from ..potential import Potential, assemble, edge_gradient
 
 OF_THE_ENERGY = ("energy", "forces", "stress")
 """Quantities that the energy and its derivatives are; all others are properties."""
@@ -77,11 +77,7 @@ def predict(
             energies = potential.atom_energies(graph, vectors, pairs)
         gradient = torch.zeros_like(vectors)
         if derivatives:
-            first = torch.autograd.grad(
-                [energies.sum()], [vectors], create_graph=potential.training, retain_graph=True
-            )[0]
-            assert first is not None
-            gradient = first
+            gradient = edge_gradient(energies, vectors, potential.training, keep=True)
         prediction = assemble(graph, energies, vectors.detach(), gradient)
         found = {**found, "energy": prediction.energy, "forces": prediction.forces}
         if "stress" in quantities:

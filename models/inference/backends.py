@@ -10,6 +10,7 @@ from torch import nn
 
 from ..committee import members_of
 from ..potential import Potential
+from .kernels import fuse, fused_problem
 
 log = logging.getLogger("tensormd")
 
@@ -48,8 +49,6 @@ def compile_potential(potential: nn.Module, backend: str = "reference") -> nn.Mo
     """
     problem = why_not_fused(potential, backend)
     if problem is None:
-        from .kernels import fuse
-
         # Tables are made from gradients, under the caller's no_grad too.
         with _COMPILER, torch.inference_mode(False), torch.set_grad_enabled(True):
             return fuse(potential)  # type: ignore[arg-type]
@@ -66,8 +65,6 @@ def why_not_fused(potential: nn.Module, backend: str) -> str | None:
     ValueError
         If it is ``fused``, and there are none.
     """
-    from .kernels import fused_problem
-
     if backend == "reference":
         return "backend is 'reference'"
     for member in members_of(potential):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from scipy.linalg import solveh_banded  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from .double import DoubleConstants
@@ -84,8 +85,6 @@ def interpolating_coefficients(values: Tensor, slopes: Tensor, length: float) ->
     -------
     (n + 3, M) float64.
     """
-    from scipy.linalg import solveh_banded  # type: ignore[import-untyped]
-
     intervals = values.shape[0] - 1
     rise = (2 * length / intervals) * slopes.numpy()
     right = 6 * values.numpy()

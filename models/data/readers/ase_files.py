@@ -6,16 +6,17 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from ase import Atoms
+from ase.db import connect
+from ase.io import iread
+from ase.io.formats import UnknownFileTypeError
 
 from ..frames import QUANTITIES
 from ..units import DataUnits
 from .structure import Keys, PathLike, Selection, Structure, existing_file
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 ASE_UNITS = DataUnits()
 LABEL_KEYS = (*QUANTITIES, "virial", "charge")
@@ -77,8 +78,6 @@ def database_structures(
 
 def _database_rows(path: Path, selection: Selection) -> Iterator[tuple[int, int, Atoms]]:
     """Numbers, ids and contents of the rows that are wanted."""
-    from ase.db import connect
-
     whole = path.suffix.lower() == ".json"
     with contextlib.ExitStack() as stack:
         with _database_errors(path):
@@ -213,9 +212,6 @@ def checked_keys(keys: Keys) -> Keys:
 
 def _frames(source: PathLike, stop: int | None) -> Iterator[Atoms]:
     """Structures of a file as they are read, the first ``stop`` at least."""
-    from ase.io import iread
-    from ase.io.formats import UnknownFileTypeError
-
     name, _, index = str(source).rpartition("@")
     if not name or Path(source).exists():
         name, index = str(source), ""

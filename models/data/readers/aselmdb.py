@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from ..frames import QUANTITIES
 from ..units import DataUnits
@@ -87,9 +89,6 @@ def _array(found: dict[str, Any]) -> Any:
 
 def _atoms(row: Any, name: str) -> Any:
     """A row as ``ase.Atoms`` with its results."""
-    from ase import Atoms
-    from ase.calculators.singlepoint import SinglePointCalculator
-
     try:
         atoms = Atoms(
             np.asarray(row["numbers"], dtype=np.int64),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ase.data import atomic_numbers
 
 from ..units import DataUnits
 from .lmdb_files import reading, unpacked
@@ -72,8 +73,6 @@ def _levels(keys: Keys) -> Sequence[str]:
 
 def _structure(step: Any, name: str) -> Structure:
     """A step; a nuclear charge, which not every stage has, is not read."""
-    from ase.data import atomic_numbers
-
     try:
         atoms, gradient = step["coordinates"], step["gradient"]
         symbols = [str(atom["atom"]).capitalize() for atom in atoms]
