@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from ase.io import read
-from test_md_runs_support import run
+from support.md_runs import run
+from support.paths import TESTS
 
 from tensormd.calculators import PotentialCalculator
 from tensormd.calculators.openmm_versions import python_problem
@@ -25,7 +26,7 @@ from tensormd.md_runs.runs.models import weights_digest
 from tensormd.models import Committee, load_potential, save_potential
 from tensormd.models.checkpoint import describe
 
-EARLIER = Path(__file__).parent / "earlier"
+EARLIER = TESTS / "earlier"
 ANSWERS = json.loads((EARLIER / "models" / "answers.json").read_text())
 RUNS = ("nve", "langevin", "bussi", "npt", "openmm")
 TRAININGS = ("tensornet", "tdn", "finetune")
