@@ -99,17 +99,47 @@ def pair_edges(graph: Graph) -> Pairs:
     ValueError
         If an edge has no counterpart.
     """
-    i, j = graph.edge_index.cpu().numpy()
-    shift = graph.edge_shift.cpu().numpy().astype(np.int64)
-    there = np.column_stack([i, j, shift])
-    back = np.column_stack([j, i, -shift])
-    # One of the two directions stands for both: the first in lexicographic order.
-    order = np.lexsort(there.T[::-1])
-    counterpart = np.empty(len(i), dtype=np.int64)
-    counterpart[np.lexsort(back.T[::-1])] = order
-    if not np.array_equal(there[counterpart], back):
+    reverse = reverse_edges(graph)
+    # The first of the two directions stands for both.
+    one = torch.minimum(torch.arange(len(reverse), device=reverse.device), reverse)
+    kept, of_edge = torch.unique(one, return_inverse=True)
+    return Pairs(kept, of_edge)
+
+
+def reverse_edges(graph: Graph) -> Tensor:
+    """The edge that leads back, for each edge, in whatever order they are: (E,) int64.
+
+    It reads from the device of the graph.
+
+    Raises
+    ------
+    ValueError
+        If an edge has no counterpart.
+    """
+    atoms = graph.numbers.shape[0]
+    i, j = graph.edge_index[0], graph.edge_index[1]
+    images, there, back = _image_numbers(graph.edge_shift.to(torch.int64), atoms)
+    # One integer for each edge, and one for its counterpart.
+    forward = (i * atoms + j) * images + there
+    backward = (j * atoms + i) * images + back
+    order, place = torch.argsort(forward), torch.argsort(backward)
+    if not torch.equal(forward[order], backward[place]):
         raise ValueError("an edge has no counterpart: expected every pair in both directions")
-    one = np.minimum(np.arange(len(i)), counterpart)
-    kept, of_edge = np.unique(one, return_inverse=True)
-    device = graph.edge_index.device
-    return Pairs(torch.from_numpy(kept).to(device), torch.from_numpy(of_edge).to(device))
+    reverse = torch.empty_like(order)
+    reverse[place] = order
+    return reverse
+
+
+def _image_numbers(shift: Tensor, atoms: int) -> tuple[int, Tensor, Tensor]:
+    """Numbers (E,) of the shifts and of their opposites, and a bound that they are below."""
+    if shift.shape[0] == 0:
+        return 1, shift[:, 0], shift[:, 0]
+    x, y, z = (2 * int(reach) + 1 for reach in shift.abs().amax(0).tolist())
+    if atoms**2 * x * y * z < 2**62:
+        there = (shift * torch.tensor([y * z, z, 1], device=shift.device)).sum(1)
+        middle = (x * y * z) // 2
+        return x * y * z, middle + there, middle - there
+    # Atoms so many cells apart that such a number would overflow: count the shifts that occur.
+    distinct, number = torch.unique(torch.cat([shift, -shift]), dim=0, return_inverse=True)
+    there, back = number.chunk(2)
+    return distinct.shape[0], there, back
