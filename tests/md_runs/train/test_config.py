@@ -14,8 +14,8 @@ from support.md_runs import run
 from support.paths import ROOT
 
 from tensormd.md_runs.train.config import (
+    ARCHITECTURES,
     NETWORK_SECTIONS,
-    NETWORKS,
     SECTIONS,
     TRAINING,
     TrainConfig,
@@ -52,8 +52,8 @@ def test_every_key_has_a_description_and_a_default() -> None:
             assert key.text, f"{section}.{key.name}"
             assert key.default == "required" or yaml.safe_load(key.default) != "", key
     assert TRAINING.keys() == {field.name for field in dataclasses.fields(TrainingSettings)}
-    for name, network in NETWORKS.items():
-        options = inspect.signature(network).parameters
+    for name, kind in ARCHITECTURES.items():
+        options = inspect.signature(kind.network).parameters
         keys = {key.name: key for key in keys_of(SECTIONS[f"model.{name}"])}
         assert keys.keys() == options.keys()
         assert keys["cutoff"].unit == "Å"
