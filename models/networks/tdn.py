@@ -115,7 +115,7 @@ class TDN(Network):
     degrees
         Those that features and the harmonics of edges have, 0 among them; None: all from 0 to L.
         Paths that touch another one are left out of M: of the decomposition for ``lmax``, if it
-        is factored. See `orders` for the network that remains of a larger one.
+        is factored. See `pruning` for the network that remains of a larger one.
 
     Raises
     ------

@@ -72,7 +72,7 @@ class TensorNet(Network):
         Whether an atom sends a message to itself, at distance zero (as in torchmd-net).
     irreps
         Parts of the tensors that there are: ``IAS``, or ``IS``, ``IA`` or ``I``. Of every product
-        what is left out is dropped, and has neither features nor weights; see `orders` for the
+        what is left out is dropped, and has neither features nor weights; see `pruning` for the
         network that remains of a larger one.
     """
 
