@@ -21,8 +21,8 @@ from ase import Atoms
 from ase.build import molecule
 
 from tensormd.calculators import create_force
+from tensormd.calculators.torch_operator import model_tensor
 from tensormd.models import EnergyReadout, Potential, TensorNet
-from tensormd.models.inference.torch_operator import model_tensor
 from tensormd.models.units import nm_in_angstrom
 
 import openmm  # isort: skip

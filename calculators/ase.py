@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -19,28 +17,12 @@ from ase.calculators.calculator import (
 from numpy.typing import NDArray
 from torch import nn
 
-from ..models.checkpoint import load_potential
-from ..models.committee import Committee, CommitteePrediction, combine, members_of
-from ..models.graph import Graph, batch_graphs, displacements, within
+from ..models.committee import Committee, members_of
 from ..models.heads.properties import HEADS, NO_DIPOLE
-from ..models.inference.backends import compile_potential, engine_of, why_not_fused
-from ..models.inference.hessian import hessian
-from ..models.inference.tables import TableInfo
-from ..models.neighbors import NeighborList
-from ..models.potential import Prediction, parse_dtype
-from .checks import (
-    UntrainedError,
-    check_elements,
-    check_energies,
-    check_geometry,
-    explain_failure,
-    parse_backend,
-    parse_charge,
-    parse_device,
-    symbols,
-)
-
-Checkpoint = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | nn.Module
+from ..models.neighbors import SKIN
+from ..models.potential import parse_dtype
+from .checks import UntrainedError, charge_of, check_energies, parse_charge
+from .evaluator import Checkpoint, Evaluation, Evaluator, Structure
 
 VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 """ASE's order of a symmetric tensor: xx, yy, zz, yz, xz, xy."""
@@ -106,7 +88,7 @@ class PotentialCalculator(Calculator):
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "float32",
         backend: str = "auto",
-        skin: float = 1.0,
+        skin: float = SKIN,
         charge: int | None = None,
         units: tuple[str, str] | None = None,
     ) -> None:
@@ -114,19 +96,16 @@ class PotentialCalculator(Calculator):
         self.atoms: Atoms | None
         self.results: dict[str, Any]
         self.use_cache = False  # ASE's copy of the atoms before a calculation: it makes its own
-        self.device = parse_device(device)
-        self.dtype = parse_dtype(dtype)
-        self.backend = parse_backend(backend)
         self.charge = None if charge is None else parse_charge(charge)
-        potential = load_potential(checkpoint, units=units)
-        self._check_architecture(potential)
-        if potential is checkpoint:
-            potential = copy.deepcopy(potential)  # the caller's own stays as it is
-        self.potential = potential.to(self.device, self.dtype).eval().requires_grad_(False)
-        why_not_fused(self.potential, self.backend)  # now, not at the first calculation
-        self.neighbors = NeighborList(float(potential.cutoff), skin, self.device)
+        self.evaluator = Evaluator(
+            checkpoint, device=device, dtype=dtype, backend=backend, skin=skin, units=units
+        )
+        self.potential, self.neighbors = self.evaluator.potential, self.evaluator.neighbors
+        self.device, self.backend = self.evaluator.device, self.evaluator.backend
+        self.dtype = parse_dtype(dtype)
+        self._check_architecture()
         self._arguments: dict[str, Any] = {
-            "checkpoint": _describe_source(checkpoint, potential),
+            "checkpoint": _describe_source(checkpoint, self.potential),
             "device": str(device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "backend": backend,
@@ -134,26 +113,17 @@ class PotentialCalculator(Calculator):
             "charge": self.charge,
             "units": units,
         }
-        self._compiled: list[nn.Module] | None = None
-        self._charge_read: int | None = None
-        members = members_of(potential)
-        self._energies = ["energy", "free_energy", "forces", "stress"]
-        if all(getattr(member, "has_atom_energies", True) for member in members):
-            self._energies.append("energies")
-        if isinstance(potential, Committee):
-            self._energies += ["energy_std", "forces_std"]
-        self.heads = [
-            name for name in HEADS if all(name in getattr(m, "heads", ()) for m in members)
-        ]
-        """Properties that the model has a readout for, besides the energy."""
+        self._charge_read: float | None = None
+        self._energies, self.heads = _properties_of(self.potential)
+        """Properties that come with the energy, and those that have a readout of their own."""
         self.implemented_properties = [*self._energies, *self.heads]
         try:
-            check_energies(potential)
+            check_energies(self.potential)
         except UntrainedError:
             self.implemented_properties = self.heads
 
-    def _check_architecture(self, potential: nn.Module) -> None:
-        found = str(potential.architecture)
+    def _check_architecture(self) -> None:
+        found = str(self.potential.architecture)
         for name in found.split(" + "):
             if self.architectures and name not in self.architectures:
                 raise ValueError(
@@ -184,31 +154,30 @@ class PotentialCalculator(Calculator):
             raise DipoleUndefinedError(NO_DIPOLE)
         kept: dict[str, Any] = {} if system_changes or self.atoms is None else self.results
         self.atoms, self.results = None, {}  # a failure leaves neither behind
-        charge = self._charge_of(structure)
-        graph = self._graph(structure, charge, self.neighbors, system_changes)
+        given = self._structure(structure)
+        graph = self.evaluator.graph(given, system_changes)
         results = dict(kept)
         if energies:
-            results |= self._results(self._predict(graph), graph, [structure])[0]
+            results |= self._results(self.evaluator.evaluate(graph), [structure])[0]
         if heads:
-            results |= self._properties(graph, heads, [structure])[0]
+            results |= _results_of_heads(self.evaluator.properties(graph, heads), [structure])[0]
         self.results = results
-        self.atoms, self._charge_read = structure.copy(), charge
+        self.atoms, self._charge_read = structure.copy(), given.charge
 
     def evaluate(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
         """Results of many structures in one batch, in the order given.
 
         Nothing that is kept for molecular dynamics is touched.
         """
-        neighbors = NeighborList(self.neighbors.cutoff, 0.0, self.device)
-        graphs = [self._graph(atoms, self._charge_of(atoms), neighbors) for atoms in structures]
-        if not graphs:
+        if len(structures) == 0:
             return []
-        graph = batch_graphs(graphs)
+        graph = self.evaluator.batch(self._structure(atoms) for atoms in structures)
         results: list[dict[str, Any]] = [{} for _ in structures]
         if "energy" in self.implemented_properties:
-            results = self._results(self._predict(graph), graph, structures)
+            results = self._results(self.evaluator.evaluate(graph), structures)
         if self.heads:
-            others = self._properties(graph, self.heads, structures)
+            found = self.evaluator.properties(graph, self.heads)
+            others = _results_of_heads(found, structures)
             results = [{**a, **b} for a, b in zip(results, others, strict=True)]
         return results
 
@@ -237,99 +206,41 @@ class PotentialCalculator(Calculator):
         if structure is None:
             raise ValueError("no structure: pass atoms to get_hessian")
         check_energies(self.potential)
-        graph = self._graph(structure, self._charge_of(structure), self.neighbors)
-        members = members_of(self.potential)
-        matrices = [hessian(member.total_energy, graph) for member in members]  # type: ignore[arg-type]
-        return torch.stack(matrices).mean(0).cpu().numpy()
+        return self.evaluator.hessian(self.evaluator.graph(self._structure(structure)))
 
-    def _graph(
-        self,
-        atoms: Atoms,
-        charge: int,
-        neighbors: NeighborList,
-        changes: Sequence[str] = tuple(all_changes),
-    ) -> Graph:
-        """The graph of a structure, checked as far as it has changed."""
-        numbers, positions = atoms.arrays["numbers"], atoms.arrays["positions"]
-        cell, pbc = atoms.cell.array, atoms.pbc
-        if "numbers" in changes:
-            check_elements(numbers, self.potential.elements)
-        # One sum finds what is not finite; which atom it is takes longer.
-        if "cell" in changes or "pbc" in changes or not math.isfinite(positions.sum()):
-            check_geometry(positions, cell, pbc)
-        return neighbors.graph(numbers, positions, cell, pbc, charge)
+    def _structure(self, atoms: Atoms) -> Structure:
+        """The part of ``atoms`` that a potential reads."""
+        arrays = atoms.arrays
+        return Structure(
+            arrays["numbers"],
+            arrays["positions"],
+            atoms.cell.array,
+            atoms.pbc,
+            self._charge_of(atoms),
+        )
 
-    def _predict(self, graph: Graph) -> Prediction | CommitteePrediction:
-        with torch.set_grad_enabled(True):  # forces are gradients, under the caller's no_grad too
-            predictions = [member(graph) for member in self._compiled_members()]
-        return predictions[0] if len(predictions) == 1 else combine(predictions)
+    def _charge_of(self, atoms: Atoms) -> int:
+        return charge_of(atoms) if self.charge is None else self.charge
 
-    def _results(
-        self,
-        prediction: Prediction | CommitteePrediction,
-        graph: Graph,
-        structures: Sequence[Atoms],
-    ) -> list[dict[str, Any]]:
-        """One dictionary of numpy results for each structure of a batch."""
-        mean = prediction.mean if isinstance(prediction, CommitteePrediction) else prediction
-        energy, energies, forces, virial = (x.cpu().numpy() for x in mean)
-        if not math.isfinite(energy.sum() + forces.sum()) and not (
-            np.isfinite(energy).all() and np.isfinite(forces).all()
-        ):
-            raise ValueError(_explain(graph))
+    def _results(self, found: Evaluation, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+        """Results by ASE's names, a dictionary for each structure of a batch."""
         results, end = [], 0
         for b, atoms in enumerate(structures):
             part = slice(end, end + len(atoms))
             end = part.stop
-            result = {
-                "energy": float(energy[b]),
-                "free_energy": float(energy[b]),
-                "forces": forces[part],
-            }
-            if "energies" in self.implemented_properties:
-                result["energies"] = energies[part]
+            energy = float(found.energy[b])
+            result = {"energy": energy, "free_energy": energy, "forces": found.forces[part]}
+            if "energies" in self._energies:
+                result["energies"] = found.energies[part]
             if atoms.pbc.any() and atoms.cell.volume > 0:
-                result["stress"] = -virial[b][VOIGT] / atoms.cell.volume
-            if isinstance(prediction, CommitteePrediction):
-                result["energy_std"] = float(prediction.energy_std[b])
-                result["forces_std"] = prediction.forces_std[part].cpu().numpy()
+                result["stress"] = -found.virial[b][VOIGT] / atoms.cell.volume
+            if found.energy_std is not None and found.forces_std is not None:
+                result["energy_std"] = float(found.energy_std[b])
+                result["forces_std"] = found.forces_std[part]
             results.append(result)
         return results
 
-    def _properties(
-        self, graph: Graph, names: Sequence[str], structures: Sequence[Atoms]
-    ) -> list[dict[str, Any]]:
-        """What the heads say of each structure of a batch; no dipole where it is periodic."""
-        found = []
-        with torch.no_grad():
-            for member in members_of(self.potential):
-                near, vectors = within(graph, float(member.cutoff))  # type: ignore[arg-type]
-                found.append(member.properties(near, vectors, names=names))  # type: ignore[operator]
-        means = {name: torch.stack([f[name] for f in found]).mean(0).cpu() for name in names}
-        if not all(torch.isfinite(mean).all() for mean in means.values()):
-            raise ValueError(_explain(graph))
-        return [
-            {
-                name: mean[b].numpy()
-                for name, mean in means.items()
-                if name != "dipole" or not atoms.pbc.any()
-            }
-            for b, atoms in enumerate(structures)
-        ]
-
-    def _compiled_members(self) -> list[nn.Module]:
-        if self._compiled is None:
-            self._compiled = [
-                compile_potential(member, self.backend) for member in members_of(self.potential)
-            ]
-        return self._compiled
-
     # What ASE asks of a calculator
-
-    def _charge_of(self, atoms: Atoms) -> int:
-        if self.charge is not None:
-            return self.charge
-        return parse_charge(atoms.info.get("charge", 0))
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """What the model reads and is not as it was at the last calculation, to the last bit."""
@@ -351,7 +262,7 @@ class PotentialCalculator(Calculator):
 
     def todict(self, skip_default: bool = True) -> dict[str, Any]:
         """The arguments that make this calculator again."""
-        defaults = {"device": "auto", "dtype": "float32", "backend": "auto", "skin": 1.0}
+        defaults = {"device": "auto", "dtype": "float32", "backend": "auto", "skin": SKIN}
         return {
             key: value
             for key, value in self._arguments.items()
@@ -360,26 +271,11 @@ class PotentialCalculator(Calculator):
 
     def info(self) -> dict[str, Any]:
         """What runs, where, and what is known of the weights."""
-        members = self._compiled_members()
         return {
             **self._arguments,
-            "architecture": self.potential.architecture,
-            "members": len(members),
-            "parameters": sum(p.numel() for p in self.potential.parameters()),
-            "elements": symbols(self.potential.elements),
+            **self.evaluator.info(),
             "properties": self.implemented_properties,
-            "cutoff_angstrom": self.potential.cutoff,
-            "device": str(self.device),
-            "backend": self.backend,
-            "engine": " + ".join(sorted({engine_of(member) for member in members})),
-            "why_not_fused": why_not_fused(self.potential, self.backend),
-            "tables": [_tables(member) for member in members if hasattr(member, "table_info")],
-            "metadata": self.potential.metadata,
         }
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A compiled module cannot be copied or sent: it is made again where it is needed.
-        return {**self.__dict__, "_compiled": None}
 
 
 class TensorNetCalculator(PotentialCalculator):
@@ -405,13 +301,30 @@ class TDNCalculator(PotentialCalculator):
     architectures = ("TDN",)
 
 
-def _tables(member: nn.Module) -> dict[str, float]:
-    info: TableInfo = member.table_info  # type: ignore[assignment]
-    return {
-        "intervals": info.intervals,
-        "error_ev_per_angstrom": info.error,
-        "bound_ev_per_angstrom": info.bound,
-    }
+def _properties_of(potential: nn.Module) -> tuple[list[str], list[str]]:
+    """ASE's names of the properties that come with the energy, and of those of other heads."""
+    members = members_of(potential)
+    energies = ["energy", "free_energy", "forces", "stress"]
+    if all(getattr(member, "has_atom_energies", True) for member in members):
+        energies.append("energies")
+    if isinstance(potential, Committee):
+        energies += ["energy_std", "forces_std"]
+    heads = [name for name in HEADS if all(name in getattr(m, "heads", ()) for m in members)]
+    return energies, heads
+
+
+def _results_of_heads(
+    found: dict[str, NDArray[np.float64]], structures: Sequence[Atoms]
+) -> list[dict[str, Any]]:
+    """Properties of each structure of a batch; no dipole where it is periodic."""
+    return [
+        {
+            name: values[b]
+            for name, values in found.items()
+            if name != "dipole" or not atoms.pbc.any()
+        }
+        for b, atoms in enumerate(structures)
+    ]
 
 
 def _describe_source(checkpoint: Checkpoint, potential: nn.Module) -> Any:
@@ -420,11 +333,6 @@ def _describe_source(checkpoint: Checkpoint, potential: nn.Module) -> Any:
     if isinstance(checkpoint, (str, os.PathLike)):
         return os.fspath(checkpoint)
     return [os.fspath(path) for path in checkpoint]
-
-
-def _explain(graph: Graph) -> str:
-    edges, vectors = graph.edge_index.cpu().numpy(), displacements(graph).cpu().numpy()
-    return explain_failure(edges, vectors, graph.numbers.cpu().numpy())
 
 
 def _check_stress(atoms: Atoms) -> None:

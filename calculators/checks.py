@@ -1,18 +1,21 @@
-"""What every adapter checks before it asks a potential anything."""
+"""Checks of options, structures and results, which every adapter makes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from torch import nn
 
 from ..models.committee import members_of
+from ..models.graph import Graph, displacements
 from ..models.inference.backends import BACKENDS
 
 
@@ -59,7 +62,7 @@ def parse_backend(backend: str) -> str:
 def check_energies(potential: nn.Module) -> None:
     """Raise a ValueError if a potential, or a member of a committee, was not trained on energies.
 
-    A checkpoint says so by ``metadata["trained_on"]``; without it, it was.
+    A checkpoint without ``metadata["trained_on"]`` was.
     """
     for member in members_of(potential):
         trained = member.metadata.get("trained_on")  # type: ignore[union-attr, operator]
@@ -86,6 +89,11 @@ def parse_charge(charge: Any) -> int:
     if not value.is_integer():
         raise ValueError(f"charge is {charge!r}: expected an integer, in e")
     return int(value)
+
+
+def charge_of(atoms: Atoms) -> int:
+    """Total charge of a structure: ``atoms.info["charge"]``, and 0 where there is none."""
+    return parse_charge(atoms.info.get("charge", 0))
 
 
 def symbols(numbers: Iterable[int]) -> str:
@@ -130,9 +138,22 @@ def check_geometry(positions: NDArray[Any], cell: NDArray[Any], pbc: NDArray[Any
         )
 
 
-def explain_failure(edge_index: NDArray[Any], vectors: NDArray[Any], numbers: NDArray[Any]) -> str:
+def all_finite(values: NDArray[Any]) -> bool:
+    """Whether no value is infinite or not a number."""
+    # One sum answers at once, unless finite numbers add up to infinity.
+    return math.isfinite(values.sum()) or bool(np.isfinite(values).all())
+
+
+def check_results(graph: Graph, *results: NDArray[Any]) -> None:
+    """Raise a ValueError that says why, if a result for a graph is not finite."""
+    if not all(map(all_finite, results)):
+        raise ValueError(_explain_failure(graph))
+
+
+def _explain_failure(graph: Graph) -> str:
     """Why a result is not finite: two atoms in one place, or weights gone wrong."""
-    lengths = np.linalg.norm(vectors, axis=1)
+    edge_index, numbers = graph.edge_index.cpu().numpy(), graph.numbers.cpu().numpy()
+    lengths = np.linalg.norm(displacements(graph).cpu().numpy(), axis=1)
     if len(lengths) and lengths.min() < 1e-6:
         i, j = edge_index[:, int(np.argmin(lengths))]
         return (

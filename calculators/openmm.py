@@ -5,42 +5,31 @@ Import torch before openmm (importing tensormd does).
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from ..models.checkpoint import load_potential
-from ..models.committee import members_of
-from ..models.inference import torch_operator as operator  # noqa: F401 (registers tensormd::evaluate)
-from ..models.inference.backends import compile_potential, script, why_not_fused
-from ..models.inference.torchscript import (
-    Evaluator,
-    OpenMMModule,
-    OperatorEvaluator,
-    scriptable_members,
-)
-from ..models.neighbors import NeighborList
-from ..models.potential import parse_dtype
+from ..models.inference.backends import script
+from ..models.inference.torchscript import OpenMMModule, PortableEvaluator, scriptable_members
 from ..models.units import kj_per_mol_in_ev, nm_in_angstrom
-from .checks import check_elements, check_energies, parse_backend, parse_charge, parse_device
-from .openmm_versions import choose_engine
+from .checks import check_elements, check_energies, parse_charge
+from .evaluator import Checkpoint, Evaluator, Structure
+from .openmm_versions import choose_force_class
+from .torch_operator import OperatorEvaluator
 
 if TYPE_CHECKING:
     import openmm
 
 log = logging.getLogger(__name__)
 
-SKIN_ANGSTROM = 1.0
-
 
 def create_force(
-    checkpoint: Any,
+    checkpoint: Checkpoint,
     topology_or_numbers: Any,
     *,
     atoms: Iterable[int] | None = None,
@@ -91,7 +80,7 @@ def create_force(
         For elements the model does not know, indices out of range or given twice, a charge
         that is no integer, or an engine or a backend that cannot run here.
     """
-    engine, backend = choose_engine(engine), parse_backend(backend)
+    force_class = choose_force_class(engine)
     numbers = _atomic_numbers(topology_or_numbers)
     particles = None if atoms is None else _checked_indices(atoms, len(numbers))
     if particles is not None:
@@ -100,33 +89,35 @@ def create_force(
     if periodic is None:
         periodic = _has_box(topology_or_numbers)
     potential = load_potential(checkpoint)
-    if potential is checkpoint:
-        potential = copy.deepcopy(potential)
     check_elements(numbers, potential.elements)
     check_energies(potential)
-    potential = potential.to(parse_dtype(dtype)).eval().requires_grad_(False)
-
-    if engine == "torchforce" and not _scriptable(potential):
-        engine = "python"
+    if force_class == "torchforce" and not _scriptable(potential):
+        force_class = "python"
         log.info("%s cannot be compiled by TorchScript", potential.architecture)
-    log.info("tensormd runs %s in OpenMM through %s", potential.architecture, engine)
-    if engine == "torchforce":
-        return _torch_force(potential, numbers, charge, particles, periodic, backend)
-    return _python_force(potential, numbers, charge, particles, periodic, device, backend)
+    evaluator = Evaluator(
+        potential,
+        device="cpu" if force_class == "torchforce" else device,  # OpenMM moves a TorchForce
+        dtype=dtype,
+        backend=backend,
+    )
+    log.info("tensormd runs %s in OpenMM through %s", potential.architecture, force_class)
+    make_force = _torch_force if force_class == "torchforce" else _python_force
+    force = make_force(evaluator, numbers, charge, particles, periodic)
+    force.setUsesPeriodicBoundaryConditions(periodic)
+    return force
 
 
 def _torch_force(
-    potential: nn.Module,
+    evaluator: Evaluator,
     numbers: NDArray[np.int64],
     charge: int,
     particles: list[int] | None,
     periodic: bool,
-    backend: str,
 ) -> openmm.Force:
     import openmmtorch
 
     module = OpenMMModule(
-        _evaluator(potential, backend),
+        _script_evaluator(evaluator),
         numbers.tolist(),
         charge=charge,
         particles=particles,
@@ -134,92 +125,64 @@ def _torch_force(
     )
     force = openmmtorch.TorchForce(script(module))
     force.setOutputsForces(True)
-    force.setUsesPeriodicBoundaryConditions(periodic)
     return force
 
 
-def _evaluator(potential: nn.Module, backend: str) -> nn.Module:
-    """What TorchForce asks for energy and forces: the fused operator, or plain operators."""
-    problem = why_not_fused(potential, backend)
+def _script_evaluator(evaluator: Evaluator) -> nn.Module:
+    """The same for TorchScript: by the operator, which runs fused kernels, or plain operators."""
+    problem, skin = evaluator.why_not_fused, evaluator.neighbors.skin
     if problem is None:
         try:
-            return OperatorEvaluator(potential, SKIN_ANGSTROM)
+            return OperatorEvaluator(evaluator.potential, skin)
         except ValueError as error:  # no file can hold it
-            if backend == "fused":
+            if evaluator.backend == "fused":
                 raise
             problem = str(error)
     log.info("TorchForce runs plain torch operators: %s", problem)
-    return Evaluator(scriptable_members(potential), SKIN_ANGSTROM)
+    return PortableEvaluator(scriptable_members(evaluator.potential), skin)
 
 
 def _python_force(
-    potential: nn.Module,
+    evaluator: Evaluator,
     numbers: NDArray[np.int64],
     charge: int,
     particles: list[int] | None,
     periodic: bool,
-    device: str,
-    backend: str,
 ) -> openmm.Force:
     import openmm
 
-    evaluator = PythonEvaluator(potential, numbers, charge, particles, periodic, device, backend)
-    force = openmm.PythonForce(evaluator)
-    force.setUsesPeriodicBoundaryConditions(periodic)
-    return force
+    return openmm.PythonForce(PythonEvaluator(evaluator, numbers, charge, particles, periodic))
 
 
 class PythonEvaluator:
-    """What PythonForce calls: a State in, energy (kJ/mol) and forces (kJ/mol/nm) out.
+    """The callable of a PythonForce: a State in, energy (kJ/mol) and forces (kJ/mol/nm) out.
 
     OpenMM pickles it to serialise a System: it carries the weights, not the compiled module.
     """
 
     def __init__(
         self,
-        potential: nn.Module,
+        evaluator: Evaluator,
         numbers: NDArray[np.int64],
         charge: int,
         particles: list[int] | None,
         periodic: bool,
-        device: str,
-        backend: str,
     ) -> None:
-        self.device = parse_device(device)
-        self.potential = potential.to(self.device)
+        self.evaluator = evaluator
         self.numbers = numbers
         self.charge = charge
         self.particles = slice(None) if particles is None else particles
-        self.periodic = periodic
-        self.neighbors = NeighborList(float(potential.cutoff), SKIN_ANGSTROM, self.device)  # type: ignore[arg-type]
-        self.backend = backend
-        why_not_fused(potential, backend)  # now, not in the first step
-        self._compiled: list[nn.Module] | None = None
+        self.pbc = np.full(3, periodic)
 
     def __call__(self, state: openmm.State) -> tuple[float, NDArray[np.float64]]:
         """Energy and forces of the particles in an OpenMM State."""
-        if self._compiled is None:
-            self._compiled = [
-                compile_potential(member, self.backend) for member in members_of(self.potential)
-            ]
-        everywhere = np.array(state.getPositions(asNumpy=True)._value) * nm_in_angstrom
-        positions = everywhere[self.particles]
-        forces = np.zeros_like(everywhere)
-        if not np.isfinite(positions).all():
-            return np.nan, forces + np.nan
-        cell = None
-        if self.periodic:
-            cell = np.array(state.getPeriodicBoxVectors(asNumpy=True)._value) * nm_in_angstrom
-        graph = self.neighbors.graph(self.numbers, positions, cell, self.periodic, self.charge)
-        with torch.set_grad_enabled(True):  # forces are gradients, under the caller's no_grad too
-            predictions = [member(graph) for member in self._compiled]
-        energy = sum(float(p.energy[0]) for p in predictions) / len(predictions)
-        forces[self.particles] = sum(p.forces.cpu().numpy() for p in predictions)
-        factor = nm_in_angstrom / kj_per_mol_in_ev / len(predictions)
-        return energy / kj_per_mol_in_ev, forces * factor
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": None}
+        positions = np.array(state.getPositions(asNumpy=True)._value) * nm_in_angstrom
+        cell = np.array(state.getPeriodicBoxVectors(asNumpy=True)._value) * nm_in_angstrom
+        structure = Structure(self.numbers, positions[self.particles], cell, self.pbc, self.charge)
+        energy, forces = self.evaluator.energy_and_forces(structure)
+        everywhere = np.zeros_like(positions)
+        everywhere[self.particles] = forces.cpu().numpy() * (nm_in_angstrom / kj_per_mol_in_ev)
+        return float(energy) / kj_per_mol_in_ev, everywhere
 
 
 def _scriptable(potential: nn.Module) -> bool:

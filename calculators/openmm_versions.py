@@ -1,4 +1,4 @@
-"""Which of OpenMM's ways to run torch works here, found out before a context is made."""
+"""Which of OpenMM's force classes that run torch work here, found out before a context is made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib.util
 import logging
 from importlib.metadata import PackageNotFoundError, version
 
-ENGINES = ("torchforce", "python")
 BUILT_FOR = {"1.5": {"torch": ("2.9",), "openmm": ("8.4", "8.5")}}
 """Release of openmmtorch -> releases that its C++ library works with.
 
@@ -17,15 +16,28 @@ is copied or read from XML.
 INSTALL = "pip install 'tensormd[openmm]'"
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def choose_force_class(wanted: str) -> str:
+    """``torchforce`` or ``python``; ``auto`` takes TorchForce where it works.
 
+    Parameters
+    ----------
+    wanted
+        The option ``engine`` of `create_force`.
 
-def _release(version: str) -> str:
-    return ".".join(version.split(".")[:2])
+    Raises
+    ------
+    ValueError
+        For an unknown one, or one that cannot run here: with the versions found and the remedy.
+    """
+    if wanted not in ("auto", *FORCE_CLASSES):
+        raise ValueError(f"unknown engine {wanted!r}: expected auto, {' or '.join(FORCE_CLASSES)}")
+    problems = []
+    for name in FORCE_CLASSES if wanted == "auto" else (wanted,):
+        problem = FORCE_CLASSES[name]()
+        if problem is None:
+            return name
+        problems.append(f"engine {name!r}: {problem}")
+    raise ValueError("; ".join(problems))
 
 
 def torchforce_problem() -> str | None:
@@ -48,20 +60,6 @@ def torchforce_problem() -> str | None:
     return None
 
 
-def _import_quietly(name: str) -> None:
-    """Without the warning about its own imports that openmmtorch logs to everybody."""
-
-    def other(record: logging.LogRecord) -> bool:
-        return "simtk" not in record.getMessage()
-
-    root = logging.getLogger()
-    root.addFilter(other)
-    try:
-        importlib.import_module(name)
-    finally:
-        root.removeFilter(other)
-
-
 def python_problem() -> str | None:
     """Why OpenMM's PythonForce cannot run here, with the remedy, or None if it can."""
     if importlib.util.find_spec("openmm") is None:
@@ -73,21 +71,31 @@ def python_problem() -> str | None:
     return None
 
 
-def choose_engine(engine: str) -> str:
-    """``torchforce`` or ``python``; ``auto`` takes TorchForce where it works.
+FORCE_CLASSES = {"torchforce": torchforce_problem, "python": python_problem}
+"""What the option ``engine`` calls OpenMM's TorchForce and PythonForce, the preferred one first,
+and the function that says why it cannot run."""
 
-    Raises
-    ------
-    ValueError
-        For an unknown engine, or one that cannot run here: with the versions found and the
-        remedy.
-    """
-    if engine not in ("auto", *ENGINES):
-        raise ValueError(f"unknown engine {engine!r}: expected auto, {' or '.join(ENGINES)}")
-    problems = {"torchforce": torchforce_problem, "python": python_problem}
-    wanted = ENGINES if engine == "auto" else (engine,)
-    found = {name: problems[name]() for name in wanted}
-    for name, problem in found.items():
-        if problem is None:
-            return name
-    raise ValueError("; ".join(f"engine {name!r}: {problem}" for name, problem in found.items()))
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _release(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def _import_quietly(name: str) -> None:
+    """Import without the warning about its own imports that openmmtorch logs to everybody."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "simtk" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(other)
+    try:
+        importlib.import_module(name)
+    finally:
+        root.removeFilter(other)

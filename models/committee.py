@@ -66,17 +66,28 @@ class Committee(nn.Module):
         return combine([member(graph) for member in self.members])
 
 
-def combine(predictions: Sequence[Prediction]) -> CommitteePrediction:
-    """Mean and standard deviation of the members' predictions."""
-    energy = torch.stack([p.energy for p in predictions])
-    forces = torch.stack([p.forces for p in predictions])
-    mean = Prediction(
-        energy.mean(0),
-        torch.stack([p.energies for p in predictions]).mean(0),
-        forces.mean(0),
-        torch.stack([p.virial for p in predictions]).mean(0),
+def mean(values: list[Tensor]) -> Tensor:
+    """The mean over the members of a committee, or the one value that there is."""
+    return values[0] if len(values) == 1 else torch.stack(values).mean(0)
+
+
+def mean_prediction(predictions: list[Prediction]) -> Prediction:
+    """The mean of the members' predictions; TorchScript can compile it."""
+    return Prediction(
+        mean([p.energy for p in predictions]),
+        mean([p.energies for p in predictions]),
+        mean([p.forces for p in predictions]),
+        mean([p.virial for p in predictions]),
     )
-    return CommitteePrediction(mean, energy.std(0), forces.std(0))
+
+
+def combine(predictions: list[Prediction]) -> CommitteePrediction:
+    """Mean and standard deviation of two or more members' predictions."""
+    return CommitteePrediction(
+        mean_prediction(predictions),
+        torch.stack([p.energy for p in predictions]).std(0),
+        torch.stack([p.forces for p in predictions]).std(0),
+    )
 
 
 def members_of(potential: nn.Module) -> list[nn.Module]:

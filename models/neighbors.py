@@ -10,6 +10,9 @@ from torch import Tensor
 
 from .graph import FloatArray, Graph
 
+SKIN = 1.0
+"""Angstrom: the Verlet skin of molecular dynamics unless another is asked for."""
+
 
 class _Fixed(NamedTuple):
     """What stays the same between steps, and its tensors, which graphs share."""

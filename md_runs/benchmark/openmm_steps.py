@@ -13,7 +13,7 @@ import torch
 from ase import Atoms
 from torch import nn
 
-from ...calculators.openmm_versions import choose_engine
+from ...calculators.openmm_versions import choose_force_class
 from ...models import load_potential
 from ...models.units import kj_per_mol_in_ev, nm_in_angstrom
 from ..md.openmm_system import require_openmm
@@ -86,7 +86,7 @@ def openmm_steps(
         raise ValueError(f"--platform is {platform!r}: expected one of {', '.join(names)}")
     atoms = collect_systems((system,), (), None)[0].atoms
     potential = random_potential() if model is None else load_potential(model)
-    engine = choose_engine(engine)
+    engine = choose_force_class(engine)
     threads = threads or torch.get_num_threads()
     makers: dict[str, Callable[[], Any]] = {
         "tensormd": lambda: _our_system(potential, atoms, engine)

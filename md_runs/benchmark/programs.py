@@ -95,15 +95,16 @@ class TensormdAse:
         self.atoms = Atoms()
         self.evaluating = 0.0
         """Seconds spent so far in evaluations of graphs; the rest is the adapter's."""
-        evaluate = self.calculator._predict
+        evaluator = self.calculator.evaluator
+        predictions = evaluator.predictions
 
         def timed(graph: Graph) -> Any:
             began = time.perf_counter()
-            prediction = evaluate(graph)  # it looks at the results: a GPU has finished
+            found = predictions(graph)  # it looks at the results: a GPU has finished
             self.evaluating += time.perf_counter() - began
-            return prediction
+            return found
 
-        self.calculator._predict = timed  # type: ignore[method-assign]
+        evaluator.predictions = timed  # type: ignore[method-assign]
 
     def load(self, atoms: Atoms) -> None:
         """Take a structure."""
@@ -135,7 +136,7 @@ class TensormdGraph:
 
     def step(self, positions: Array) -> None:
         """Energy and forces of the graph."""
-        self.prediction = self.calculator._predict(self.graph)
+        self.prediction = self.calculator.evaluator.predict(self.graph)
 
     def results(self) -> tuple[float, Array]:
         """Energy, eV, and forces, eV/Angstrom."""

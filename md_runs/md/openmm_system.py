@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...calculators.checks import check_geometry
 from ...calculators.openmm import create_force
-from ...calculators.openmm_versions import INSTALL, choose_engine, python_problem
+from ...calculators.openmm_versions import INSTALL, choose_force_class, python_problem
 from ...models.units import nm_in_angstrom
 from ..runs.folder import topology_suffix
 from ..runs.settings import MDSettings
@@ -309,8 +309,8 @@ def _molecules(topology: openmm.app.Topology, system: openmm.System) -> NDArray[
 def choose_force_engine(settings: MDSettings, device: torch.device, platform: str) -> str:
     """``torchforce`` or ``python``: TorchForce runs where OpenMM's platform runs."""
     if settings.engine_force == "auto" and device.type == "cuda" and platform != "CUDA":
-        return choose_engine("python")
-    return choose_engine(settings.engine_force)
+        return choose_force_class("python")
+    return choose_force_class(settings.engine_force)
 
 
 def choose_platform(settings: MDSettings, device: torch.device) -> str:

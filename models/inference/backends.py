@@ -82,8 +82,8 @@ def _dtype(member: nn.Module) -> torch.dtype | None:
     return member.dtype if isinstance(member, Potential) else None
 
 
-def engine_of(compiled: nn.Module) -> str:
-    """What runs, in words."""
+def implementation_of(compiled: nn.Module) -> str:
+    """What runs a compiled potential, in words."""
     if isinstance(compiled, torch.jit.ScriptModule):
         return "TorchScript"
     return str(getattr(compiled, "engine", "eager torch"))

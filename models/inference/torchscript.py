@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..committee import members_of
+from ..committee import mean_prediction, members_of
 from ..files import replacing
 from ..graph import Graph
-from ..potential import Potential
+from ..neighbors import SKIN
+from ..potential import Potential, Prediction
 from ..units import kj_per_mol_in_ev, nm_in_angstrom
 from .backends import script
 from .tables import tabulated_potential
@@ -59,7 +60,7 @@ class EdgeCache(nn.Module):
         return bool((points - self.points).square().sum(1).max() <= self.skin**2 / 4)
 
 
-class Evaluator(nn.Module):
+class PortableEvaluator(nn.Module):
     """Mean energy and forces of one or more potentials, neighbour list included."""
 
     def __init__(self, members: Sequence[Potential], skin: float) -> None:
@@ -71,10 +72,9 @@ class Evaluator(nn.Module):
         self, numbers: Tensor, points: Tensor, cell: Tensor, periodic: Tensor, charge: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Energy (), eV, and forces (N, 3), eV/A, in float64."""
-        energy = torch.zeros((), dtype=torch.float64, device=points.device)
-        forces = torch.zeros_like(points)
         if not torch.isfinite(points).all():
-            return energy + torch.nan, forces + torch.nan
+            nan = torch.full_like(points, torch.nan)
+            return nan.sum(), nan
         edge_index, edge_shift = self.edges(points, cell, periodic)
         graph = Graph(
             numbers,
@@ -85,39 +85,11 @@ class Evaluator(nn.Module):
             torch.zeros_like(numbers),
             charge,
         )
+        predictions: list[Prediction] = []
         for member in self.members:
-            prediction = member(graph)
-            energy = energy + prediction.energy[0] / len(self.members)
-            forces = forces + prediction.forces / len(self.members)
-        return energy, forces
-
-
-class OperatorEvaluator(nn.Module):
-    """The same by ``tensormd::evaluate``, which whoever loads the module must have registered.
-
-    Raises
-    ------
-    ValueError
-        If the potential cannot be written to a file.
-    """
-
-    model: Tensor
-
-    def __init__(self, potential: nn.Module, skin: float) -> None:
-        super().__init__()
-        from .torch_operator import model_tensor
-
-        self.skin = float(skin)
-        self.register_buffer("model", model_tensor(potential))
-
-    def forward(
-        self, numbers: Tensor, points: Tensor, cell: Tensor, periodic: Tensor, charge: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Energy (), eV, and forces (N, 3), eV/A, in float64."""
-        energy, forces = torch.ops.tensormd.evaluate(
-            self.model, numbers, points, cell, periodic, charge, self.skin
-        )
-        return energy, forces
+            predictions.append(member(graph))
+        mean = mean_prediction(predictions)
+        return mean.energy[0], mean.forces
 
 
 class PortableModule(nn.Module):
@@ -125,7 +97,7 @@ class PortableModule(nn.Module):
 
     def __init__(self, members: Sequence[Potential], skin: float) -> None:
         super().__init__()
-        self.evaluator = Evaluator(members, skin)
+        self.evaluator = PortableEvaluator(members, skin)
 
     def forward(
         self,
@@ -161,7 +133,8 @@ class OpenMMModule(nn.Module):
     Parameters
     ----------
     evaluator
-        `Evaluator` or `OperatorEvaluator`.
+        ``(numbers, points, cell, periodic, charge) -> (energy, forces)`` in eV and Angstrom:
+        `PortableEvaluator`, or one that calls an operator of the program that loads the module.
     numbers
         Atomic numbers of the particles it acts on.
     charge
@@ -244,7 +217,7 @@ def export_torchscript(
     charge: int = 0,
     particles: Sequence[int] | None = None,
     periodic: bool = False,
-    skin: float = 1.0,
+    skin: float = SKIN,
     tables: bool = True,
 ) -> None:
     """Write a TorchScript file of plain torch operators.
@@ -280,7 +253,7 @@ def export_torchscript(
         if numbers is None:
             raise ValueError("the openmm target needs numbers: atomic numbers of its particles")
         module = OpenMMModule(
-            Evaluator(members, skin),
+            PortableEvaluator(members, skin),
             numbers,
             charge=charge,
             particles=particles,

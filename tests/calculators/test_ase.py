@@ -177,11 +177,11 @@ def test_compiled_once_for_every_structure(backend: str, engine: str, checkpoint
     calculator = TensorNetCalculator(checkpoint, backend=backend)
     assert calculator.info()["engine"] == engine
     calculator.calculate(molecule("CH4"))
-    compiled = calculator._compiled
+    compiled = calculator.evaluator.members
     for atoms in (molecule("C6H6"), crystal(), molecule("H2O"), Atoms("H")):
         calculator.calculate(atoms)
         assert np.isfinite(calculator.results["energy"])
-    assert calculator._compiled is compiled
+    assert calculator.evaluator.members is compiled
 
 
 def test_charge(checkpoint: Path, ethanol: Atoms) -> None:

@@ -204,15 +204,15 @@ def test_versions_that_do_not_fit(
     with pytest.raises(
         ValueError, match=rf"built for {package} .*, but {package} {found[:3]}"
     ) as e:
-        engines.choose_engine("torchforce")
+        engines.choose_force_class("torchforce")
     assert "pip install" in str(e.value)
-    assert engines.choose_engine("auto") == "python"
+    assert engines.choose_force_class("auto") == "python"
 
 
 def test_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "_version", {"torch": "2.9.1"}.get)
     with pytest.raises(ValueError, match="openmmtorch is not installed"):
-        engines.choose_engine("torchforce")
+        engines.choose_force_class("torchforce")
 
 
 def test_without_openmm(monkeypatch: pytest.MonkeyPatch, potential: Potential) -> None:

@@ -49,7 +49,7 @@ def test_log_and_frames_equal_the_calculator(
     engine: str, structure: str, files: Path, calculator: PotentialCalculator, tmp_path: Path
 ) -> None:
     if engine == "torchforce":
-        problem = openmm_system.choose_engine("auto")
+        problem = openmm_system.choose_force_class("auto")
         if problem != "torchforce":
             pytest.skip("openmmtorch does not fit")
     start(files, tmp_path / "run", 12, structure, engine_force=engine)

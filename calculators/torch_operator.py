@@ -7,23 +7,21 @@ TorchScript file that uses it can be read only where that was done.
 
 from __future__ import annotations
 
-import copy
 import logging
-import math
 import threading
 from collections import OrderedDict
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..checkpoint.native import potential_from_bytes, potential_to_bytes
-from ..committee import members_of
-from ..neighbors import NeighborList
-from .backends import compile_potential
-from .kernels import fused_problem
+from ..models.checkpoint.native import potential_from_bytes, potential_to_bytes
+from ..models.committee import members_of
+from ..models.inference.kernels import fused_problem
+from ..models.neighbors import SKIN
+from .checks import check_elements
+from .evaluator import Evaluator, Structure
 
 log = logging.getLogger("tensormd")
 
@@ -32,7 +30,7 @@ MOST_SYSTEMS = 16
 
 SCHEMA = (
     "evaluate(Tensor model, Tensor numbers, Tensor positions, Tensor cell, Tensor pbc, "
-    "Tensor charge, float skin=1.0) -> (Tensor, Tensor)"
+    f"Tensor charge, float skin={SKIN}) -> (Tensor, Tensor)"
 )
 
 
@@ -43,7 +41,7 @@ def evaluate(
     cell: Tensor,
     pbc: Tensor,
     charge: Tensor,
-    skin: float = 1.0,
+    skin: float = SKIN,
 ) -> tuple[Tensor, Tensor]:
     """Energy and forces of one system, by fused kernels where they exist.
 
@@ -78,12 +76,8 @@ def evaluate(
     ValueError
         If the model cannot be read or does not know an element, or for impossible cells.
     """
-    points = _array(positions)
-    # A sum is found sooner than which of its terms are not finite.
-    if not math.isfinite(points.sum()) and not np.isfinite(points).all():
-        nan = torch.full_like(positions, torch.nan, dtype=torch.float64)
-        return nan.new_full((), torch.nan), nan
-    return _system_of(model, numbers, skin)(points, _array(cell), _array(pbc), float(charge))
+    system = _system_of(model, numbers, skin)
+    return system(_array(positions), _array(cell), _array(pbc), float(charge))
 
 
 def model_tensor(potential: nn.Module) -> Tensor:
@@ -97,47 +91,59 @@ def model_tensor(potential: nn.Module) -> Tensor:
     return torch.frombuffer(bytearray(potential_to_bytes(potential, "model")), dtype=torch.uint8)
 
 
+class OperatorEvaluator(nn.Module):
+    """Energy and forces by the operator, for TorchScript: as `PortableEvaluator` gives them.
+
+    Raises
+    ------
+    ValueError
+        If the potential cannot be written to a file.
+    """
+
+    model: Tensor
+
+    def __init__(self, potential: nn.Module, skin: float) -> None:
+        super().__init__()
+        self.skin = float(skin)
+        self.register_buffer("model", model_tensor(potential))
+
+    def forward(
+        self, numbers: Tensor, points: Tensor, cell: Tensor, periodic: Tensor, charge: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Energy (), eV, and forces (N, 3), eV/A, in float64."""
+        energy, forces = torch.ops.tensormd.evaluate(
+            self.model, numbers, points, cell, periodic, charge, self.skin
+        )
+        return energy, forces
+
+
 class _Model:
     """A decoded model, with the tensor it was decoded from, whose address it is known by."""
 
     def __init__(self, source: Tensor, device: torch.device) -> None:
         self.source = source
-        self.potential = potential_from_bytes(source.cpu().numpy().tobytes(), "model")
-        self.potential.to(device).eval().requires_grad_(False)
-        self.members = [_compiled(member) for member in members_of(self.potential)]
+        potential = potential_from_bytes(source.cpu().numpy().tobytes(), "model").to(device)
+        self.evaluator = Evaluator(
+            potential, device=device, dtype=None, backend=_backend_for(potential)
+        )
 
 
 class _System:
     """Evaluates one system, whose neighbour list it keeps."""
 
-    def __init__(self, model: _Model, numbers: Tensor, device: torch.device, skin: float) -> None:
-        unknown = sorted(set(numbers.tolist()) - set(model.potential.elements))
-        if unknown:
-            raise ValueError(
-                f"the model does not know atomic number {unknown[0]}: expected one of "
-                f"{model.potential.elements}"
-            )
-        self.numbers, self.device = numbers, device
+    def __init__(self, model: _Model, numbers: Tensor, skin: float) -> None:
+        self.numbers = numbers  # kept, for its address is its name
+        self._numbers = _array(numbers)
+        check_elements(self._numbers, model.evaluator.potential.elements)
+        self._evaluator = model.evaluator.twin(skin)
         self._lock = threading.Lock()
-        self._numbers = numbers.cpu().numpy()
-        self._neighbors = NeighborList(float(model.potential.cutoff), skin, device)
-        # Copies share weights, but not what is kept for a list of neighbours.
-        self._members = [
-            each if isinstance(each, torch.jit.ScriptModule) else copy.copy(each)
-            for each in model.members
-        ]
 
     def __call__(
-        self, points: NDArray[Any], cell: NDArray[Any], pbc: NDArray[Any], charge: float
+        self, positions: NDArray[Any], cell: NDArray[Any], pbc: NDArray[Any], charge: float
     ) -> tuple[Tensor, Tensor]:
+        structure = Structure(self._numbers, positions, cell, pbc, charge)
         with self._lock:
-            graph = self._neighbors.graph(self._numbers, points, cell, pbc, charge)
-            with torch.set_grad_enabled(True):
-                predictions = [member(graph) for member in self._members]
-        if len(predictions) == 1:
-            return predictions[0].energy.reshape(()), predictions[0].forces
-        energy = torch.stack([p.energy for p in predictions]).mean()
-        return energy, torch.stack([p.forces for p in predictions]).mean(0)
+            return self._evaluator.energy_and_forces(structure)
 
 
 _lock = threading.Lock()
@@ -159,7 +165,7 @@ def _system_of(model: Tensor, numbers: Tensor, skin: float) -> _System:
             decoded = _models.get(name)
             if decoded is None:
                 decoded = _models[name] = _Model(model, numbers.device)
-            system = _systems[key] = _System(decoded, numbers, numbers.device, skin)
+            system = _systems[key] = _System(decoded, numbers, skin)
             _models.move_to_end(name)
             while len(_models) > MOST_MODELS:
                 _forget(_models.popitem(last=False)[0])
@@ -184,11 +190,12 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().cpu().numpy()
 
 
-def _compiled(potential: nn.Module) -> nn.Module:
-    problem = fused_problem(potential)
-    if problem is not None:
+def _backend_for(potential: nn.Module) -> str:
+    """Fused kernels for every member that has them, in float64 too."""
+    problems = [p for member in members_of(potential) if (p := fused_problem(member)) is not None]
+    for problem in problems:
         log.info("tensormd::evaluate runs plain torch operators: %s", problem)
-    return compile_potential(potential, "reference" if problem else "fused")
+    return "auto" if problems else "fused"
 
 
 def _fake(
@@ -198,7 +205,7 @@ def _fake(
     cell: Tensor,
     pbc: Tensor,
     charge: Tensor,
-    skin: float = 1.0,
+    skin: float = SKIN,
 ) -> tuple[Tensor, Tensor]:
     """Shapes and dtypes, for ``torch.compile``."""
     forces = torch.empty_like(positions, dtype=torch.float64)
@@ -213,7 +220,7 @@ def _with_autograd(
     cell: Tensor,
     pbc: Tensor,
     charge: Tensor,
-    skin: float = 1.0,
+    skin: float = SKIN,
 ) -> tuple[Tensor, Tensor]:
     """What the dispatcher calls first: below, where kernels are, nothing can be differentiated.
 

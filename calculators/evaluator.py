@@ -1,0 +1,280 @@
+"""A potential, ready to be evaluated: what the adapter of every program stands on.
+
+An adapter translates the structures and units of its program; loading, checks, the neighbour list,
+kernels and the mean of a committee are here.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..models.checkpoint import load_potential
+from ..models.committee import combine, mean, mean_prediction, members_of
+from ..models.graph import Graph, batch_graphs, within
+from ..models.inference.backends import compile_potential, implementation_of, why_not_fused
+from ..models.inference.hessian import hessian
+from ..models.inference.tables import TableInfo
+from ..models.neighbors import SKIN, NeighborList
+from ..models.potential import Prediction, parse_dtype
+from .checks import (
+    all_finite,
+    check_elements,
+    check_geometry,
+    check_results,
+    parse_backend,
+    parse_device,
+    symbols,
+)
+
+Checkpoint = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | nn.Module
+
+
+class Structure(NamedTuple):
+    """The atoms of one system, in the order that `NeighborList.graph` takes."""
+
+    numbers: NDArray[Any]
+    """(N,) atomic numbers."""
+    positions: NDArray[Any]
+    """(N, 3), Angstrom, anywhere in space."""
+    cell: NDArray[Any]
+    """(3, 3), rows are lattice vectors, Angstrom; read where ``pbc``."""
+    pbc: NDArray[np.bool_]
+    """(3,)."""
+    charge: float
+    """Total charge, e."""
+
+
+class Evaluation(NamedTuple):
+    """Results for the B systems of a graph, float64: of a committee the mean."""
+
+    energy: NDArray[np.float64]
+    """(B,), eV."""
+    energies: NDArray[np.float64]
+    """(N,), eV, of each atom."""
+    forces: NDArray[np.float64]
+    """(N, 3), eV/Angstrom."""
+    virial: NDArray[np.float64]
+    """(B, 3, 3), eV: -dE/dstrain, symmetric."""
+    energy_std: NDArray[np.float64] | None = None
+    """(B,), eV: sample standard deviation over the members of a committee."""
+    forces_std: NDArray[np.float64] | None = None
+    """(N, 3), eV/Angstrom, of each component."""
+
+
+class Evaluator:
+    """A potential or a committee on a device, by a backend, with the neighbour list of one system.
+
+    It is compiled at its first evaluation. Copies and pickles carry the weights, not what was
+    compiled from them.
+
+    Parameters
+    ----------
+    checkpoint
+        A path, a registry name, a sequence of paths (a committee) or a loaded potential, which
+        is copied.
+    device
+        ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+    dtype
+        ``"float32"`` or ``"float64"``, of weights and arithmetic; None: as in the checkpoint.
+    backend
+        ``"fused"``, ``"reference"`` or ``"auto"``: see `compile_potential`.
+    skin
+        Verlet skin of the neighbour list, Angstrom.
+    units
+        The checkpoint's units of length and energy, where its file does not say.
+
+    Raises
+    ------
+    ValueError
+        For a checkpoint that cannot be read, an option that makes no sense, and ``"fused"`` where
+        there are no fused kernels.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = "float32",
+        backend: str = "auto",
+        skin: float = SKIN,
+        units: tuple[str, str] | None = None,
+    ) -> None:
+        self.device = parse_device(device)
+        precision = None if dtype is None else parse_dtype(dtype)
+        self.backend = parse_backend(backend)
+        potential = load_potential(checkpoint, units=units)
+        if potential is checkpoint:
+            potential = copy.deepcopy(potential)  # the caller's own stays as it is
+        self.potential = potential.to(self.device, precision).eval().requires_grad_(False)
+        self.why_not_fused = why_not_fused(self.potential, self.backend)
+        """Why fused kernels do not run; None: they do."""
+        self.neighbors = NeighborList(float(potential.cutoff), skin, self.device)
+        self._members: list[nn.Module] | None = None
+
+    @property
+    def members(self) -> list[nn.Module]:
+        """The potential, or the members of the committee, compiled."""
+        if self._members is None:
+            self._members = [
+                compile_potential(member, self.backend) for member in members_of(self.potential)
+            ]
+        return self._members
+
+    # From structures to graphs
+
+    def graph(self, structure: Structure, changed: Collection[str] | None = None) -> Graph:
+        """The graph of a structure, whose neighbour list is kept.
+
+        Parameters
+        ----------
+        structure
+            Any; a list that does not fit it is made anew.
+        changed
+            Fields that were not checked before; None: all.
+
+        Raises
+        ------
+        ValueError
+            For elements that the potential does not know and for impossible geometries.
+        """
+        return self._graph(structure, self.neighbors, changed)
+
+    def batch(self, structures: Iterable[Structure]) -> Graph:
+        """One graph of many structures; the list that is kept stays as it is."""
+        neighbors = NeighborList(self.neighbors.cutoff, 0.0, self.device)
+        return batch_graphs([self._graph(structure, neighbors) for structure in structures])
+
+    def _graph(
+        self,
+        structure: Structure,
+        neighbors: NeighborList,
+        changed: Collection[str] | None = None,
+    ) -> Graph:
+        numbers, positions, cell, pbc, _ = structure
+        if changed is None or "numbers" in changed:
+            check_elements(numbers, self.potential.elements)
+        if changed is None or "cell" in changed or "pbc" in changed or not all_finite(positions):
+            check_geometry(positions, cell, pbc)
+        return neighbors.graph(*structure)
+
+    # From graphs to results
+
+    def evaluate(self, graph: Graph) -> Evaluation:
+        """Energies, forces and virials of the systems of a graph.
+
+        Raises
+        ------
+        ValueError
+            If an energy or a force is not finite: the likely cause.
+        """
+        predictions = self.predictions(graph)
+        if len(predictions) == 1:
+            found = Evaluation(*_arrays(predictions[0]))
+        else:
+            together = combine(predictions)
+            found = Evaluation(*_arrays((*together.mean, *together[1:])))
+        check_results(graph, found.energy, found.forces)
+        return found
+
+    def energy_and_forces(self, structure: Structure) -> tuple[Tensor, Tensor]:
+        """Energy (), eV, and forces (N, 3), eV/Angstrom, of the system whose list is kept.
+
+        For programs that watch for what is not a number, and cannot handle an exception: that is
+        the result where a position is not finite. The elements must have been checked.
+        """
+        if not all_finite(structure.positions):
+            nan = torch.full(
+                structure.positions.shape, torch.nan, dtype=torch.float64, device=self.device
+            )
+            return nan.new_full((), torch.nan), nan
+        prediction = self.predict(self.neighbors.graph(*structure))
+        return prediction.energy[0], prediction.forces
+
+    def predict(self, graph: Graph) -> Prediction:
+        """The prediction for a graph: of a committee the mean."""
+        return mean_prediction(self.predictions(graph))
+
+    def predictions(self, graph: Graph) -> list[Prediction]:
+        """The prediction of each member for a graph."""
+        with torch.set_grad_enabled(True):  # forces are gradients, under the caller's no_grad too
+            return [member(graph) for member in self.members]
+
+    def properties(self, graph: Graph, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """What the heads of the network itself give for the B systems of a graph, (B, ...).
+
+        Raises
+        ------
+        ValueError
+            If a result is not finite: the likely cause.
+        """
+        found = []
+        with torch.no_grad():
+            for member in members_of(self.potential):
+                near, vectors = within(graph, float(member.cutoff))  # type: ignore[arg-type]
+                found.append(member.properties(near, vectors, names=names))  # type: ignore[operator]
+        means = {name: mean([each[name] for each in found]).cpu().numpy() for name in names}
+        check_results(graph, *means.values())
+        return means
+
+    def hessian(self, graph: Graph) -> NDArray[np.float64]:
+        """Second derivatives of the energy of the network itself, (3N, 3N), eV/Angstrom^2."""
+        members = members_of(self.potential)
+        return mean([hessian(each.total_energy, graph) for each in members]).cpu().numpy()  # type: ignore[arg-type]
+
+    # Of the evaluator itself
+
+    def twin(self, skin: float) -> Evaluator:
+        """An evaluator of another system, with the same weights and compiled only once."""
+        twin = copy.copy(self)
+        twin.neighbors = NeighborList(self.neighbors.cutoff, skin, self.device)
+        # A copy of a fused potential shares its weights, but not what it keeps for a list.
+        twin._members = [
+            member if isinstance(member, torch.jit.ScriptModule) else copy.copy(member)
+            for member in self.members
+        ]
+        return twin
+
+    def info(self) -> dict[str, Any]:
+        """What runs, where, and what is known of the weights."""
+        return {
+            "architecture": self.potential.architecture,
+            "members": len(self.members),
+            "parameters": sum(p.numel() for p in self.potential.parameters()),
+            "elements": symbols(self.potential.elements),
+            "cutoff_angstrom": self.potential.cutoff,
+            "device": str(self.device),
+            "backend": self.backend,
+            "engine": " + ".join(sorted({implementation_of(member) for member in self.members})),
+            "why_not_fused": self.why_not_fused,
+            "tables": [
+                _table(member.table_info)  # type: ignore[arg-type]
+                for member in self.members
+                if hasattr(member, "table_info")
+            ],
+            "metadata": self.potential.metadata,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A compiled module cannot be copied or sent: it is made again where it is needed.
+        return {**self.__dict__, "_members": None}
+
+
+def _arrays(tensors: Iterable[Tensor]) -> list[NDArray[np.float64]]:
+    return [tensor.cpu().numpy() for tensor in tensors]
+
+
+def _table(info: TableInfo) -> dict[str, float]:
+    return {
+        "intervals": info.intervals,
+        "error_ev_per_angstrom": info.error,
+        "bound_ev_per_angstrom": info.bound,
+    }
