@@ -13,8 +13,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from helpers import REFERENCES, make_potential
 from numpy.typing import NDArray
+from support.helpers import REFERENCES, make_potential
 from torch import nn
 
 from tensormd.calculators import PotentialCalculator, create_force
@@ -23,7 +23,6 @@ from tensormd.calculators.evaluator import Evaluator, Structure
 from tensormd.calculators.openmm_versions import FORCE_CLASSES
 from tensormd.calculators.torch_operator import model_tensor
 from tensormd.models import Committee, Potential
-from tensormd.models.units import kj_per_mol_in_ev, nm_in_angstrom
 
 
 def toy(seed: int) -> Potential:
@@ -104,14 +103,9 @@ def by_operator(members: str, atoms: Atoms, backend: str) -> Result:
 
 
 def by_openmm(engine: str) -> Adapter:
-    def evaluate(members: str, atoms: Atoms, backend: str) -> Result:
-        import openmm
+    def ask(members: str, atoms: Atoms, backend: str) -> Result:
+        from support.openmm_systems import evaluate, make_system  # skips without OpenMM
 
-        system = openmm.System()
-        for mass in atoms.get_masses():
-            system.addParticle(mass)
-        if atoms.pbc.all():
-            system.setDefaultPeriodicBoxVectors(*(atoms.cell.array / nm_in_angstrom))
         force = create_force(
             POTENTIALS[members],
             atoms.numbers,
@@ -121,17 +115,9 @@ def by_openmm(engine: str) -> Adapter:
             device="cpu",
             backend=backend,
         )
-        system.addForce(force)
-        context = openmm.Context(
-            system, openmm.VerletIntegrator(5e-4), openmm.Platform.getPlatformByName("Reference")
-        )
-        context.setPositions(atoms.positions / nm_in_angstrom)
-        state = context.getState(getEnergy=True, getForces=True)
-        forces = np.array(state.getForces(asNumpy=True)._value)
-        energy = state.getPotentialEnergy()._value
-        return energy * kj_per_mol_in_ev, forces * (kj_per_mol_in_ev / nm_in_angstrom)
+        return evaluate(make_system(atoms, force), atoms, "Reference")
 
-    return evaluate
+    return ask
 
 
 ADAPTERS: list[Any] = [
