@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -269,7 +270,7 @@ def test_trial_that_fails_says_why(here: Path) -> None:
 def test_too_little_memory_is_an_answer() -> None:
     code = """
 import torch
-from tensormd.md_runs import benchmark_worker as worker
+from tensormd.md_runs.benchmark import worker
 worker.SHARE = 0.01
 with worker.limited_memory(torch.device("cpu")):
     try:
@@ -425,7 +426,8 @@ def test_command_writes_files(here: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_json_on_stdout(
     results: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(benchmark, "run_benchmark", lambda settings, say, keep: results)
+    module = importlib.import_module("tensormd.md_runs.command.benchmark")
+    monkeypatch.setattr(module, "run_benchmark", lambda settings, say, keep: results)
     assert run("benchmark", "--json", "-") == 0
     assert json.loads(capsys.readouterr().out) == results
 
