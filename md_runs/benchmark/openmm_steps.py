@@ -13,6 +13,7 @@ import torch
 from ase import Atoms
 from torch import nn
 
+from ...calculators import create_force
 from ...calculators.openmm_versions import choose_force_class
 from ...models import load_potential
 from ...models.units import kj_per_mol_in_ev, nm_in_angstrom
@@ -177,8 +178,6 @@ class _Run:
 
 def _our_system(potential: nn.Module, atoms: Atoms, engine: str) -> Any:
     import openmm
-
-    from ...calculators import create_force
 
     system = openmm.System()
     for mass in atoms.get_masses():

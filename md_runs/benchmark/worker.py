@@ -20,17 +20,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 
+from .programs import Contestant, Program, make_program
 from .systems import Array, Motion
-
-if TYPE_CHECKING:
-    import torch
-
-    from .programs import Contestant, Program
 
 MIB = 2**20
 EVALUATIONS = 3
@@ -121,10 +118,6 @@ def try_out(contestant: Contestant, atoms: Atoms) -> tuple[dict[str, Any], Array
     The start is after a fragment of three atoms was evaluated: libraries, weights and compiled
     code are there (with the mode ``compile``, which compiles for a structure, they are not).
     """
-    import torch
-
-    from .programs import make_program
-
     device = torch.device(contestant.device)
     program = make_program(contestant, atoms)
     if contestant.mode != "compile":
@@ -161,8 +154,6 @@ def first_judgement(program: Program, motion: Motion, device: torch.device) -> f
 def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done what it was told."""
     if device.type == "cuda":
-        import torch
-
         torch.cuda.synchronize(device)
 
 
@@ -174,8 +165,6 @@ class Peak:
 
     def __enter__(self) -> Peak:
         if self.device.type == "cuda":
-            import torch
-
             synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             self.start: int | None = torch.cuda.memory_allocated(self.device)
@@ -196,8 +185,6 @@ class Peak:
         if self.start is None:
             return None
         if self.device.type == "cuda":
-            import torch
-
             return (torch.cuda.max_memory_allocated(self.device) - self.start) / MIB
         return (_status("VmHWM") - self.start) / MIB
 
@@ -237,10 +224,6 @@ def _proc(file: Path, field: str) -> int:
 
 def main(folder: Path) -> None:
     """Read the request in a folder and leave an answer there."""
-    import torch
-
-    from .programs import Contestant
-
     request = json.loads((folder / "request.json").read_text())
     torch.set_num_threads(request["threads"])
     told = request["contestant"]

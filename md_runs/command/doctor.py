@@ -19,6 +19,7 @@ from ase.md.verlet import VelocityVerlet
 
 from ...calculators import PotentialCalculator
 from ...calculators.openmm_versions import python_problem, torchforce_problem
+from ...models.files import cache_folder
 from ...models.units import kj_per_mol_in_ev
 from ..runs.models import SHIPPED
 from ..runs.versions import versions
@@ -112,7 +113,7 @@ def check_cache() -> Check:
     """Whether compiled kernels outlive the process."""
     name = "kernel cache"
     try:
-        from ...models.inference.kernels.cpu.compiled import cache_folder, folder
+        from ...models.inference.kernels.cpu.compiled import folder
     except ImportError as error:
         return Check(name, False, f"no Numba ({_reason(error)}): pip install numba")
     wanted, found = cache_folder(), folder()

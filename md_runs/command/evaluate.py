@@ -12,6 +12,7 @@ from ..evaluate.evaluation import evaluate_checkpoint
 from ..reports.evaluation import tables, write_evaluation
 from ..runs.files import write_json
 from ..runs.folder import refuse_existing
+from ..runs.signals import StopRequest
 from .console import show_files, show_json
 from .options import (
     AllThreads,
@@ -89,22 +90,30 @@ def evaluate(
     folder = Path(f"{data.name.partition('.')[0]}_evaluation") if out is None else out
     to_file = json_file(json)
     refuse_existing(folder, "choose another folder with -o")
-    found = evaluate_checkpoint(
-        [checkpoint, *(model or ())],
-        data,
-        limit=limit,
-        format=format_name,
-        keys={name: key or None for name, key in pairs(label, "--label").items()},
-        data_units=pairs(data_units, "--data-units") or None,
-        batch=batch,
-        charge=charge,
-        dtype=dtype,
-        device=device,
-        backend=backend,
-        threads=threads,
-        units=parse_units(units),
-        tell=frames_progress(),
-    )
+    progress = frames_progress()
+
+    def tell(done: int, total: int) -> None:
+        progress(done, total)
+        if stop.asked():
+            raise stop.interrupted(f"interrupted after {done} of {total} frames, nothing written")
+
+    with StopRequest() as stop:
+        found = evaluate_checkpoint(
+            [checkpoint, *(model or ())],
+            data,
+            limit=limit,
+            format=format_name,
+            keys={name: key or None for name, key in pairs(label, "--label").items()},
+            data_units=pairs(data_units, "--data-units") or None,
+            batch=batch,
+            charge=charge,
+            dtype=dtype,
+            device=device,
+            backend=backend,
+            threads=threads,
+            units=parse_units(units),
+            tell=tell,
+        )
     summary = write_evaluation(found, folder, worst)
     if to_file is not None:
         write_json(to_file, summary)

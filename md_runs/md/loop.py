@@ -12,7 +12,7 @@ from typing import Any
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 
-from ..runs.errors import Interrupted, RunStopped
+from ..runs.errors import RunStopped
 from ..runs.folder import RESTART, Restart, RunFolder, refuse_existing
 from ..runs.settings import MDSettings, md_settings, to_json
 from ..runs.signals import StopRequest
@@ -20,8 +20,9 @@ from ..runs.structures import frame_text
 from ..runs.versions import versions
 from .choose import make_engine
 from .engine import BreakdownError, Engine, Row, set_state
+from .trajectories import convert_trajectory
 
-ALREADY = "continue it with --resume {}, or choose another folder with -o"
+ALREADY = "resume it with --resume {}, or choose another folder with -o"
 
 Observer = Callable[[int, "Row | None"], None]
 """Called with the number of the step that was done, and the log's line where one was written.
@@ -189,14 +190,13 @@ class _Run:
             if self.saved_step is None:
                 raise
             raise OSError(
-                f"{error}. The run folder keeps step {self.saved_step}; then go on with: "
+                f"{error}. The run folder keeps step {self.saved_step}; then resume with: "
                 f"{self._resume_command()}"
             ) from error
-        if stop.signal is not None and self.engine.step_number < last:
-            raise Interrupted(
-                f"stopped at step {self.engine.step_number} of {last}; all is saved, go on "
-                f"with: {self._resume_command()}",
-                stop.signal,
+        if stop.asked() and self.engine.step_number < last:
+            raise stop.interrupted(
+                f"stopped at step {self.engine.step_number} of {last}; everything is saved, "
+                f"resume with: {self._resume_command()}"
             )
         return MDSummary(
             self.folder.path,
@@ -211,7 +211,7 @@ class _Run:
             tell(0, self._record())
             self._save()
         saved = time.monotonic()
-        while self.engine.step_number < last and stop.signal is None:
+        while self.engine.step_number < last and not stop.asked():
             interval = self.settings.interval
             next_line = interval * (self.engine.step_number // interval + 1)
             self._advance(min(next_line, last) - self.engine.step_number)
@@ -243,8 +243,6 @@ class _Run:
         """Copy the trajectory to the format that other programs want."""
         kind, settings = self.settings.trajectory, self.settings
         if kind != "extxyz":
-            from .trajectories import convert_trajectory
-
             convert_trajectory(self.folder, kind, settings.timestep, settings.interval)
 
     def _record(self) -> Row:

@@ -14,7 +14,7 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
 
 from ...models.units import bar_in_ev_per_angstrom3, ev_per_angstrom3_in_gpa
-from ..runs.errors import Interrupted, RunStopped
+from ..runs.errors import RunStopped
 from ..runs.folder import RELAXED, RunFolder, refuse_existing
 from ..runs.models import load_calculator
 from ..runs.settings import ModelSettings, RelaxSettings, to_json
@@ -233,7 +233,7 @@ def relax(
                     row = _record(folder, atoms, target, optimizer.nsteps, has_stress)
                     if observer:
                         observer(optimizer.nsteps, row["energy_ev"], row["fmax_ev_per_a"])
-                    if stop.signal is not None:
+                    if stop.asked():
                         break
         except ValueError as error:  # the calculator refuses positions that are no numbers
             raise RunStopped(
@@ -256,11 +256,10 @@ def relax(
         write_structure(folder.path / RELAXED, relaxed)
         if file is not None:
             write_structure(file, relaxed)
-    if stop.signal is not None and not converged:
-        raise Interrupted(
+    if stop.asked() and not converged:
+        raise stop.interrupted(
             f"stopped at step {result.steps}, before it converged (fmax "
-            f"{result.fmax_ev_per_a:.4f} eV/A); the structure so far is {result.output}",
-            stop.signal,
+            f"{result.fmax_ev_per_a:.4f} eV/A); the structure so far is {result.output}"
         )
     return result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from math import lgamma
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +224,6 @@ def _occupied(pairs: PairDistances) -> tuple[float, float]:
 
 def _canonical(grid: Array, target: float, freedom: int) -> Array:
     """Density of the kinetic temperature: a Gamma distribution with ``freedom`` / 2."""
-    from math import lgamma
-
     k = freedom / 2
     scale = target / k
     return np.asarray(

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from rich.console import RenderableType
+from rich.table import Table as RichTable
 
-from ...models.analysis import explained_by
+from ...models.analysis import explained_by, predict
 from ...models.files import write_atomically
 from ..evaluate.irreps import IrrepsRun
 from ..runs.files import write_json
 from ..runs.versions import versions
 from .irreps_figures import plot_maps, plot_orders
 from .page import Figure, Section, Table, html_page
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 SUMMARY, PAGE, TABLES = "irreps.json", "irreps.html", "irreps.md"
 ORDERS, MAPS = "orders.png", "maps.png"
@@ -69,8 +68,6 @@ def write_irreps(found: IrrepsRun, folder: Path, color: str = "energy") -> dict[
 
 def properties(found: IrrepsRun) -> dict[str, torch.Tensor]:
     """Of each frame (F,), float64: what the maps are compared with. Labels, where there are."""
-    from ...models.analysis import predict
-
     frames = found.frames
     sizes = torch.tensor([len(graph.numbers) for graph in frames.graphs], dtype=torch.float64)
     values = {"atoms": sizes}
@@ -241,8 +238,6 @@ def _markdown(content: dict[str, Any]) -> str:
 
 def console_tables(content: dict[str, Any]) -> list[RenderableType]:
     """What `rich` prints of `summary`."""
-    from rich.table import Table as RichTable
-
     found: list[RenderableType] = []
     lead = f"{content['model']['name']} on {content['data']}: {content['frames']:,} frames"
     for table in text_tables(content):

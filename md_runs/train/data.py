@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from ase.data import chemical_symbols
 
 from ...models.data.readers import check_one_unit
 from ...models.training import Frames, TrainingSettings, read_frames, split_frames
@@ -96,8 +97,6 @@ def check_parts(parts: Parts, elements: Sequence[int], settings: TrainingSetting
     ValueError
         Naming the element or the label, and the remedy.
     """
-    from ase.data import chemical_symbols
-
     known = set(elements)
     for name, frames in parts:
         for k, graph in enumerate(frames.graphs):

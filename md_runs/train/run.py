@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any, Protocol
 
 import torch
 import yaml
+from ase import Atoms
+from ase.data import chemical_symbols
 
 from ...calculators.checks import parse_device
 from ...models.checkpoint import (
@@ -32,7 +33,8 @@ from ...models.training import (
     start_processes,
     train,
 )
-from ..runs.errors import Interrupted, RunStopped
+from ..reports.runs import write_report
+from ..runs.errors import RunStopped
 from ..runs.files import write_json
 from ..runs.folder import LOG, RunFolder, refuse_existing
 from ..runs.models import absolute, weights_digest
@@ -51,7 +53,7 @@ CONFIG_YAML, STATE, BAD_BATCH, RESULTS = (
     "bad_batch.extxyz",
     "results.json",
 )
-ALREADY = "go on with it by --resume {}, or choose another folder with -o"
+ALREADY = "resume it with --resume {}, or choose another folder with -o"
 
 
 class Watcher(Protocol):
@@ -82,8 +84,6 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        from ase.data import chemical_symbols
-
         potential, scale = self.potential, self.potential.atomic_scale
         factor = potential.energy_in_ev
         return {
@@ -277,14 +277,11 @@ def _train(plan: Plan, path: Path, *, first: bool, **hooks: Any) -> Potential:
                 plan.config.settings,
                 path / STATE,
                 device=plan.device,
-                stop=lambda: stop.signal is not None,
+                stop=stop.asked,
                 **hooks,
             )
     except TrainingStopped as stopped:
-        raise Interrupted(
-            f"{stopped}; go on with: tensormd train --resume {path}",
-            stop.signal or signal.SIGTERM,
-        ) from None
+        raise stop.interrupted(f"{stopped}; resume with: tensormd train --resume {path}") from None
     except BadLossError as error:
         if first:
             _write_frames(path / BAD_BATCH, plan.parts.training, error.frames)
@@ -321,8 +318,6 @@ def _run(folder: RunFolder, plan: Plan, watcher: Watcher | None) -> TrainSummary
 
 def _finish(folder: RunFolder, plan: Plan, trained: Potential, log: TrainLog) -> TrainSummary:
     """Test errors, into the metadata of the checkpoint that they are of, and the report."""
-    from ..reports.runs import write_report  # which knows every kind of run, this one too
-
     kept = plan.config.settings.keep
     if kept == "best" and not (folder.path / "best.safetensors").exists():
         kept = "last"  # no validation loss was a number
@@ -410,8 +405,6 @@ def _finite(content: Any) -> Any:
 
 def _write_frames(path: Path, frames: Frames, index: Sequence[int]) -> None:
     """Structures of some frames, to look at; positions in Angstrom."""
-    from ase import Atoms
-
     text = ""
     for k in index:
         graph = frames.graphs[k]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +238,20 @@ def test_doctor_says_why_something_does_not_work(monkeypatch: pytest.MonkeyPatch
     check = doctor._try_openmm("create_force python", "python")
     assert not check.works
     assert "ended with code" in check.detail
+
+
+def test_evaluate_stops_at_ctrl_c(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def evaluate_checkpoint(*_: object, tell: Callable[[int, int], None], **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        tell(1, 2)
+
+    module = importlib.import_module("tensormd.md_runs.command.evaluate")
+    monkeypatch.setattr(module, "evaluate_checkpoint", evaluate_checkpoint)
+    assert run("evaluate", "tiny.safetensors", "ethanol.xyz") == 130
+    assert "interrupted after 1 of 2 frames, nothing written" in capsys.readouterr().err
+    assert not Path("ethanol_evaluation").exists()
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
