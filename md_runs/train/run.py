@@ -204,7 +204,7 @@ def start_training(
             folder.write_config(
                 {
                     "kind": "train",
-                    "settings": _finite(content),
+                    "settings": finite(content),
                     "data": {"frames": plan.parts.counts(), "sha256": plan.parts.digest()},
                     "model": {**plan.to_json(), "sha256": weights_digest(plan.potential)},
                     "versions": versions(),
@@ -231,8 +231,7 @@ def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary 
     content = folder.config
     if content["kind"] != "train":
         raise ValueError(f"{path} holds no training, but a run of kind {content['kind']!r}")
-    text = yaml.safe_dump(content["settings"], sort_keys=False)
-    config = parse_config(TrainConfig, text, str(folder.path / CONFIG_YAML))
+    config = configuration_of(folder)
     with start_processes(parse_device(config.machine.device)) as processes:
         plan = plan_training(config, processes.device)
         _check_unchanged(plan, content, path)
@@ -242,6 +241,13 @@ def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary 
         folder.lock()
         with folder:
             return _run(folder, plan, watcher)
+
+
+def configuration_of(folder: RunFolder) -> TrainConfig:
+    """The configuration of the training in a folder."""
+    # JSON has no infinity: `finite` wrote the word, which YAML quotes.
+    text = yaml.safe_dump(folder.config["settings"], sort_keys=False).replace("'.inf'", ".inf")
+    return parse_config(TrainConfig, text, str(folder.path / CONFIG_YAML))
 
 
 def _with_full_names(config: TrainConfig) -> TrainConfig:
@@ -368,8 +374,8 @@ def _metadata(plan: Plan, progress: Progress) -> dict[str, Any]:
         "training": {
             "program": f"tensormd {package_version('tensormd')}",
             "started_from": started_from,
-            "data": _finite({**asdict(config.data), "frames": plan.parts.counts()}),
-            "settings": _finite(asdict(config.settings)),
+            "data": finite({**asdict(config.data), "frames": plan.parts.counts()}),
+            "settings": finite(asdict(config.settings)),
             "seed": config.settings.seed,
             "epoch": progress.epoch,
             "step": progress.step,
@@ -394,12 +400,12 @@ def _plain_errors(errors: Mapping[str, QuantityErrors]) -> dict[str, dict[str, A
     }
 
 
-def _finite(content: Any) -> Any:
+def finite(content: Any) -> Any:
     """Plain data that JSON can hold: infinity as YAML writes it."""
     if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
+        return {name: finite(value) for name, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
+        return [finite(value) for value in content]
     return ".inf" if isinstance(content, float) and math.isinf(content) else content
 
 
