@@ -1,13 +1,14 @@
 """tensormd against torchmd-net: the same weights and structures, in turn, in one run.
 
 For each system every program, and every mode of torchmd-net, is first tried in a process of its
-own (`benchmark_worker`: memory, results, failures); those that are worth it are then timed here
+own (`worker`: memory, results, failures); those that are worth it are then timed here
 in rounds, one after the other, round by round. A time is the median over rounds of the mean over
 the steps of a round, so that it holds its share of neighbour searches.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import statistics
 import tempfile
@@ -23,16 +24,11 @@ from torch import nn
 
 from ...calculators.checks import check_elements, parse_device
 from ...models import NeighborList, load_potential, save_potential
+from ...models.checkpoint import why_not_torchmdnet, write_torchmdnet_checkpoint
 from ...models.potential import parse_dtype
 from ..runs.versions import package_version
 from .machine import describe_machine, using_threads
-from .model import (
-    NotTransferableError,
-    product_flops_per_atom,
-    product_rate,
-    random_potential,
-    write_torchmdnet,
-)
+from .model import product_flops_per_atom, product_rate, random_potential
 from .programs import (
     MODES,
     Contestant,
@@ -190,11 +186,14 @@ def _checkpoints(
         return ours, None, "not asked for"
     if package_version("torchmd-net") is None:
         return ours, None, "torchmd-net is not installed"
+    reason = why_not_torchmdnet(potential)
+    if reason is None and potential.length_unit != "angstrom":
+        reason = f"its unit of length is {potential.length_unit}"
+    if reason is not None:
+        return ours, None, reason
     theirs = folder / "torchmdnet.ckpt"
-    try:
-        write_torchmdnet(potential, theirs, settings.dtype)
-    except NotTransferableError as error:
-        return ours, None, str(error)
+    precise = copy.deepcopy(potential).to(parse_dtype(settings.dtype))
+    write_torchmdnet_checkpoint(precise, theirs)
     unit = float(potential.energy_in_ev)  # type: ignore[arg-type]
     return ours, Contestant("torchmdnet", str(theirs), energy_in_ev=unit, **common), ""
 
