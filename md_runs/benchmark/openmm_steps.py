@@ -57,13 +57,13 @@ def openmm_steps(
     platform
         OpenMM's.
     threads
-        Of the processor; None: torch's own choice.
+        CPU threads; None: torch's own choice.
     rounds, steps
         Rounds, and steps of 1 fs in each.
     peer
         Whether ``MLPotential("torchmdnet")`` is measured: it compiles for a minute.
     say
-        Told what is going on.
+        Takes lines that report progress.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def _time_in_turn(
     steps: int,
     say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
-    """What `openmm_steps` says of each System."""
+    """Results of each System, as `openmm_steps` returns them."""
     runs: dict[str, _Run] = {}
     results: dict[str, dict[str, Any]] = {}
     for name, make in makers.items():

@@ -1,4 +1,4 @@
-"""What a benchmark found, as text, as a Markdown table and as a figure."""
+"""Results of a benchmark as text, as a Markdown table and as a figure."""
 
 from __future__ import annotations
 

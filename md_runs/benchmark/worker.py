@@ -1,9 +1,9 @@
-"""One program, one structure, in a process of its own: memory, speed, results, or why not.
+"""One program, one structure, in a process of its own: memory, speed, results, or the reason.
 
     python -m tensormd.md_runs.benchmark.worker FOLDER
 
-Peaks of memory mean something only where nothing else ran before, and a program that runs out
-of memory, or crashes, must not take the other one with it.
+A peak of memory is meaningful only if nothing else ran before, and a program that crashes or runs
+out of memory must not take the other one with it.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from .systems import Array, Motion
 
 MIB = 2**20
 EVALUATIONS = 3
-"""In which the peak of memory is looked for."""
+"""Evaluations during which the peak of memory is measured."""
 SECONDS = 1.0
-"""About how long the first judgement of a program's speed takes."""
+"""Approximate time of the first measurement of a program's speed, s."""
 SHARE = 0.85
-"""Of the free memory that a process may take."""
+"""Share of the free memory that a process may take."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What came out."""
+    """Results of a program in a process of its own."""
 
     seconds: float
-    """Of one step; a first judgement."""
+    """Time of one step, a first estimate."""
     memory_mib: float | None
     """Peak above the start; None where the system does not tell."""
     energy: float
@@ -53,7 +53,7 @@ class Trial:
 
 
 class TrialError(RuntimeError):
-    """A program could not do it; the message says why, in one line."""
+    """A program failed; the message gives the reason in one line."""
 
 
 def run_trial(contestant: Contestant, atoms: Atoms, threads: int, limit: float) -> Trial:
@@ -62,11 +62,11 @@ def run_trial(contestant: Contestant, atoms: Atoms, threads: int, limit: float) 
     Parameters
     ----------
     contestant, atoms
-        What runs, and on what.
+        The program and the structure.
     threads
-        Of the processor.
+        CPU threads.
     limit
-        Seconds until it is given up.
+        Time limit, s.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def run_trial(contestant: Contestant, atoms: Atoms, threads: int, limit: float) 
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """What the libraries read when they are loaded."""
+    """Environment variables that the libraries read when they are loaded."""
     return {name: str(threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
 
 

@@ -69,7 +69,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Relax, 300 K NVT, then NVE from where that ends; a page that shows all three.
 
-    What an earlier demo left in the folder is replaced; other files are not touched.
+    Results of an earlier demo in the folder are replaced; other files are not touched.
 
     Parameters
     ----------

@@ -110,7 +110,7 @@ def check_cuda() -> Check:
 
 
 def check_cache() -> Check:
-    """Whether compiled kernels outlive the process."""
+    """Whether compiled kernels are kept for later processes."""
     name = "kernel cache"
     try:
         from ...models.inference.kernels.cpu.compiled import folder
@@ -128,7 +128,7 @@ def check_cache() -> Check:
 
 
 def check_auto() -> Check:
-    """What ``--backend auto`` takes for the model that ships, and why not the fused kernels."""
+    """Backend that ``--backend auto`` takes for the model that ships, and why."""
     try:
         info = PotentialCalculator(SHIPPED).info()
     except Exception as error:

@@ -77,9 +77,9 @@ def relaunch_md(
     path
         The run folder.
     given
-        What the command line says besides: only ``steps`` may differ from the run's own.
+        Other options of the command line: only ``steps`` may differ from the run's own.
     observer, save_every
-        As for `start_md`.
+        See `start_md`.
 
     Raises
     ------

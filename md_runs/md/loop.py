@@ -25,13 +25,13 @@ from .trajectories import convert_trajectory
 ALREADY = "resume it with --resume {}, or choose another folder with -o"
 
 Observer = Callable[[int, "Row | None"], None]
-"""Called with the number of the step that was done, and the log's line where one was written.
-ASE stops after every step, OpenMM after several."""
+"""Called with the number of steps done, and the line of the log where one was written: after every
+step with ASE, after several with OpenMM."""
 
 
 @dataclass(frozen=True)
 class MDSummary:
-    """What a run did since it was started or resumed."""
+    """Steps and times of a run since it was started or resumed."""
 
     folder: Path
     first_step: int
@@ -41,7 +41,7 @@ class MDSummary:
 
     @property
     def milliseconds_per_step(self) -> float:
-        """Wall-clock time of a step, logging included."""
+        """Wall time of a step, logging included."""
         return 1e3 * self.wall_seconds / max(self.last_step - self.first_step, 1)
 
     @property
@@ -76,24 +76,24 @@ def start_md(
     atoms
         With a calculator. ASE moves it in place; OpenMM takes the calculator's potential.
     settings
-        What to run.
+        Options of the run.
     path
         Run folder to make.
     topology
         The PDB or mmCIF file of the structure, which ``ml_atoms`` needs.
     record
-        What config.json says besides the settings: the model, the structure's source.
+        Content of config.json besides the settings: the model, the structure's source.
     observer
         Called after every step, or several.
     save_every
-        Seconds of wall-clock time between restarts.
+        Wall time between restarts, s.
 
     Raises
     ------
     ValueError
         If the structure, the settings or the folder do not fit.
     RunStopped
-        If a position or an energy is no number any more, or an atom jumps.
+        If a position or an energy is not finite, or an atom jumps.
     Interrupted
         After SIGINT or SIGTERM, with everything saved.
     """
@@ -124,7 +124,7 @@ def resume_md(
     observer: Observer | None = None,
     save_every: float = 10.0,
 ) -> MDSummary:
-    """Go on with a run, as if it had never stopped.
+    """Resume a run, to the last bit as if it had never stopped.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def resume_md(
     steps
         New total number of steps, to extend the run; None keeps what it was started with.
     observer, save_every
-        As for `start_md`.
+        See `start_md`.
 
     Raises
     ------
@@ -240,7 +240,7 @@ class _Run:
             ) from error
 
     def _convert(self) -> None:
-        """Copy the trajectory to the format that other programs want."""
+        """Copy the trajectory to the format of other programs."""
         kind, settings = self.settings.trajectory, self.settings
         if kind != "extxyz":
             convert_trajectory(self.folder, kind, settings.timestep, settings.interval)

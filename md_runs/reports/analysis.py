@@ -50,7 +50,7 @@ def read_frames(folder: RunFolder, most: int = 200) -> list[Atoms]:
 
 @dataclass(frozen=True)
 class PairDistances:
-    """How often pairs of elements are found at a distance, averaged over frames."""
+    """Frequency of distances between pairs of elements, averaged over frames."""
 
     centers: Array
     """Middles of the bins, A."""

@@ -1,4 +1,4 @@
-"""What was found of the orders of a network, as tables, figures, a page and JSON."""
+"""Results of an analysis of orders, as tables, figures, a page and JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COLORS = {
     "atoms": ("atoms", "number of atoms"),
     "forces": ("rms_force_ev_per_angstrom", "rms force / eV Å$^{-1}$"),
 }
-"""What a map may be coloured by: the name of the property, and what the figure calls it."""
+"""Properties that may colour a map: name, and label in the figure."""
 
 
 def write_irreps(found: IrrepsRun, folder: Path, color: str = "energy") -> dict[str, Any]:
@@ -34,16 +34,16 @@ def write_irreps(found: IrrepsRun, folder: Path, color: str = "energy") -> dict[
     Parameters
     ----------
     found
-        What was measured.
+        The results.
     folder
-        Made where it is missing.
+        Created where it is missing.
     color
         One of `COLORS`.
 
     Returns
     -------
     dict
-        What the JSON file holds.
+        Content of the JSON file.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def write_irreps(found: IrrepsRun, folder: Path, color: str = "energy") -> dict[
 
 
 def properties(found: IrrepsRun) -> dict[str, torch.Tensor]:
-    """Of each frame (F,), float64: what the maps are compared with. Labels, where there are."""
+    """Properties of each frame, (F,) float64, to compare the maps with: labels where there are."""
     frames = found.frames
     sizes = torch.tensor([len(graph.numbers) for graph in frames.graphs], dtype=torch.float64)
     values = {"atoms": sizes}
@@ -237,7 +237,7 @@ def _markdown(content: dict[str, Any]) -> str:
 
 
 def console_tables(content: dict[str, Any]) -> list[RenderableType]:
-    """What `rich` prints of `summary`."""
+    """Tables of `summary` for `rich`."""
     found: list[RenderableType] = []
     lead = f"{content['model']['name']} on {content['data']}: {content['frames']:,} frames"
     for table in text_tables(content):

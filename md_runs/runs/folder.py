@@ -151,16 +151,16 @@ class RunFolder:
 
     @classmethod
     def discard(cls, path: Path | str) -> None:
-        """Delete a run folder: only files that a run writes, never a stranger's."""
+        """Delete a run folder, if it holds only files that a run writes."""
         path = Path(path)
         if not path.exists():
             return
         folder = cls.open(path)
         figures = path / FIGURES
         known = {path / name for name in OWN_FILES} | {figures}
-        strangers = [p for p in path.iterdir() if p not in known and p.suffix != ".tmp"]
-        if strangers:
-            raise ValueError(f"{path} also holds {strangers[0].name}: not deleting it")
+        others = [p for p in path.iterdir() if p not in known and p.suffix != ".tmp"]
+        if others:
+            raise ValueError(f"{path} also holds {others[0].name}: not deleting it")
         folder.lock()
         for file in [*figures.glob("*.png"), *path.glob(".*.tmp"), *(known - {figures})]:
             file.unlink(missing_ok=True)
@@ -184,7 +184,7 @@ class RunFolder:
         """Keep other processes out, until `close` or the end of this process, a kill included.
 
         On a network file system the lock holds as far as its server takes locks; without any
-        the run goes on unprotected.
+        the run is unprotected.
 
         Raises
         ------

@@ -33,7 +33,7 @@ REFIT = ("none", "all")
 REQUIRED = "required"
 
 UNITS = {"cutoff": "Å", "cutoff_lower": "Å"}
-"""Of options of the networks."""
+"""Units of options of the networks."""
 
 
 def _network_section(name: str, network: type) -> type:

@@ -18,7 +18,7 @@ from .config import DataConfig
 
 @dataclass(frozen=True)
 class Parts:
-    """What is learnt from, watched and tested on."""
+    """Frames to train, validate and test on."""
 
     training: Frames
     validation: Frames
@@ -55,9 +55,9 @@ def read_parts(data: DataConfig, cutoff: float) -> Parts:
     Parameters
     ----------
     data
-        Its section.
+        Section of the configuration.
     cutoff
-        Of the graphs, Angstrom.
+        Cutoff of the graphs, Angstrom.
 
     Raises
     ------

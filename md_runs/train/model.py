@@ -31,7 +31,7 @@ class Start:
     Parameters
     ----------
     config
-        Of the training.
+        Configuration of the training.
 
     Raises
     ------

@@ -57,13 +57,13 @@ ALREADY = "resume it with --resume {}, or choose another folder with -o"
 
 
 class Watcher(Protocol):
-    """What is told of a training as it goes."""
+    """Observer of a training."""
 
     def stepped(self, epoch: int, step: int, steps: int, loss: float) -> None:
-        """After every step: of so many, in an epoch."""
+        """Called after every step with the epoch, steps done, all steps and the loss."""
 
     def validated(self, progress: Progress) -> None:
-        """After every validation."""
+        """Called after every validation."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of the optimizer, in all."""
+        """Total number of steps of the optimizer."""
         settings = self.config.settings
         whole, left = divmod(len(self.parts.training), settings.batch)
         return settings.epochs * (whole + (settings.keep_last_batch and left > 0))
@@ -107,7 +107,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """What came of a training."""
+    """Results of a training."""
 
     folder: str
     checkpoint: str
@@ -118,7 +118,7 @@ class TrainSummary:
     validation: dict[str, dict[str, Any]]
     """Errors by quantity: mae, rmse, unit."""
     test: dict[str, dict[str, Any]] | None
-    """The same, where there are test frames."""
+    """Test errors, where there are test frames."""
     files: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
@@ -132,9 +132,9 @@ def plan_training(config: TrainConfig, device: str | torch.device | None = None)
     Parameters
     ----------
     config
-        What to do.
+        The configuration.
     device
-        To run on; None: as the configuration says.
+        Device to run on; None: that of the configuration.
 
     Raises
     ------
@@ -171,11 +171,11 @@ def start_training(
     Parameters
     ----------
     config
-        What to do.
+        The configuration.
     path
-        The run folder to make.
+        The run folder to create.
     watcher
-        Told of every step and validation.
+        Observer of steps and validations.
 
     Returns
     -------
@@ -187,7 +187,7 @@ def start_training(
         For inputs that cannot be used, before anything is computed; or if a file cannot be
         written: what was saved before stays.
     RunStopped
-        If the loss is no number any more: the last state and checkpoints stay.
+        If the loss is not finite: the last state and checkpoints stay.
     Interrupted
         After SIGINT or SIGTERM, with the state saved.
     """
@@ -216,7 +216,7 @@ def start_training(
 
 
 def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary | None:
-    """Go on with the training in a folder, to the bit as if it had not been interrupted.
+    """Resume the training in a folder, to the last bit as if it had not been interrupted.
 
     Returns
     -------
@@ -355,13 +355,13 @@ def _finish(folder: RunFolder, plan: Plan, trained: Potential, log: TrainLog) ->
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
-    """What a native checkpoint says of itself."""
+    """Metadata of a native checkpoint."""
     metadata: dict[str, Any] = load_potential(path).metadata
     return metadata
 
 
 def _metadata(plan: Plan, progress: Progress) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
+    """Metadata of the checkpoints of a training."""
     config = plan.config
     started_from = None
     if config.model.start_from is not None:

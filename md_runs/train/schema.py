@@ -29,7 +29,7 @@ _PLAIN = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")
 
 @dataclass(frozen=True)
 class Place:
-    """Where something stands, for messages."""
+    """Source and line of a key or value, for messages."""
 
     source: str
     line: int
@@ -69,7 +69,7 @@ def read_config(cls: type[T], path: Path, changes: Sequence[str] = ()) -> T:
 
 
 def parse_config(cls: type[T], text: str, source: str, changes: Sequence[str] = ()) -> T:
-    """The same of the text of a file; see `read_config`."""
+    """Parse the text of a configuration; see `read_config`."""
     root = _compose(text, source)
     if root is None:
         root = yaml.MappingNode(f"{_TAG}map", [])
