@@ -13,7 +13,8 @@ install: .venv/installed
 	  || { echo 'tensormd needs Python 3.10 or newer: make PYTHON=python3.12 install'; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --config-settings editable_mode=strict \
+	PYTHONWARNINGS='ignore:Editable installation' \
+	  $(BIN)/python -m pip install --quiet --config-settings editable_mode=strict \
 	  --editable '.[openmm,dev]'
 	@rm -rf tensormd.egg-info # left by the build; it would hide the installed entry points
 	@touch $@

@@ -1,1 +1,1 @@
-"""What a person runs: the `tensormd` command, run folders, reports, ready scripts."""
+"""The `tensormd` command, run folders, reports and ready scripts."""

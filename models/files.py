@@ -46,6 +46,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def cache_folder() -> Path:
+    """Folder of downloads and compiled kernels: ``TENSORMD_CACHE``, or the user's cache."""
+    if given := os.environ.get("TENSORMD_CACHE"):
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tensormd"
+
+
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Replace the file at ``path`` by ``data``, or leave it as it was; see `replacing`."""
     with replacing(path) as temporary, temporary.open("wb") as stream:

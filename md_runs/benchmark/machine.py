@@ -1,4 +1,4 @@
-"""The machine that measures: processor, GPU, versions, and how many threads compute."""
+"""The machine of a benchmark: CPU, GPU, versions and number of threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .worker import thread_variables
 
 @contextlib.contextmanager
 def using_threads(threads: int) -> Iterator[None]:
-    """So many threads for every library that computes here, until the end of the block."""
+    """Use this many threads in every library until the end of the block."""
     variables = thread_variables(threads)
     before = {name: os.environ.get(name) for name in variables}
     torch_before = torch.get_num_threads()
@@ -55,7 +55,7 @@ def describe_machine(device: torch.device, threads: int) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Name of the CPU."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

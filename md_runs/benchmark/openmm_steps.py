@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import tempfile
 import time
@@ -13,12 +14,14 @@ import torch
 from ase import Atoms
 from torch import nn
 
+from ...calculators import create_force
 from ...calculators.openmm_versions import choose_force_class
 from ...models import load_potential
+from ...models.checkpoint import write_torchmdnet_checkpoint
 from ...models.units import kj_per_mol_in_ev, nm_in_angstrom
 from ..md.openmm_system import require_openmm
 from .machine import describe_machine, using_threads
-from .model import random_potential, write_torchmdnet
+from .model import random_potential
 from .programs import peer_quiet
 from .rounds import ns_per_day
 from .systems import TEMPERATURE, collect_systems
@@ -54,13 +57,13 @@ def openmm_steps(
     platform
         OpenMM's.
     threads
-        Of the processor; None: torch's own choice.
+        CPU threads; None: torch's own choice.
     rounds, steps
         Rounds, and steps of 1 fs in each.
     peer
         Whether ``MLPotential("torchmdnet")`` is measured: it compiles for a minute.
     say
-        Told what is going on.
+        Takes lines that report progress.
 
     Returns
     -------
@@ -114,7 +117,7 @@ def _time_in_turn(
     steps: int,
     say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
-    """What `openmm_steps` says of each System."""
+    """Results of each System, as `openmm_steps` returns them."""
     runs: dict[str, _Run] = {}
     results: dict[str, dict[str, Any]] = {}
     for name, make in makers.items():
@@ -178,8 +181,6 @@ class _Run:
 def _our_system(potential: nn.Module, atoms: Atoms, engine: str) -> Any:
     import openmm
 
-    from ...calculators import create_force
-
     system = openmm.System()
     for mass in atoms.get_masses():
         system.addParticle(mass)
@@ -199,7 +200,7 @@ def _their_system(potential: nn.Module, atoms: Atoms) -> Any:
         topology.addAtom(symbol, element, residue)
     with tempfile.TemporaryDirectory(prefix="tensormd-benchmark-") as folder:
         path = Path(folder) / "torchmdnet.ckpt"
-        write_torchmdnet(potential, path, old_layout=True)
+        write_torchmdnet_checkpoint(copy.deepcopy(potential).float(), path, old_layout=True)
         unit = float(potential.energy_in_ev) / kj_per_mol_in_ev  # type: ignore[arg-type]
         learned = MLPotential("torchmdnet", modelPath=str(path), energyScale=unit)
         return learned.createSystem(topology, removeCMMotion=False, charge=0)

@@ -36,19 +36,19 @@ class Contestant:
     device: str = "cpu"
     dtype: str = "float32"
     backend: str = "auto"
-    """Of tensormd."""
+    """Backend of tensormd."""
     units: tuple[str, str] | None = None
-    """Of tensormd: the checkpoint's, where its file does not say."""
+    """Units of the checkpoint of tensormd, where its file does not state them."""
     mode: str = "eager"
-    """Of torchmd-net: one of `MODES`."""
+    """Mode of torchmd-net: one of `MODES`."""
     max_neighbors: int = 64
-    """Of torchmd-net: places for the neighbours of each atom, itself included."""
+    """Places of torchmd-net for the neighbours of each atom, itself included."""
     energy_in_ev: float = 1.0
-    """Of torchmd-net's model."""
+    """Energy unit of torchmd-net's model."""
 
 
 class Program(Protocol):
-    """What is timed."""
+    """A program that is timed."""
 
     def load(self, atoms: Atoms) -> None:
         """Take a structure."""
@@ -75,7 +75,7 @@ def make_program(contestant: Contestant, atoms: Atoms) -> Program:
 
 
 def make_calculator(contestant: Contestant) -> PotentialCalculator:
-    """What users of tensormd run."""
+    """The calculator that users of tensormd run."""
     potential = load_potential(contestant.checkpoint, units=contestant.units)
     known = potential.architecture in TensorNetCalculator.architectures
     return (TensorNetCalculator if known else PotentialCalculator)(
@@ -273,7 +273,7 @@ def peer_quiet() -> Iterator[None]:
 
 
 def places_for_neighbors(atoms: Atoms, cutoff: float) -> int:
-    """What torchmd-net needs as ``max_num_neighbors``, the atom itself included.
+    """The ``max_num_neighbors`` that torchmd-net needs, the atom itself included.
 
     The most that any atom can have while atoms move as `Motion` has them.
     """
@@ -284,7 +284,7 @@ def places_for_neighbors(atoms: Atoms, cutoff: float) -> int:
 
 
 def fits_minimum_image(atoms: Atoms, cutoff: float) -> bool:
-    """Whether a cell is what torchmd-net's neighbour list is right for.
+    """Whether torchmd-net's neighbour list is right for a cell.
 
     Lower triangular, with a diagonal of twice the cutoff, and periodic in all directions.
     """

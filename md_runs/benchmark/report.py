@@ -1,4 +1,4 @@
-"""What a benchmark found, as text, as a Markdown table and as a figure."""
+"""Results of a benchmark as text, as a Markdown table and as a figure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from ..reports.figures import PALETTE, canvas
 from .rounds import power_law
 
 COLUMNS = (
@@ -170,10 +173,6 @@ def _say_deviation(deviation: dict[str, Any]) -> str:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """Time of a step against the number of atoms, both axes logarithmic."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    from ..reports.figures import PALETTE, canvas
-
     with canvas(path, 6.4, 4.4) as figure:
         axes = figure.subplots()
         curves = (

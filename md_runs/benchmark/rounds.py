@@ -1,13 +1,14 @@
 """tensormd against torchmd-net: the same weights and structures, in turn, in one run.
 
 For each system every program, and every mode of torchmd-net, is first tried in a process of its
-own (`benchmark_worker`: memory, results, failures); those that are worth it are then timed here
+own (`worker`: memory, results, failures); those that are worth it are then timed here
 in rounds, one after the other, round by round. A time is the median over rounds of the mean over
 the steps of a round, so that it holds its share of neighbour searches.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import statistics
 import tempfile
@@ -23,16 +24,11 @@ from torch import nn
 
 from ...calculators.checks import check_elements, parse_device
 from ...models import NeighborList, load_potential, save_potential
+from ...models.checkpoint import why_not_torchmdnet, write_torchmdnet_checkpoint
 from ...models.potential import parse_dtype
 from ..runs.versions import package_version
 from .machine import describe_machine, using_threads
-from .model import (
-    NotTransferableError,
-    product_flops_per_atom,
-    product_rate,
-    random_potential,
-    write_torchmdnet,
-)
+from .model import product_flops_per_atom, product_rate, random_potential
 from .programs import (
     MODES,
     Contestant,
@@ -49,9 +45,9 @@ from .worker import Trial, TrialError, one_line, run_trial, synchronize
 Say = Callable[[str], None]
 
 ROUND_SECONDS = 0.4
-"""About how long a program has its turn."""
+"""Approximate time of a program's turn, s."""
 STEPS = 100
-"""In a round at most."""
+"""Maximum number of steps in a round."""
 WORTH = 1.3
 """A mode of torchmd-net so many times slower than its fastest, when tried, is not timed again."""
 WARM_UP = 3
@@ -59,7 +55,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """What is measured, and how; names are those of the command line's options."""
+    """Options of a benchmark, named as on the command line."""
 
     model: str | None = None
     """Checkpoint; None: random weights, see `random_potential`."""
@@ -78,7 +74,7 @@ class BenchmarkSettings:
     peer: bool = True
     """Whether torchmd-net is measured."""
     modes: tuple[str, ...] = MODES
-    """Of torchmd-net, that are tried."""
+    """Modes of torchmd-net to try."""
     compile: bool = False
     """Whether its mode ``compile`` is tried on a CPU, which takes minutes; on CUDA it is."""
     limit: float = 600.0
@@ -93,7 +89,7 @@ class BenchmarkSettings:
 
 @dataclass(frozen=True)
 class _Bench:
-    """What is the same for all systems."""
+    """Settings and programs that all systems share."""
 
     settings: BenchmarkSettings
     potential: nn.Module
@@ -103,7 +99,7 @@ class _Bench:
     device: torch.device
     threads: int
     rate: float
-    """Of matrix products, operations per second."""
+    """Rate of matrix products, operations per second."""
 
 
 def run_benchmark(
@@ -116,9 +112,9 @@ def run_benchmark(
     Parameters
     ----------
     settings
-        What to measure.
+        Options.
     say
-        Told what is going on.
+        Takes lines that report progress.
     keep
         Given the results so far after each system.
 
@@ -190,11 +186,14 @@ def _checkpoints(
         return ours, None, "not asked for"
     if package_version("torchmd-net") is None:
         return ours, None, "torchmd-net is not installed"
+    reason = why_not_torchmdnet(potential)
+    if reason is None and potential.length_unit != "angstrom":
+        reason = f"its unit of length is {potential.length_unit}"
+    if reason is not None:
+        return ours, None, reason
     theirs = folder / "torchmdnet.ckpt"
-    try:
-        write_torchmdnet(potential, theirs, settings.dtype)
-    except NotTransferableError as error:
-        return ours, None, str(error)
+    precise = copy.deepcopy(potential).to(parse_dtype(settings.dtype))
+    write_torchmdnet_checkpoint(precise, theirs)
     unit = float(potential.energy_in_ev)  # type: ignore[arg-type]
     return ours, Contestant("torchmdnet", str(theirs), energy_in_ev=unit, **common), ""
 
@@ -316,14 +315,14 @@ def _worth_timing(modes: dict[str, Trial | str]) -> list[str]:
 
 
 class TimedRounds(NamedTuple):
-    """What `time_in_turn` finds."""
+    """Times that `time_in_turn` measures."""
 
     ms: dict[str, list[float]]
-    """Of a step, round by round, by name."""
+    """Times of a step, round by round, by name."""
     problems: dict[str, str]
     """Why others failed."""
     adapter_ms: list[float]
-    """Of the contender ``tensormd``: what a step takes outside the evaluation of its graph."""
+    """Time of a step of ``tensormd`` outside the evaluation of its graph."""
     steps_per_search: float | None
     """Of the same, of neighbours; None where none was made."""
 
@@ -339,7 +338,7 @@ def time_in_turn(
     Parameters
     ----------
     contenders
-        What runs, and about how many seconds a step takes.
+        The programs, and the approximate time of a step, s.
     atoms
         Where all of them start.
     rounds
@@ -409,7 +408,7 @@ def _speed(times: list[float], atoms: int) -> dict[str, Any]:
 
 
 def ns_per_day(ms: float) -> float:
-    """Of molecular dynamics with steps of 1 fs and nothing else to do."""
+    """Simulated ns per day for time steps of 1 fs without other work."""
     return 86400e3 / ms * 1e-6
 
 

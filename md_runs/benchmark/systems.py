@@ -1,4 +1,4 @@
-"""What is measured: molecules, boxes of water, and how their atoms move between evaluations."""
+"""Systems to measure: molecules, boxes of water, and the motion between evaluations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IN_DATA = ("chignolin", "dhfr")
 WATER_DENSITY = 0.997
 """g/cm^3, at 298 K."""
 WATER_ANGLE, WATER_BOND = 104.52, 0.9572
-"""Of TIP3P: degrees, and Angstrom."""
+"""Angle (degrees) and bond length (Angstrom) of TIP3P."""
 GRAM_PER_CM3 = 0.602214076
 """In u/A^3."""
 SMALLEST_WATER = 192
@@ -122,7 +122,7 @@ def water_box(size: int, seed: int = 0) -> Atoms:
     size
         Atoms wanted; 3 n^3 is the nearest that there is.
     seed
-        Of the orientations.
+        Seed of the orientations.
 
     Raises
     ------

@@ -1,9 +1,9 @@
-"""One program, one structure, in a process of its own: memory, speed, results, or why not.
+"""One program, one structure, in a process of its own: memory, speed, results, or the reason.
 
     python -m tensormd.md_runs.benchmark.worker FOLDER
 
-Peaks of memory mean something only where nothing else ran before, and a program that runs out
-of memory, or crashes, must not take the other one with it.
+A peak of memory is meaningful only if nothing else ran before, and a program that crashes or runs
+out of memory must not take the other one with it.
 """
 
 from __future__ import annotations
@@ -20,33 +20,30 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 
+from .programs import Contestant, Program, make_program
 from .systems import Array, Motion
-
-if TYPE_CHECKING:
-    import torch
-
-    from .programs import Contestant, Program
 
 MIB = 2**20
 EVALUATIONS = 3
-"""In which the peak of memory is looked for."""
+"""Evaluations during which the peak of memory is measured."""
 SECONDS = 1.0
-"""About how long the first judgement of a program's speed takes."""
+"""Approximate time of the first measurement of a program's speed, s."""
 SHARE = 0.85
-"""Of the free memory that a process may take."""
+"""Share of the free memory that a process may take."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What came out."""
+    """Results of a program in a process of its own."""
 
     seconds: float
-    """Of one step; a first judgement."""
+    """Time of one step, a first estimate."""
     memory_mib: float | None
     """Peak above the start; None where the system does not tell."""
     energy: float
@@ -56,7 +53,7 @@ class Trial:
 
 
 class TrialError(RuntimeError):
-    """A program could not do it; the message says why, in one line."""
+    """A program failed; the message gives the reason in one line."""
 
 
 def run_trial(contestant: Contestant, atoms: Atoms, threads: int, limit: float) -> Trial:
@@ -65,11 +62,11 @@ def run_trial(contestant: Contestant, atoms: Atoms, threads: int, limit: float) 
     Parameters
     ----------
     contestant, atoms
-        What runs, and on what.
+        The program and the structure.
     threads
-        Of the processor.
+        CPU threads.
     limit
-        Seconds until it is given up.
+        Time limit, s.
 
     Raises
     ------
@@ -111,7 +108,7 @@ def run_trial(contestant: Contestant, atoms: Atoms, threads: int, limit: float) 
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """What the libraries read when they are loaded."""
+    """Environment variables that the libraries read when they are loaded."""
     return {name: str(threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
 
 
@@ -121,10 +118,6 @@ def try_out(contestant: Contestant, atoms: Atoms) -> tuple[dict[str, Any], Array
     The start is after a fragment of three atoms was evaluated: libraries, weights and compiled
     code are there (with the mode ``compile``, which compiles for a structure, they are not).
     """
-    import torch
-
-    from .programs import make_program
-
     device = torch.device(contestant.device)
     program = make_program(contestant, atoms)
     if contestant.mode != "compile":
@@ -161,8 +154,6 @@ def first_judgement(program: Program, motion: Motion, device: torch.device) -> f
 def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done what it was told."""
     if device.type == "cuda":
-        import torch
-
         torch.cuda.synchronize(device)
 
 
@@ -174,8 +165,6 @@ class Peak:
 
     def __enter__(self) -> Peak:
         if self.device.type == "cuda":
-            import torch
-
             synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             self.start: int | None = torch.cuda.memory_allocated(self.device)
@@ -196,8 +185,6 @@ class Peak:
         if self.start is None:
             return None
         if self.device.type == "cuda":
-            import torch
-
             return (torch.cuda.max_memory_allocated(self.device) - self.start) / MIB
         return (_status("VmHWM") - self.start) / MIB
 
@@ -237,10 +224,6 @@ def _proc(file: Path, field: str) -> int:
 
 def main(folder: Path) -> None:
     """Read the request in a folder and leave an answer there."""
-    import torch
-
-    from .programs import Contestant
-
     request = json.loads((folder / "request.json").read_text())
     torch.set_num_threads(request["threads"])
     told = request["contestant"]

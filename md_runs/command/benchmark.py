@@ -1,15 +1,28 @@
-"""`tensormd benchmark`, and the same options for the script that measures everything."""
+"""`tensormd benchmark`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..benchmark.report import plot as draw
+from ..benchmark.report import text
+from ..benchmark.rounds import BenchmarkSettings, run_benchmark
+from ..runs.files import write_json
 from .console import say, show_json
-from .options import parse_units, split
+from .options import (
+    AllThreads,
+    Device,
+    Dtype,
+    JsonFile,
+    Units,
+    check_folder_of,
+    json_file,
+    parse_units,
+    split,
+)
 
 
 def benchmark(
@@ -18,7 +31,7 @@ def benchmark(
         typer.Option(
             "--model",
             "-m",
-            help="Checkpoint; without it, random weights: 2 layers, 128 channels, cutoff 4.5 A.",
+            help="Checkpoint. Default: random weights, 2 layers, 128 channels, cutoff 4.5 A.",
         ),
     ] = None,
     systems: Annotated[
@@ -32,55 +45,44 @@ def benchmark(
     sizes: Annotated[
         str,
         typer.Option(
-            metavar="ATOMS", help="Boxes of water of about so many atoms, for example 3000,30000."
+            metavar="ATOMS", help="Boxes of water of about this many atoms, such as 3000,30000."
         ),
     ] = "648",
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder of chignolin.pdb and dhfr.pdb (or set TENSORMD_DATA)."),
+        typer.Option(help="Folder with chignolin.pdb and dhfr.pdb (or set TENSORMD_DATA)."),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1.")
+    device: Device = "auto",
+    backend: Annotated[
+        str, typer.Option(help="Backend of tensormd: auto, reference or fused.")
     ] = "auto",
-    backend: Annotated[str, typer.Option(help="Of tensormd: auto, reference or fused.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Processor threads; by default all.")
-    ] = None,
-    rounds: Annotated[int, typer.Option(help="In which all programs have a turn.")] = 5,
+    dtype: Dtype = "float32",
+    threads: AllThreads = None,
+    rounds: Annotated[
+        int, typer.Option(help="Number of rounds; in each, all programs take turns.")
+    ] = 5,
     no_peer: Annotated[bool, typer.Option("--no-peer", help="Leave torchmd-net out.")] = False,
     compile_peer: Annotated[
         bool,
         typer.Option(
-            "--compile", help="Try torch.compile of torchmd-net on a CPU too: takes minutes."
+            "--compile", help="Try torch.compile of torchmd-net on a CPU too; takes minutes."
         ),
     ] = False,
-    units: Annotated[
-        str | None,
-        typer.Option(help="LENGTH,ENERGY units of a checkpoint that does not say."),
-    ] = None,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", help="Write everything; - prints it on stdout."),
-    ] = None,
+    units: Units = None,
+    json: JsonFile = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Figure: ms a step against atoms (PNG).")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a figure (PNG): ms per step against atoms."),
     ] = None,
 ) -> None:
-    """Time, memory and errors against torchmd-net, same weights, same run: a minute or two."""
+    """Compare time, memory and forces with torchmd-net, with the same weights, in one run."""
     unit_names = parse_units(units)
-    to_file = json_file is not None and str(json_file) != "-"
-    for path in (json_file if to_file else None, plot):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {path.parent}")
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise ValueError(f"--plot is {plot}: expected a name that ends in .png")
+    to_file = json_file(json)
+    if plot is not None:
+        check_folder_of(plot)
+        if plot.suffix.lower() != ".png":
+            raise ValueError(f"--plot is {plot}: expected a name that ends in .png")
     numbers = atom_counts(sizes)
-    from ...models.files import write_atomically
-    from ..benchmark.report import plot as draw
-    from ..benchmark.report import text
-    from ..benchmark.rounds import BenchmarkSettings, run_benchmark
-
     settings = BenchmarkSettings(
         model=model,
         units=unit_names,
@@ -97,13 +99,13 @@ def benchmark(
     )
 
     def keep(results: dict[str, Any]) -> None:
-        if to_file and json_file is not None:
-            write_atomically(json_file, (json.dumps(results, indent=1) + "\n").encode())
+        if to_file is not None:
+            write_json(to_file, results)
 
     results = run_benchmark(settings, say, keep)
     if plot is not None:
         draw(results, plot)
-    if json_file is not None and not to_file:
+    if json is not None and to_file is None:
         show_json(results)
     else:
         print(text(results))

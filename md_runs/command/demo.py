@@ -1,12 +1,13 @@
-"""A first run in a minute: ethanol relaxed, warmed up and let go, with the model that ships."""
+"""`tensormd demo`: ethanol relaxed, warmed up and let go, with the model that ships."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from ase import Atoms
 from ase.build import molecule
 
@@ -22,6 +23,8 @@ from ..runs.folder import REPORT, RunFolder
 from ..runs.models import SHIPPED, load_calculator
 from ..runs.settings import MDSettings, ModelSettings, RelaxSettings, to_json
 from ..runs.structures import describe, write_structure
+from . import console
+from .options import Device, Dtype, Json
 
 PARTS = ("relax", "nvt", "nve")
 PICTURE = "demo.png"
@@ -29,6 +32,22 @@ RELAXED_FILE = "ethanol_relaxed.xyz"
 DISTORTION_ANGSTROM = 0.08
 NVT_STEPS = 1000
 NVE_STEPS = 2000
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path(
+        "demo"
+    ),
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Relax ethanol, run it at 300 K and write a report, with what ships: about a minute."""
+    found = run_demo(out, ModelSettings((SHIPPED,), dtype=dtype, device=device), say=console.say)
+    if as_json:
+        console.show_json(found)
+    else:
+        console.show_files(found["files"])
 
 
 def distorted_ethanol() -> Atoms:
@@ -50,7 +69,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Relax, 300 K NVT, then NVE from where that ends; a page that shows all three.
 
-    What an earlier demo left in the folder is replaced; other files are not touched.
+    Results of an earlier demo in the folder are replaced; other files are not touched.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What is installed, what works, and why the rest does not: found out by trying."""
+"""`tensormd doctor`: versions, devices and what works, found out by trying."""
 
 from __future__ import annotations
 
@@ -11,11 +11,34 @@ from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import Any
 
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.build import molecule
+from ase.md.verlet import VelocityVerlet
+
+from ...calculators import PotentialCalculator
+from ...calculators.openmm_versions import python_problem, torchforce_problem
+from ...models.files import cache_folder
 from ...models.units import kj_per_mol_in_ev
 from ..runs.models import SHIPPED
 from ..runs.versions import versions
+from .console import show_json, show_tree
+from .options import Json
 
 BACKENDS = ("reference", "fused")
+
+
+def doctor(as_json: Json = False) -> None:
+    """Report versions, devices, and which engines and backends work here, or why not."""
+    found = examine()
+    if as_json:
+        show_json(found)
+        return
+    show_tree({name: found[name] for name in found if name != "checks"})
+    print("checks")
+    for check in found["checks"]:
+        print(f"  {'ok ' if check['works'] else 'no '} {check['name']:24}{check['detail']}")
 
 
 @dataclass(frozen=True)
@@ -36,16 +59,14 @@ def examine() -> dict[str, Any]:
         "versions": versions(optional=True),
         "platform": platform.platform(),
         "cpu_cores": _cores(),
-        "threads": _threads(),
+        "threads": torch.get_num_threads(),
         "devices": devices(),
         "checks": [asdict(check) for check in checks],
     }
 
 
 def devices() -> list[str]:
-    """Where models can run: the CPU, and each CUDA device by name."""
-    import torch
-
+    """Devices on which models can run: the CPU, and each CUDA device by name."""
     found = ["cpu"]
     for index in range(torch.cuda.device_count()):
         name = torch.cuda.get_device_name(index)
@@ -75,9 +96,7 @@ def check_backend(backend: str) -> Check:
 
 
 def check_cuda() -> Check:
-    """The fused kernels of a CUDA device."""
-    import torch
-
+    """Evaluate ethanol with the fused kernels on a CUDA device."""
     name = "backend fused on cuda"
     if not torch.cuda.is_available():
         built = torch.version.cuda
@@ -91,10 +110,10 @@ def check_cuda() -> Check:
 
 
 def check_cache() -> Check:
-    """Whether compiled kernels outlive the process."""
+    """Whether compiled kernels are kept for later processes."""
     name = "kernel cache"
     try:
-        from ...models.inference.kernels.cpu.compiled import cache_folder, folder
+        from ...models.inference.kernels.cpu.compiled import folder
     except ImportError as error:
         return Check(name, False, f"no Numba ({_reason(error)}): pip install numba")
     wanted, found = cache_folder(), folder()
@@ -109,10 +128,8 @@ def check_cache() -> Check:
 
 
 def check_auto() -> Check:
-    """What ``--backend auto`` takes for the model that ships, and why not the fused kernels."""
+    """Backend that ``--backend auto`` takes for the model that ships, and why."""
     try:
-        from ...calculators import PotentialCalculator
-
         info = PotentialCalculator(SHIPPED).info()
     except Exception as error:
         return Check("backend auto", False, _reason(error))
@@ -125,13 +142,7 @@ def check_auto() -> Check:
 def check_ase_engine() -> Check:
     """Five steps of molecular dynamics with ASE."""
     try:
-        from ase import units
-        from ase.build import molecule
-        from ase.md.verlet import VelocityVerlet
-
-        from ...calculators import PotentialCalculator
-
-        atoms = molecule("CH3CH2OH")
+        atoms = ethanol()
         atoms.calc = PotentialCalculator(SHIPPED)
         VelocityVerlet(atoms, 0.5 * units.fs).run(5)
     except Exception as error:
@@ -140,9 +151,7 @@ def check_ase_engine() -> Check:
 
 
 def check_openmm() -> list[Check]:
-    """Each of OpenMM's ways to run a potential, and the engine of ``tensormd md``."""
-    from ...calculators.openmm_versions import python_problem, torchforce_problem
-
+    """Try each of OpenMM's ways to run a potential, and the engine of ``tensormd md``."""
     checks: list[Check] = []
     for engine, problem in (("torchforce", torchforce_problem), ("python", python_problem)):
         name = f"create_force {engine}"
@@ -188,14 +197,15 @@ def _try_openmm(name: str, engine: str) -> Check:
     return Check(name, False, errors[-1] if errors else f"ended with code {done.returncode}")
 
 
+def ethanol() -> Atoms:
+    """The molecule that every check runs."""
+    atoms: Atoms = molecule("CH3CH2OH")
+    return atoms
+
+
 def _evaluate(backend: str, device: str) -> tuple[float, float, str]:
-    """Energy, largest force, and what ran."""
-    import numpy as np
-    from ase.build import molecule
-
-    from ...calculators import PotentialCalculator
-
-    atoms = molecule("CH3CH2OH")
+    """Energy (eV), largest force (eV/A), and the engine that ran."""
+    atoms = ethanol()
     atoms.calc = PotentialCalculator(SHIPPED, backend=backend, device=device)
     forces = atoms.get_forces()
     largest = float(np.linalg.norm(forces, axis=1).max())
@@ -211,9 +221,3 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _threads() -> int:
-    import torch
-
-    return int(torch.get_num_threads())

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from .console import SECONDS_BETWEEN_LINES, say, show_json
-from .options import Backend, Charge, Device, Dtype, OtherMembers, Units, pairs, parse_units
+from ..evaluate.evaluation import evaluate_checkpoint
+from ..reports.evaluation import tables, write_evaluation
+from ..runs.files import write_json
+from ..runs.folder import refuse_existing
+from ..runs.signals import StopRequest
+from .console import show_files, show_json
+from .options import (
+    AllThreads,
+    Backend,
+    Charge,
+    Checkpoint,
+    Device,
+    Dtype,
+    JsonFile,
+    OtherMembers,
+    Units,
+    json_file,
+    pairs,
+    parse_units,
+)
+from .progress import frames_progress
 
 
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A file, a folder or a registry name.")],
+    checkpoint: Checkpoint,
     data: Annotated[
         Path,
         typer.Argument(
@@ -23,21 +42,24 @@ def evaluate(
     ],
     model: OtherMembers = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the results (NAME_evaluation).")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the results (default NAME_evaluation)."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", help="The first N frames; by default all.")
+        int | None, typer.Option(metavar="N", help="Read at most N frames. Default: all.")
     ] = None,
     format_name: Annotated[
         str | None,
-        typer.Option("--format", metavar="NAME", help="Of the data; by default told by its name."),
+        typer.Option(
+            "--format", metavar="NAME", help="Format of the data. Default: by the file's name."
+        ),
     ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(
             metavar="LABEL=NAME",
-            help="Name of a label in the file, such as energy=REF_energy; as often as needed. "
-            "Without NAME the label is left out.",
+            help="Name of a label in the file, such as energy=REF_energy; may be repeated. "
+            "Without NAME the label is ignored.",
         ),
     ] = None,
     data_units: Annotated[
@@ -50,73 +72,55 @@ def evaluate(
     batch: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Frames at once; by default as many as make up 2000 atoms."
+            metavar="N", help="Frames in a batch. Default: as many as have 2000 atoms together."
         ),
     ] = None,
-    worst: Annotated[int, typer.Option(metavar="N", help="Worst frames to write.")] = 10,
+    worst: Annotated[int, typer.Option(metavar="N", help="Write the N worst frames.")] = 10,
     charge: Charge = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
     backend: Backend = "auto",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Processor threads; by default all.")
-    ] = None,
+    threads: AllThreads = None,
     units: Units = None,
-    json_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--json", metavar="FILE", help="One more file for all numbers; - prints them."
-        ),
-    ] = None,
+    json: JsonFile = None,
 ) -> None:
-    """Errors of a checkpoint on labelled frames: energies (meV), forces (meV/A), stress."""
+    """Compute the errors of a checkpoint on labelled frames: energies (meV), forces (meV/A)."""
     if worst < 1:
         raise ValueError(f"--worst is {worst}: expected 1 or more")
     folder = Path(f"{data.name.partition('.')[0]}_evaluation") if out is None else out
-    to_file = json_file is not None and str(json_file) != "-"
-    if to_file and json_file is not None and not json_file.parent.is_dir():
-        raise ValueError(f"{json_file}: there is no folder {json_file.parent}")
-    from ..evaluate.evaluation import evaluate_checkpoint
-    from ..runs.folder import refuse_existing
-
+    to_file = json_file(json)
     refuse_existing(folder, "choose another folder with -o")
-    spoke = time.monotonic()
+    progress = frames_progress()
 
     def tell(done: int, total: int) -> None:
-        nonlocal spoke
-        if time.monotonic() - spoke > SECONDS_BETWEEN_LINES:
-            spoke = time.monotonic()
-            say(f"{done} of {total} frames")
+        progress(done, total)
+        if stop.asked():
+            raise stop.interrupted(f"interrupted after {done} of {total} frames, nothing written")
 
-    found = evaluate_checkpoint(
-        [checkpoint, *(model or ())],
-        data,
-        limit=limit,
-        format=format_name,
-        keys={name: key or None for name, key in pairs(label, "--label").items()},
-        data_units=pairs(data_units, "--data-units") or None,
-        batch=batch,
-        charge=charge,
-        dtype=dtype,
-        device=device,
-        backend=backend,
-        threads=threads,
-        units=parse_units(units),
-        tell=tell,
-    )
-    from ..reports.evaluation import tables, write_evaluation
-    from ..runs.files import write_json
-
+    with StopRequest() as stop:
+        found = evaluate_checkpoint(
+            [checkpoint, *(model or ())],
+            data,
+            limit=limit,
+            format=format_name,
+            keys={name: key or None for name, key in pairs(label, "--label").items()},
+            data_units=pairs(data_units, "--data-units") or None,
+            batch=batch,
+            charge=charge,
+            dtype=dtype,
+            device=device,
+            backend=backend,
+            threads=threads,
+            units=parse_units(units),
+            tell=tell,
+        )
     summary = write_evaluation(found, folder, worst)
-    if to_file and json_file is not None:
-        write_json(json_file, summary)
-    if json_file is not None and not to_file:
+    if to_file is not None:
+        write_json(to_file, summary)
+    elif json is not None:
         show_json(summary)
         return
-    from rich.console import Console
-
     console = Console()
     for table in tables(summary):
         console.print(table)
-    for name, file in summary["files"].items():
-        print(f"{name.replace('_', ' ') + ':':19}{file}")
+    show_files(summary["files"])

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import numpy as np
 import typer
+from torch import nn
 
+from ...calculators.checks import check_elements, parse_charge
+from ...models import export_torchscript, load_potential
+from ...models.inference.torchscript import TARGETS
+from ...models.potential import parse_dtype
+from ..runs.models import parse_elements
+from ..runs.structures import read_structure
 from .console import say
-from .options import Dtype, OtherMembers, Units, parse_units
-
-if TYPE_CHECKING:
-    from torch import nn
+from .options import Checkpoint, Dtype, OtherMembers, Units, check_folder_of, parse_units
 
 
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="A file, a folder or a registry name.")],
+    checkpoint: Checkpoint,
     output: Annotated[Path, typer.Argument(help="TorchScript file to write, such as model.pt.")],
     model: OtherMembers = None,
     target: Annotated[
@@ -27,41 +32,41 @@ def export(
     numbers: Annotated[
         str | None,
         typer.Option(
-            metavar="Z", help="openmm: the atoms in order, symbols or numbers, such as O,H,H."
+            metavar="Z", help="openmm: elements of the atoms in order, such as O,H,H or 8,1,1."
         ),
     ] = None,
     structure: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="openmm: a structure with these atoms, and its periodicity."
+            metavar="FILE", help="openmm: a structure with the atoms and the periodicity."
         ),
     ] = None,
     charge: Annotated[
-        int | None, typer.Option(metavar="E", help="openmm: total charge, e; by default 0.")
+        int | None,
+        typer.Option(
+            metavar="E", help="openmm: total charge, e. Default: that of the structure, or 0."
+        ),
     ] = None,
     periodic: Annotated[
         bool | None,
         typer.Option(
             "--periodic/--no-periodic",
-            help="openmm: whether the box is periodic; by default as the structure says.",
+            help="openmm: whether the box is periodic. Default: as in the structure.",
         ),
     ] = None,
     tables: Annotated[
         bool,
         typer.Option(
-            help="Radial networks as tables: faster; forces within 2e-5 eV/A of the network's."
+            help="Tabulate the radial networks: faster; forces within 2e-5 eV/A of the network's."
         ),
     ] = True,
     dtype: Dtype = "float32",
     units: Units = None,
 ) -> None:
-    """Write a TorchScript file that needs neither tensormd nor Python; of several, the mean."""
-    from ...models.inference.torchscript import TARGETS
-
+    """Write a TorchScript file that needs neither tensormd nor Python; a committee's mean."""
     if target not in TARGETS:
         raise ValueError(f"--target is {target!r}: expected {' or '.join(TARGETS)}")
-    if not output.parent.is_dir():
-        raise ValueError(f"{output}: there is no folder {output.parent}")
+    check_folder_of(output)
     if target == "portable":
         for name, value in (
             ("numbers", numbers),
@@ -78,8 +83,6 @@ def export(
         box = False
     else:
         atoms, box, charge = topology(numbers, structure, charge, periodic)
-    from ...models import export_torchscript
-
     potential = load_for_export([checkpoint, *(model or ())], dtype, parse_units(units), atoms)
     export_torchscript(
         potential,
@@ -104,10 +107,6 @@ def topology(
         If neither or both of numbers and structure are given, a structure cannot be read, or it
         is periodic in some directions only, which OpenMM does not know.
     """
-    from ...calculators.checks import parse_charge
-    from ..runs.models import parse_elements
-    from ..runs.structures import read_structure
-
     if (numbers is None) == (structure is None):
         raise ValueError(
             "--target openmm is made for one topology: give its atoms by --structure FILE or by "
@@ -136,12 +135,6 @@ def load_for_export(
     ValueError, OSError
         If it cannot be read, or does not know an element.
     """
-    import numpy as np
-
-    from ...calculators.checks import check_elements
-    from ...models.checkpoint import load_potential
-    from ...models.potential import parse_dtype
-
     precision = parse_dtype(dtype)
     potential = load_potential(names[0] if len(names) == 1 else names, units=units)
     if atoms is not None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
+from rich.console import Console
 
-from .console import say, show_json
-from .options import Units, parse_units
+from ..evaluate.irreps import run_irreps
+from ..reports.irreps import COLORS, console_tables, write_irreps
+from ..runs.folder import refuse_existing
+from .console import say, show_files, show_json
+from .options import AllThreads, Json, Units, parse_units
 
 
 def irreps(
@@ -23,46 +28,38 @@ def irreps(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the results (NAME_irreps).")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the results (default NAME_irreps)."),
     ] = None,
     limit: Annotated[
-        int, typer.Option(metavar="N", help="Frames to analyse, from the first.")
+        int, typer.Option(metavar="N", help="Analyse at most this many frames, from the start.")
     ] = 200,
     prune: Annotated[
         str | None,
         typer.Option(
             metavar="ORDER",
-            help="Write the checkpoint without this order: A or S of a TensorNet, l=1, l=2, ... "
-            "of a TDN.",
+            help="Write the checkpoint without this order: A or S for a TensorNet, l=1, l=2, ... "
+            "for a TDN.",
         ),
     ] = None,
     fine_tune: Annotated[
         int,
         typer.Option(
             metavar="EPOCHS",
-            help="Train each network without an order for so many epochs, on up to 1000 frames "
-            "after those analysed; then --prune writes the trained one.",
+            help="Train each pruned network for this many epochs, on up to 1000 frames after "
+            "those analysed; --prune then writes the trained one.",
         ),
     ] = 0,
     color: Annotated[
-        str, typer.Option(help="Of the maps of embeddings: energy (per atom), atoms or forces.")
+        str,
+        typer.Option(help="Colour of the maps of embeddings: energy (per atom), atoms or forces."),
     ] = "energy",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Processor threads; by default all.")
-    ] = None,
+    threads: AllThreads = None,
     units: Units = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON on stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Which orders (irreps) of a network matter: shares, errors without each, what to prune."""
+    """Find out which orders (irreps) of a network matter: shares, errors without each, advice."""
     folder = Path(f"{data.name.partition('.')[0]}_irreps") if out is None else out
-    import torch
-
-    from ..evaluate.irreps import run_irreps
-    from ..reports.irreps import COLORS, console_tables, write_irreps
-    from ..runs.folder import refuse_existing
-
     if color not in COLORS:
         raise ValueError(f"--color is {color!r}: expected one of {', '.join(COLORS)}")
     if threads is not None:
@@ -84,11 +81,8 @@ def irreps(
     if as_json:
         show_json(content)
         return
-    from rich.console import Console
-
     console = Console()
     for table in console_tables(content):
         console.print(table)
     console.print(content["recommendation"]["text"], highlight=False)
-    for name, file in content["files"].items():
-        print(f"{name.replace('_', ' ') + ':':19}{file}")
+    show_files(content["files"])

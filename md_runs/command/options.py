@@ -1,19 +1,36 @@
-"""Options that several commands have, and what their texts mean."""
+"""Options that several commands have, and how their texts are read."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..runs.settings import ModelSettings
 
+Checkpoint = Annotated[str, typer.Argument(help="A file, a folder or a registry name.")]
+Model = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Checkpoint: a file, a folder or a registry name; several make a committee. "
+        "Default: the ethanol model that ships (for ethanol only).",
+    ),
+]
+OtherMembers = Annotated[
+    list[str] | None,
+    typer.Option("--model", "-m", help="Another member of a committee; may be repeated."),
+]
 Charge = Annotated[
     int | None,
-    typer.Option(metavar="E", help="Total charge, e; by default what the structure file says."),
+    typer.Option(metavar="E", help="Total charge, e. Default: that of the structure file, or 0."),
 ]
-Dtype = Annotated[str, typer.Option(help="float32 or float64.")]
-Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1.")]
+Dtype = Annotated[str, typer.Option(help="Precision: float32 or float64.")]
+Device = Annotated[
+    str, typer.Option(help="Device: auto (CUDA where there is one), cpu, cuda, cuda:1.")
+]
 Backend = Annotated[
     str,
     typer.Option(
@@ -23,19 +40,23 @@ Backend = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Processor threads; by default 1 up to 60 atoms, else all."),
+    typer.Option(metavar="N", help="CPU threads. Default: 1 for up to 60 atoms, else all."),
 ]
+AllThreads = Annotated[int | None, typer.Option(metavar="N", help="CPU threads. Default: all.")]
 Units = Annotated[
     str | None,
     typer.Option(
-        help="LENGTH,ENERGY units of a checkpoint that does not say, "
+        help="LENGTH,ENERGY units of a checkpoint that does not state them, "
         "for example angstrom,kcal/mol (lengths: angstrom, nm, bohr; energies: ev, mev, "
         "hartree, kj/mol, kcal/mol)."
     ),
 ]
-OtherMembers = Annotated[
-    list[str] | None,
-    typer.Option("--model", "-m", help="One more checkpoint, of a committee; as often as needed."),
+Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Write all results to this file too; - prints them."
+    ),
 ]
 
 
@@ -76,8 +97,28 @@ def parse_units(text: str | None) -> tuple[str, str] | None:
     return parts[0], parts[1]
 
 
+def json_file(path: Path | None) -> Path | None:
+    """The file that --json names; None for ``-``, which is stdout.
+
+    Raises
+    ------
+    ValueError
+        If its folder does not exist.
+    """
+    if path is None or str(path) == "-":
+        return None
+    check_folder_of(path)
+    return path
+
+
+def check_folder_of(path: Path) -> None:
+    """Raise a ValueError if the folder of a file to be written does not exist."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}")
+
+
 def split(texts: list[str] | None) -> tuple[str, ...]:
-    """What commas separate, in all of the texts."""
+    """The parts of all texts, which commas separate."""
     return tuple(part.strip() for text in texts or () for part in text.split(",") if part.strip())
 
 

@@ -7,47 +7,47 @@ from typing import Annotated, Any
 
 import typer
 
+from ..train.config import TrainConfig
+from ..train.config import example as example_text
+from ..train.run import plan_training, resume_training, start_training
+from ..train.schema import read_config
 from .console import say, show_json
-from .train_progress import train_progress
+from .options import Json
+from .progress import train_progress
 
 
 def train(
     config: Annotated[
-        Path | None, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what, and how.")
+        Path | None,
+        typer.Argument(metavar="CONFIG.yaml", help="Data, model and options of the training."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", help="Run folder; by default output.folder, or NAME_training."
-        ),
+        typer.Option("--out", "-o", help="Run folder (default output.folder, or NAME_training)."),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run folder to go on with.")
+        Path | None, typer.Option(metavar="DIR", help="Run folder to resume.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Read and check everything, and write nothing.")
+        bool, typer.Option("--dry-run", help="Read and check everything, but write nothing.")
     ] = False,
     change: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="SECTION.KEY=VALUE",
-            help="Replace a value of the configuration, such as training.epochs=5; as often as "
-            "needed.",
+            help="Replace a value of the configuration, such as training.epochs=5; may be "
+            "repeated.",
         ),
     ] = None,
     example: Annotated[
         bool, typer.Option("--example", help="Print a complete configuration with comments.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON on stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Train a TensorNet or a TDN, new or from a checkpoint, into a run folder that resumes."""
+    """Train a TensorNet or a TDN, new or from a checkpoint, in a run folder that resumes."""
     if example:
-        from ..train.config import example as text
-
-        print(text(), end="")
+        print(example_text(), end="")
         return
     if resume is not None:
         for name, value in (("CONFIG.yaml", config), ("--out", out), ("--set", change)):
@@ -60,16 +60,11 @@ def train(
     elif config is None:
         raise ValueError(
             "no configuration: give a YAML file (tensormd train --example prints one), or "
-            "--resume DIR to go on with a run"
+            "--resume DIR to resume a run"
         )
     if config is not None:
-        from ..train.config import TrainConfig
-        from ..train.schema import read_config
-
         read = read_config(TrainConfig, config, change or ())
         folder = out or Path(read.output.folder or f"{config.stem}_training")
-        from ..train.run import plan_training, start_training
-
         if dry_run:
             _show_plan(plan_training(read).to_json(), as_json)
             return
@@ -77,13 +72,11 @@ def train(
             summary = start_training(read, folder, watcher)
     else:
         assert resume is not None
-        from ..train.run import resume_training
-
         with train_progress() as watcher:
             summary = resume_training(resume, watcher)
     if summary is None:  # one of several processes, but not the first
         return
-    errors, of = (summary.validation, "validation")
+    errors, of = summary.validation, "validation"
     if summary.test is not None:
         errors, of = summary.test, "test"
     say(

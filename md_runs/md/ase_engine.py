@@ -25,7 +25,7 @@ class ASEEngine:
     atoms
         With a calculator. Moved in place.
     settings
-        What to run.
+        Options of the run.
     """
 
     def __init__(self, atoms: Atoms, settings: MDSettings) -> None:

@@ -21,7 +21,7 @@ def make_engine(atoms: Atoms, settings: MDSettings, topology: Path | None) -> En
     atoms
         ASE moves it in place; OpenMM takes a copy.
     settings
-        What to run.
+        Options of the run.
     topology
         The PDB or mmCIF file of the structure, which ``ml_atoms`` needs.
 

@@ -27,7 +27,7 @@ class BreakdownError(Exception):
 
 @dataclass
 class Sample:
-    """What the log and the trajectory show of one moment; None where it has no meaning."""
+    """Quantities of one step in the log and the trajectory; None where one has no meaning."""
 
     frame: Atoms
     """Positions and momenta; energy, forces, stress or dipole in a `SinglePointCalculator`."""
@@ -52,7 +52,7 @@ class Engine(Protocol):
     """With everything decided that was left open."""
     step_number: int
     columns: tuple[str, ...]
-    """Of the log, between ``total_ev`` and the end: the fields of `Sample` that have a value."""
+    """Columns of the log after ``total_ev``: the fields of `Sample` that have a value."""
 
     def begin(self) -> None:
         """Start at step 0 with new velocities."""
@@ -67,11 +67,11 @@ class Engine(Protocol):
         """The present moment."""
 
     def restart(self) -> Restart:
-        """All that going on needs."""
+        """State to resume from."""
 
 
 def trouble_with(velocities: Any, timestep: float) -> str:
-    """What is wrong with velocities (N, 3), in ASE's units; empty if nothing is.
+    """The fault of velocities (N, 3), in ASE's units; empty if there is none.
 
     Parameters
     ----------

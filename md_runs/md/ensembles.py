@@ -28,11 +28,11 @@ class Integrator:
     atoms
         With a calculator and momenta.
     settings
-        What to sample.
+        Ensemble and its parameters.
     rng
         The only source of random numbers.
     state
-        What `state` of an earlier integrator returned, to go on from.
+        State to resume from, which `state` of an earlier integrator returned.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Integrator:
 
     @property
     def conserved(self) -> float | None:
-        """What the equations of motion conserve, eV; None for Langevin, which conserves nothing.
+        """Conserved quantity of the equations of motion, eV; None for Langevin, which has none.
 
         The total energy, less what thermostat and barostat put into it.
         """
@@ -78,7 +78,7 @@ class Integrator:
         return self._total_energy() - float(heat) - self._barostat_work
 
     def state(self) -> dict[str, Any]:
-        """What a restart must hold besides positions, momenta and the cell; JSON keeps it."""
+        """State of a restart besides positions, momenta and the cell, as JSON data."""
         state: dict[str, Any] = {
             "step": self.step_number,
             "freedom": self.freedom,

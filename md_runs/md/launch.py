@@ -14,6 +14,7 @@ from ..runs.models import absolute, default_model, default_threads, load_calcula
 from ..runs.settings import MDSettings, ModelSettings, model_settings, option, to_json
 from ..runs.structures import describe, read_structure
 from .loop import ALREADY, MDSummary, Observer, resume_md, start_md
+from .openmm_system import is_mmcif, read_topology, require_openmm, select_atoms
 
 
 def launch_md(
@@ -52,8 +53,6 @@ def _read(source: str, settings: MDSettings) -> tuple[Atoms, Atoms, Path | None]
     if settings.engine != "openmm":
         atoms = read_structure(source)
         return atoms, atoms, None
-    from .openmm_system import is_mmcif, read_topology, require_openmm, select_atoms
-
     require_openmm()
     path = Path(source)
     if settings.ml_atoms is not None:
@@ -78,9 +77,9 @@ def relaunch_md(
     path
         The run folder.
     given
-        What the command line says besides: only ``steps`` may differ from the run's own.
+        Other options of the command line: only ``steps`` may differ from the run's own.
     observer, save_every
-        As for `start_md`.
+        See `start_md`.
 
     Raises
     ------
@@ -92,7 +91,7 @@ def relaunch_md(
     if config.get("kind") != "md":
         raise ValueError(f"{path} is no molecular dynamics run: there is nothing to resume")
     if "model_settings" not in config:
-        raise ValueError(f"{path} was started from Python: go on with it by resume_md")
+        raise ValueError(f"{path} was started from Python: resume it with resume_md")
     if "force_field" in given:
         given = {**given, "force_field": tuple(map(absolute_file, given["force_field"]))}
     refuse_changes(given, {**config["model_settings"], **config["settings"]})

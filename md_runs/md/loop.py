@@ -12,7 +12,7 @@ from typing import Any
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 
-from ..runs.errors import Interrupted, RunStopped
+from ..runs.errors import RunStopped
 from ..runs.folder import RESTART, Restart, RunFolder, refuse_existing
 from ..runs.settings import MDSettings, md_settings, to_json
 from ..runs.signals import StopRequest
@@ -20,17 +20,18 @@ from ..runs.structures import frame_text
 from ..runs.versions import versions
 from .choose import make_engine
 from .engine import BreakdownError, Engine, Row, set_state
+from .trajectories import convert_trajectory
 
-ALREADY = "continue it with --resume {}, or choose another folder with -o"
+ALREADY = "resume it with --resume {}, or choose another folder with -o"
 
 Observer = Callable[[int, "Row | None"], None]
-"""Called with the number of the step that was done, and the log's line where one was written.
-ASE stops after every step, OpenMM after several."""
+"""Called with the number of steps done, and the line of the log where one was written: after every
+step with ASE, after several with OpenMM."""
 
 
 @dataclass(frozen=True)
 class MDSummary:
-    """What a run did since it was started or resumed."""
+    """Steps and times of a run since it was started or resumed."""
 
     folder: Path
     first_step: int
@@ -40,7 +41,7 @@ class MDSummary:
 
     @property
     def milliseconds_per_step(self) -> float:
-        """Wall-clock time of a step, logging included."""
+        """Wall time of a step, logging included."""
         return 1e3 * self.wall_seconds / max(self.last_step - self.first_step, 1)
 
     @property
@@ -75,24 +76,24 @@ def start_md(
     atoms
         With a calculator. ASE moves it in place; OpenMM takes the calculator's potential.
     settings
-        What to run.
+        Options of the run.
     path
         Run folder to make.
     topology
         The PDB or mmCIF file of the structure, which ``ml_atoms`` needs.
     record
-        What config.json says besides the settings: the model, the structure's source.
+        Content of config.json besides the settings: the model, the structure's source.
     observer
         Called after every step, or several.
     save_every
-        Seconds of wall-clock time between restarts.
+        Wall time between restarts, s.
 
     Raises
     ------
     ValueError
         If the structure, the settings or the folder do not fit.
     RunStopped
-        If a position or an energy is no number any more, or an atom jumps.
+        If a position or an energy is not finite, or an atom jumps.
     Interrupted
         After SIGINT or SIGTERM, with everything saved.
     """
@@ -123,7 +124,7 @@ def resume_md(
     observer: Observer | None = None,
     save_every: float = 10.0,
 ) -> MDSummary:
-    """Go on with a run, as if it had never stopped.
+    """Resume a run, to the last bit as if it had never stopped.
 
     Parameters
     ----------
@@ -134,7 +135,7 @@ def resume_md(
     steps
         New total number of steps, to extend the run; None keeps what it was started with.
     observer, save_every
-        As for `start_md`.
+        See `start_md`.
 
     Raises
     ------
@@ -189,14 +190,13 @@ class _Run:
             if self.saved_step is None:
                 raise
             raise OSError(
-                f"{error}. The run folder keeps step {self.saved_step}; then go on with: "
+                f"{error}. The run folder keeps step {self.saved_step}; then resume with: "
                 f"{self._resume_command()}"
             ) from error
-        if stop.signal is not None and self.engine.step_number < last:
-            raise Interrupted(
-                f"stopped at step {self.engine.step_number} of {last}; all is saved, go on "
-                f"with: {self._resume_command()}",
-                stop.signal,
+        if stop.asked() and self.engine.step_number < last:
+            raise stop.interrupted(
+                f"stopped at step {self.engine.step_number} of {last}; everything is saved, "
+                f"resume with: {self._resume_command()}"
             )
         return MDSummary(
             self.folder.path,
@@ -211,7 +211,7 @@ class _Run:
             tell(0, self._record())
             self._save()
         saved = time.monotonic()
-        while self.engine.step_number < last and stop.signal is None:
+        while self.engine.step_number < last and not stop.asked():
             interval = self.settings.interval
             next_line = interval * (self.engine.step_number // interval + 1)
             self._advance(min(next_line, last) - self.engine.step_number)
@@ -240,11 +240,9 @@ class _Run:
             ) from error
 
     def _convert(self) -> None:
-        """Copy the trajectory to the format that other programs want."""
+        """Copy the trajectory to the format of other programs."""
         kind, settings = self.settings.trajectory, self.settings
         if kind != "extxyz":
-            from .trajectories import convert_trajectory
-
             convert_trajectory(self.folder, kind, settings.timestep, settings.interval)
 
     def _record(self) -> Row:

@@ -100,7 +100,7 @@ class MonteCarloBarostat:
             self.attempted[axis] = self.accepted[axis] = 0
 
     def state(self) -> dict[str, Any]:
-        """What a restart must hold; JSON keeps it."""
+        """State of a restart, as JSON data."""
         return {name: list(getattr(self, name)) for name in ("sizes", "attempted", "accepted")}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 SECONDS_AT_ONCE = 0.2
-"""Of steps in one go: how long Ctrl-C may have to wait."""
+"""Time of a batch of steps, s: Ctrl-C may take that long."""
 CONSTRAINT_TOLERANCE = 1e-6
 VELOCITY = 1e3 * units.fs / nm_in_angstrom
 """A per ASE time unit, in nm/ps."""
@@ -56,7 +56,7 @@ class OpenMMEngine:
     atoms
         With a `PotentialCalculator`, whose potential runs; a copy is taken.
     settings
-        What to run.
+        Options of the run.
     topology
         The PDB or mmCIF file of the structure, for ``ml_atoms``.
 
@@ -327,7 +327,7 @@ class OpenMMEngine:
         return frame
 
     def _half_kick(self, forces: Array) -> Array:
-        """What forces (eV/A) add to velocities (ASE's units) in half a time step."""
+        """Change of velocities (ASE's units) by forces (eV/A) in half a time step."""
         half = 0.5 * self.settings.timestep * units.fs
         return np.asarray(half * forces * self._inverse_masses[:, None])
 
@@ -351,7 +351,7 @@ class OpenMMEngine:
         return _angstrom(self._context.getState().getPeriodicBoxVectors(asNumpy=True))
 
     def _energy(self, positions: Array, box: Array) -> float:
-        """Of other positions in another box, eV."""
+        """Potential energy of other positions in another box, eV."""
         _place(self._probe, positions, box)
         state = self._probe.getState(getEnergy=True)
         return float(state.getPotentialEnergy()._value) * kj_per_mol_in_ev

@@ -1,4 +1,4 @@
-"""What OpenMM runs: the System of a structure, its box, its platform.
+"""The System of a structure for OpenMM, its box and its platform.
 
 openmm is imported by the functions that need it, after torch.
 """
@@ -34,14 +34,14 @@ NAMES = "expected atoms such as 0-21,30, or resname LIG, or chain A, separated b
 
 @dataclass
 class Prepared:
-    """A System and what a run asks about it."""
+    """A System with its molecules and constraints."""
 
     system: openmm.System
     molecules: NDArray[np.int64]
-    """Which molecule an atom belongs to, (N,): of those that keep their shape when the box is
-    scaled. Without a topology each atom is one."""
+    """Molecule of each atom, (N,); molecules keep their shape when the box is scaled. Without a
+    topology each atom is one."""
     constraints: int
-    """Number of distances that are held."""
+    """Number of distance constraints."""
 
 
 def require_openmm() -> None:

@@ -14,7 +14,7 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
 
 from ...models.units import bar_in_ev_per_angstrom3, ev_per_angstrom3_in_gpa
-from ..runs.errors import Interrupted, RunStopped
+from ..runs.errors import RunStopped
 from ..runs.folder import RELAXED, RunFolder, refuse_existing
 from ..runs.models import load_calculator
 from ..runs.settings import ModelSettings, RelaxSettings, to_json
@@ -31,7 +31,7 @@ StepObserver = Callable[[int, float, float], None]
 
 @dataclass(frozen=True)
 class RelaxResult:
-    """What came of one relaxation."""
+    """Result of one relaxation."""
 
     source: str
     folder: str
@@ -69,21 +69,21 @@ def relax_files(
     observer: Callable[[Task], StepObserver] | None = None,
     done: Callable[[RelaxResult], None] | None = None,
 ) -> list[RelaxResult]:
-    """Relax every structure of the files named.
+    """Relax every structure of some files.
 
     Parameters
     ----------
     sources
         Files, each as ``file`` or ``file@index``.
     model, settings
-        What to run.
+        The model and the options.
     out
         Folder of the results (of several structures: the folder of their folders); for one
         structure also a file name, which gets the relaxed structure in its own format.
     observer
         Called for each structure; what it returns is called after every step.
     done
-        Called with each result as it is there.
+        Called with each result.
 
     Raises
     ------
@@ -176,13 +176,13 @@ def relax(
     atoms
         With a calculator. Moved in place.
     settings
-        What to run.
+        Options.
     path
         Run folder to make.
     file
         Where the relaxed structure is written besides, in the format of this name.
     record
-        What config.json says besides the settings.
+        Content of config.json besides the settings.
     observer
         Called after every step.
 
@@ -197,9 +197,9 @@ def relax(
     ValueError, OSError
         If the structure does not fit the model, or something cannot be written.
     RunStopped
-        If an energy or a force is no number any more.
+        If an energy or a force is not finite.
     Interrupted
-        After SIGINT or SIGTERM, with what was reached saved.
+        After SIGINT or SIGTERM, with the structure so far saved.
     """
     source = (record or {}).get("structure", {}).get("source", "structure")
     check_relaxation(atoms, settings, source)
@@ -233,7 +233,7 @@ def relax(
                     row = _record(folder, atoms, target, optimizer.nsteps, has_stress)
                     if observer:
                         observer(optimizer.nsteps, row["energy_ev"], row["fmax_ev_per_a"])
-                    if stop.signal is not None:
+                    if stop.asked():
                         break
         except ValueError as error:  # the calculator refuses positions that are no numbers
             raise RunStopped(
@@ -256,11 +256,10 @@ def relax(
         write_structure(folder.path / RELAXED, relaxed)
         if file is not None:
             write_structure(file, relaxed)
-    if stop.signal is not None and not converged:
-        raise Interrupted(
+    if stop.asked() and not converged:
+        raise stop.interrupted(
             f"stopped at step {result.steps}, before it converged (fmax "
-            f"{result.fmax_ev_per_a:.4f} eV/A); the structure so far is {result.output}",
-            stop.signal,
+            f"{result.fmax_ev_per_a:.4f} eV/A); the structure so far is {result.output}"
         )
     return result
 

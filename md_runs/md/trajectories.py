@@ -1,6 +1,6 @@
 """The trajectory of a run as a DCD or XTC file, for other programs.
 
-The extended XYZ file stays the record that survives a kill: the copy is made of it, whole, when
+The extended XYZ file stays the record that survives a kill: the whole copy is made from it when
 a run ends or is interrupted.
 """
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...models.files import replacing
 from ..runs.folder import TRAJECTORY, RunFolder
+from ..runs.structures import whole_frames
 
 Array = NDArray[np.float64]
 
@@ -28,11 +29,11 @@ def convert_trajectory(folder: RunFolder, kind: str, timestep: float, interval: 
     Parameters
     ----------
     folder
-        Of the run.
+        The run.
     kind
         ``"dcd"`` or ``"xtc"``.
     timestep
-        fs.
+        Time step, fs.
     interval
         Steps between frames.
 
@@ -54,7 +55,7 @@ def frames_of(path: Path) -> Iterator[tuple[Array, Array | None]]:
 
     The cell is None where nothing is periodic.
     """
-    for note, lines in _whole_frames(path):
+    for _, note, *lines in whole_frames(path):
         positions = np.array([line.split()[1:4] for line in lines], dtype=np.float64)
         cell = None
         found = LATTICE.search(note)
@@ -64,20 +65,9 @@ def frames_of(path: Path) -> Iterator[tuple[Array, Array | None]]:
 
 
 def notes_of(path: Path) -> Iterator[bytes]:
-    """The second line of each whole frame: what is known of the structure and its energy."""
-    for note, _ in _whole_frames(path):
-        yield note
-
-
-def _whole_frames(path: Path) -> Iterator[tuple[bytes, list[bytes]]]:
-    """Second line and atoms of each frame; one that a kill cut short is left out."""
-    with open(path, "rb") as stream:
-        while header := stream.readline():
-            note = stream.readline()
-            lines = [stream.readline() for _ in range(int(header))]
-            if not (lines and lines[-1].endswith(b"\n")):
-                return
-            yield note, lines
+    """The comment line of each whole frame: cell, energy, step, ..."""
+    for lines in whole_frames(path):
+        yield lines[1]
 
 
 def _topology(atoms: int, cell: Array | None) -> object:

@@ -10,9 +10,11 @@ import numpy as np
 import vesin
 from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
+from ase.io.extxyz import read_xyz
 from numpy.typing import NDArray
 
 from ..runs.folder import TRAJECTORY, RunFolder
+from ..runs.structures import whole_frames
 
 Array = NDArray[np.float64]
 
@@ -36,35 +38,19 @@ def fluctuation_mev_per_atom(time_ps: Array, energy_ev: Array, atoms: int) -> fl
 
 
 def read_frames(folder: RunFolder, most: int = 200) -> list[Atoms]:
-    """Frames of the trajectory, evenly spread from first to last, at most so many.
-
-    A last frame that a kill cut short is left out.
-    """
-    from ase.io.extxyz import read_xyz
-
+    """At most this many frames of the trajectory, evenly spread from the first to the last."""
     path = folder.path / TRAJECTORY
-    with open(path, "rb") as stream:
-        spans = []
-        while header := stream.readline():
-            begin = stream.tell() - len(header)
-            lines = [stream.readline() for _ in range(int(header) + 1)]
-            if not lines[-1].endswith(b"\n"):
-                break
-            spans.append((begin, stream.tell()))
-        if not spans:
-            raise ValueError(f"{path} holds no frame: the run wrote nothing yet")
-        chosen = np.unique(np.linspace(0, len(spans) - 1, min(most, len(spans))).round())
-        frames = []
-        for begin, end in (spans[int(k)] for k in chosen):
-            stream.seek(begin)
-            text = stream.read(end - begin).decode()
-            frames.extend(read_xyz(StringIO(text), index=slice(None)))
-    return frames
+    count = sum(1 for _ in whole_frames(path))
+    if count == 0:
+        raise ValueError(f"{path} holds no frame: the run wrote nothing yet")
+    chosen = set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist())
+    texts = (b"".join(lines) for k, lines in enumerate(whole_frames(path)) if k in chosen)
+    return [next(read_xyz(StringIO(text.decode()), index=0)) for text in texts]
 
 
 @dataclass(frozen=True)
 class PairDistances:
-    """How often pairs of elements are found at a distance, averaged over frames."""
+    """Frequency of distances between pairs of elements, averaged over frames."""
 
     centers: Array
     """Middles of the bins, A."""

@@ -23,11 +23,11 @@ MOST_SPHERES = 400
 BALL = 0.42
 """Radius of a sphere in covalent radii."""
 MOST_BONDS = 6
-"""Between atoms that both have more neighbours than this no bond is drawn."""
+"""No bond is drawn between atoms that both have more neighbours than this."""
 MARGIN = 0.65
-"""Around the outermost centres, A."""
+"""Margin around the outermost centres, A."""
 OWN_COLORS = {1: "#f4f4f4", 6: "#4d565f"}
-"""Where the usual colours vanish on white or in print."""
+"""Colours of elements whose usual ones vanish on white or in print."""
 
 
 def before_and_after(path: Path, before: Atoms, after: Atoms, titles: tuple[str, str]) -> None:

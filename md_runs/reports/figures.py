@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from math import lgamma
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def energies(path: Path, log: Columns, atoms: int, drift: float | None) -> None:
-    """Where the energy is, and how well what should be conserved is."""
+    """Potential, kinetic and total energy, and the conserved quantity."""
     time = log["time_ps"]
     conserved = log.get("conserved_ev")
     with canvas(path, 8.0, 5.4 if conserved is not None else 3.4) as figure:
@@ -215,7 +216,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _occupied(pairs: PairDistances) -> tuple[float, float]:
-    """Where distances are found; a crystal or a liquid has them up to the end."""
+    """Distribution of distances by pair of elements."""
     total: Any = sum(pairs.curves.values())
     found = pairs.centers[total > 0]
     return max(float(found[0]) - 0.3, 0.0), min(float(found[-1]) + 0.3, float(pairs.centers[-1]))
@@ -223,8 +224,6 @@ def _occupied(pairs: PairDistances) -> tuple[float, float]:
 
 def _canonical(grid: Array, target: float, freedom: int) -> Array:
     """Density of the kinetic temperature: a Gamma distribution with ``freedom`` / 2."""
-    from math import lgamma
-
     k = freedom / 2
     scale = target / k
     return np.asarray(

@@ -1,22 +1,21 @@
-"""What was found of the orders of a network, as tables, figures, a page and JSON."""
+"""Results of an analysis of orders, as tables, figures, a page and JSON."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from rich.console import RenderableType
+from rich.table import Table as RichTable
 
-from ...models.analysis import explained_by
+from ...models.analysis import explained_by, predict
 from ...models.files import write_atomically
 from ..evaluate.irreps import IrrepsRun
 from ..runs.files import write_json
 from ..runs.versions import versions
 from .irreps_figures import plot_maps, plot_orders
 from .page import Figure, Section, Table, html_page
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 SUMMARY, PAGE, TABLES = "irreps.json", "irreps.html", "irreps.md"
 ORDERS, MAPS = "orders.png", "maps.png"
@@ -26,7 +25,7 @@ COLORS = {
     "atoms": ("atoms", "number of atoms"),
     "forces": ("rms_force_ev_per_angstrom", "rms force / eV Å$^{-1}$"),
 }
-"""What a map may be coloured by: the name of the property, and what the figure calls it."""
+"""Properties that may colour a map: name, and label in the figure."""
 
 
 def write_irreps(found: IrrepsRun, folder: Path, color: str = "energy") -> dict[str, Any]:
@@ -35,16 +34,16 @@ def write_irreps(found: IrrepsRun, folder: Path, color: str = "energy") -> dict[
     Parameters
     ----------
     found
-        What was measured.
+        The results.
     folder
-        Made where it is missing.
+        Created where it is missing.
     color
         One of `COLORS`.
 
     Returns
     -------
     dict
-        What the JSON file holds.
+        Content of the JSON file.
 
     Raises
     ------
@@ -68,9 +67,7 @@ def write_irreps(found: IrrepsRun, folder: Path, color: str = "energy") -> dict[
 
 
 def properties(found: IrrepsRun) -> dict[str, torch.Tensor]:
-    """Of each frame (F,), float64: what the maps are compared with. Labels, where there are."""
-    from ...models.analysis import predict
-
+    """Properties of each frame, (F,) float64, to compare the maps with: labels where there are."""
     frames = found.frames
     sizes = torch.tensor([len(graph.numbers) for graph in frames.graphs], dtype=torch.float64)
     values = {"atoms": sizes}
@@ -240,9 +237,7 @@ def _markdown(content: dict[str, Any]) -> str:
 
 
 def console_tables(content: dict[str, Any]) -> list[RenderableType]:
-    """What `rich` prints of `summary`."""
-    from rich.table import Table as RichTable
-
+    """Tables of `summary` for `rich`."""
     found: list[RenderableType] = []
     lead = f"{content['model']['name']} on {content['data']}: {content['frames']:,} frames"
     for table in text_tables(content):

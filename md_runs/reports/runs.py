@@ -30,7 +30,7 @@ Numbers = list[tuple[str, str, float | None, str]]
 def write_report(path: Path | str) -> tuple[Path, dict[str, Any]]:
     """Write RUN_DIR/report.html and RUN_DIR/figures.
 
-    The run may still be going on, or have been killed: the report is of what is there.
+    The run may still be running, or have been killed: the report covers what it wrote so far.
 
     Returns
     -------

@@ -49,7 +49,7 @@ STEP = re.compile(rb"(?:^| )step=(\d+)")
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What the dipoles of a run say of its infrared absorption."""
+    """Infrared absorption from the dipoles of a run."""
 
     wavenumbers: Array
     """cm^-1; empty where the run is too short."""
@@ -61,7 +61,7 @@ class Spectrum:
     """Highest wavenumber that the interval of the frames can tell, cm^-1."""
     frames: int
     interval: float
-    """Between frames, fs."""
+    """Time between frames, fs."""
 
     @property
     def folds(self) -> bool:
@@ -75,7 +75,7 @@ def spectrum_of(folder: RunFolder, timestep: float, temperature: float) -> Spect
     Parameters
     ----------
     folder
-        Of the run.
+        The run.
     timestep
         fs.
     temperature

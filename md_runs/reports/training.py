@@ -1,4 +1,4 @@
-"""What a training left, as figures, numbers and a table of its page."""
+"""Report of a training: figures, numbers and a table of errors."""
 
 from __future__ import annotations
 

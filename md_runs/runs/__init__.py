@@ -1,1 +1,1 @@
-"""What all runs share: folders, structures, settings, signals, errors."""
+"""Parts that all runs share: folders, structures, settings, signals, errors."""

@@ -1,10 +1,10 @@
-"""How runs end other than well; what a user did wrong is a ValueError or an OSError."""
+"""Ends of a run other than success; a user's mistake is a ValueError or an OSError."""
 
 from __future__ import annotations
 
 
 class RunStopped(RuntimeError):  # noqa: N818 - an event, as StopIteration is
-    """The numbers went wrong; the run folder holds the last good state."""
+    """A result is not finite; the run folder holds the last good state."""
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -13,7 +13,7 @@ class Interrupted(Exception):  # noqa: N818
     Attributes
     ----------
     exit_code
-        What a shell expects of a process that the signal ended: 130 or 143.
+        Exit code of a process that the signal ended: 130 or 143.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:

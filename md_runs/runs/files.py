@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: what a run needs to survive a kill or a full disk."""
+"""Files that are either whole or not there, so that a run survives a kill or a full disk."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 class AppendOnly:
-    """A file that grows, whose length is known and can be cut back.
+    """A file that grows, whose length is known and can be truncated.
 
     Parameters
     ----------
     path
         Created where it is missing.
     length
-        Bytes to keep of what is there: the rest, written after the last restart, is cut off.
+        Bytes to keep: the rest, written after the last restart, is truncated.
     """
 
     def __init__(self, path: Path, length: int = 0) -> None:
@@ -44,7 +44,7 @@ class AppendOnly:
         self.length = length
 
     def append(self, text: str) -> None:
-        """Write and hand to the operating system, so that a kill does not lose it."""
+        """Write and flush to the operating system, so that a kill does not lose it."""
         data = text.encode()
         try:
             write_all(self._stream, data)
@@ -54,7 +54,7 @@ class AppendOnly:
         self.length += len(data)
 
     def sync(self) -> None:
-        """Bring what was written to the disk, so that a power cut does not lose it."""
+        """Flush to the disk (fsync), so that a power cut does not lose it."""
         try:
             os.fsync(self._stream.fileno())
         except OSError as error:
@@ -81,7 +81,7 @@ class Table(AppendOnly):
 
 
 def read_table(path: Path) -> dict[str, list[float]]:
-    """Columns of a `Table`; a last line that a kill cut short is left out."""
+    """Columns of a `Table`; a last line that a kill cut short is ignored."""
     text = path.read_text()
     complete = text[: text.rfind("\n") + 1]
     rows = list(csv.reader(complete.splitlines()))

@@ -1,13 +1,14 @@
-"""The folder of one run: what was asked for, what came out, and where to go on from.
+"""The folder of one run: settings, results, and the state to resume from.
 
 ``docs/guide/runs.md`` describes the files. The rule that makes a run survive a kill at any moment:
 log and trajectory only grow, the restart is replaced atomically and remembers how long they
-were, and resuming cuts them back to that length.
+were, and on resume they are truncated to that length.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import zipfile
@@ -15,16 +16,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from ase import Atoms
+from ase.io import read, write
+from filelock import BaseFileLock, FileLock, Timeout
 from numpy.typing import NDArray
 
 from ...models.files import unwritable, write_atomically
 from .files import AppendOnly, Table, read_table, write_json
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -43,17 +44,19 @@ OWN_FILES = (
     *TOPOLOGIES,
     *CONVERTED,
 )
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Answers of a file system that has no locks, such as NFS without its lock service."""
 
 
 @dataclass
 class Restart:
-    """All that a run needs to go on, in float64, to the last bit."""
+    """All that a run needs to resume, in float64, to the last bit."""
 
     arrays: dict[str, NDArray[Any]]
     """positions (N, 3) A, momenta (N, 3) ASE units, cell (3, 3) A; of OpenMM also its own
     checkpoint, as bytes (M,)."""
     state: dict[str, Any] = field(default_factory=dict)
-    """What JSON holds exactly: step, random generator, what the thermostat exchanged."""
+    """Values that JSON holds exactly: step, random generator, heat of the thermostat."""
     log_bytes: int = 0
     trajectory_bytes: int = 0
 
@@ -105,7 +108,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[bytes] | None = None
+        self._lock: BaseFileLock | None = None
         self.log: Table | None = None
         self.trajectory: AppendOnly | None = None
 
@@ -118,7 +121,7 @@ class RunFolder:
         ValueError
             If it holds something already.
         OSError
-            If it cannot be made.
+            If it cannot be created.
         """
         path = Path(path)
         refuse_existing(path, remedy)
@@ -148,16 +151,16 @@ class RunFolder:
 
     @classmethod
     def discard(cls, path: Path | str) -> None:
-        """Delete a run folder: only files that a run writes, never a stranger's."""
+        """Delete a run folder, if it holds only files that a run writes."""
         path = Path(path)
         if not path.exists():
             return
         folder = cls.open(path)
         figures = path / FIGURES
         known = {path / name for name in OWN_FILES} | {figures}
-        strangers = [p for p in path.iterdir() if p not in known and p.suffix != ".tmp"]
-        if strangers:
-            raise ValueError(f"{path} also holds {strangers[0].name}: not deleting it")
+        others = [p for p in path.iterdir() if p not in known and p.suffix != ".tmp"]
+        if others:
+            raise ValueError(f"{path} also holds {others[0].name}: not deleting it")
         folder.lock()
         for file in [*figures.glob("*.png"), *path.glob(".*.tmp"), *(known - {figures})]:
             file.unlink(missing_ok=True)
@@ -178,33 +181,41 @@ class RunFolder:
         self.close()
 
     def lock(self) -> None:
-        """Keep other processes out; the system lifts the lock when this process ends.
+        """Keep other processes out, until `close` or the end of this process, a kill included.
+
+        On a network file system the lock holds as far as its server takes locks; without any
+        the run is unprotected.
 
         Raises
         ------
         ValueError
-            If another process holds it.
+            If another process holds the lock.
+        OSError
+            If the folder cannot be written.
         """
         file = self.path / LOCK
+        lock = FileLock(file, timeout=0, thread_local=False)
         try:
-            self._lock = open(file, "ab")  # noqa: SIM115 - held until `close`
+            lock.acquire()
+        except Timeout:
+            raise ValueError(f"{self.path} is in use: another process is running in it") from None
         except OSError as error:
-            raise unwritable(file, error) from error
-        if not _lock_file(self._lock):
-            self._lock.close()
-            self._lock = None
-            raise ValueError(f"{self.path} is in use: another process is running in it")
+            if error.errno not in NO_LOCKS:
+                raise unwritable(file, error) from error
+        self._lock = lock
 
     def close(self) -> None:
-        """Close the files and lift the lock."""
-        for stream in (self.log, self.trajectory, self._lock):
+        """Close the files and release the lock."""
+        for stream in (self.log, self.trajectory):
             if stream is not None:
                 stream.close()
+        if self._lock is not None:
+            self._lock.release()
         self.log = self.trajectory = self._lock = None
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the run was asked for: the content of config.json."""
+        """Settings of the run: the content of config.json."""
         file = self.path / CONFIG
         try:
             content = json.loads(file.read_text())
@@ -223,16 +234,12 @@ class RunFolder:
 
     def write_start(self, atoms: Atoms) -> None:
         """Keep the structure as it was given: to the last bit, constraints included."""
-        from ase.io import write
-
         buffer = io.BytesIO()
         write(buffer, atoms, format="traj")
         write_atomically(self.path / START, buffer.getvalue())
 
     def start(self) -> Atoms:
         """The structure as it was given, without a calculator."""
-        from ase.io import read
-
         file = self.path / START
         try:
             atoms: Atoms = read(file, index=0, format="traj")
@@ -251,7 +258,7 @@ class RunFolder:
         return next((self.path / n for n in TOPOLOGIES if (self.path / n).exists()), None)
 
     def open_streams(self, columns: Iterable[str], restart: Restart | None = None) -> None:
-        """Open log and trajectory, cut back to where the restart left them."""
+        """Open log and trajectory, truncated to where the restart left them."""
         log_bytes, trajectory_bytes = 0, 0
         if restart is not None:
             log_bytes, trajectory_bytes = restart.log_bytes, restart.trajectory_bytes
@@ -306,23 +313,3 @@ def _holds_nothing(path: Path) -> bool:
     """Whether a folder is empty, or that of a run killed before it wrote its config."""
     names = {file.name for file in path.iterdir() if file.suffix != ".tmp"}
     return names <= {LOCK, START, *TOPOLOGIES}
-
-
-def _lock_file(stream: IO[bytes]) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        try:
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without locks: run unprotected rather than not at all
-    return True

@@ -1,25 +1,32 @@
-"""From the name of a checkpoint to a calculator: the one place where runs load models."""
+"""Checkpoints by name, as calculators: the one place where runs load models."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from ase import Atoms
+from ase.data import atomic_numbers, chemical_symbols
+from torch import nn
+
+from ...calculators import PotentialCalculator
+from ...models.checkpoint import (
+    convert,
+    describe,
+    load_potential,
+    registry_names,
+    write_torchmdnet_checkpoint,
+)
 from .settings import ModelSettings
-
-if TYPE_CHECKING:
-    from ase import Atoms
-    from torch import nn
-
-    from ...calculators import PotentialCalculator
 
 SHIPPED = "ethanol"
 SHIPPED_FORMULA = "C2H6O"
 
 SMALL = 60
-"""Up to so many atoms one thread is as fast as several, and does not mind other programs."""
+"""Atoms up to which one thread is as fast as several, and is not disturbed by other programs."""
 
 
 def default_model(atoms: Atoms) -> tuple[str, ...]:
@@ -47,11 +54,6 @@ def load_calculator(settings: ModelSettings) -> tuple[PotentialCalculator, dict[
     ValueError, OSError
         If the checkpoint or an option is no good.
     """
-    import torch
-
-    from ...calculators import PotentialCalculator
-    from ...models.checkpoint import load_potential
-
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     names = settings.model
@@ -78,9 +80,7 @@ def load_calculator(settings: ModelSettings) -> tuple[PotentialCalculator, dict[
 
 
 def default_threads(atoms: int) -> int:
-    """Threads for a structure of that size, where neither option nor environment says."""
-    import torch
-
+    """Number of threads for a structure, where neither option nor environment sets it."""
     if atoms <= SMALL and "OMP_NUM_THREADS" not in os.environ:
         return 1
     return int(torch.get_num_threads())
@@ -98,8 +98,6 @@ def weights_digest(potential: nn.Module) -> str:
 
 def absolute(names: tuple[str, ...]) -> tuple[str, ...]:
     """File names made absolute, so that a run resumes from any folder; registry names kept."""
-    from ...models.checkpoint import registry_names
-
     known = set(registry_names())
     return tuple(
         str(Path(name).resolve()) if name not in known and Path(name).exists() else name
@@ -108,9 +106,7 @@ def absolute(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def describe_checkpoint(checkpoint: str, units: tuple[str, str] | None = None) -> dict[str, Any]:
-    """What is known of a checkpoint: architecture, elements, units, metadata, digest."""
-    from ...models.checkpoint import describe, load_potential
-
+    """Architecture, elements, units, metadata and digest of a checkpoint."""
     potential = load_potential(checkpoint, units=units)
     return {**describe(potential), "sha256": weights_digest(potential)}
 
@@ -126,8 +122,6 @@ def convert_checkpoint(
         If it cannot be read, an element is none, torchmd-net has no such model, or the file
         cannot be written.
     """
-    from ...models.checkpoint import convert, load_potential, write_torchmdnet_checkpoint
-
     numbers = None if elements is None else parse_elements(elements)
     if output.suffix.lower() == ".ckpt":
         potential = load_potential(checkpoint, units=units, elements=numbers)
@@ -145,8 +139,6 @@ def parse_elements(text: str, name: str = "--elements") -> list[int]:
     ValueError
         If a part is neither a symbol nor an atomic number.
     """
-    from ase.data import atomic_numbers, chemical_symbols
-
     found = []
     for part in text.replace(",", " ").split():
         number = int(part) if part.isdigit() else atomic_numbers.get(part.capitalize(), 0)

@@ -1,4 +1,4 @@
-"""What a run is asked to do, checked once, and kept in its config.json."""
+"""Options of a run, checked once and kept in its config.json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPENMM_ONLY = (
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which potential runs, and how."""
+    """The potential of a run, and how it is evaluated."""
 
     model: tuple[str, ...]
     """A path or a registry name; several make a committee."""
@@ -36,10 +36,10 @@ class ModelSettings:
     device: str = "auto"
     backend: str = "auto"
     units: tuple[str, str] | None = None
-    """The checkpoint's units of length and energy, where its file does not say."""
+    """Units of length and energy of the checkpoint, where its file does not state them."""
     threads: int | None = None
-    """Of the processor; None takes one for small structures, which more would only slow down.
-    Kept with a run, for the last bit of a sum depends on how it was divided."""
+    """CPU threads; None takes one for small structures, which more would only slow down. Kept with
+    a run, since the last bit of a sum depends on how it was divided."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -53,26 +53,26 @@ class MDSettings:
     ensemble: str = "nve"
     thermostat: str = "langevin"
     temperature: float = 300.0
-    """K; of the initial velocities, and of the thermostat."""
+    """Temperature of the initial velocities and of the thermostat, K."""
     pressure: float = 1.0
-    """bar; npt only."""
+    """Pressure, bar; npt only."""
     timestep: float = 0.5
-    """fs."""
+    """Time step, fs."""
     steps: int = 1000
-    """In all, those before a resume included."""
+    """Total number of steps, those before a resume included."""
     seed: int = 0
     interval: int = 10
     """Steps between lines of the log and frames of the trajectory."""
     thermostat_time: float = 100.0
-    """fs; the inverse of Langevin's friction, or Bussi's tau."""
+    """Time constant, fs: the inverse of Langevin's friction, or Bussi's tau."""
     barostat_time: float = 1000.0
-    """fs; npt with ASE only."""
+    """Time constant, fs; npt with ASE only."""
     compressibility: float | None = None
-    """1/bar; npt with ASE only. None: estimated from the model when the run starts."""
+    """Compressibility, 1/bar; npt with ASE only. None: estimated from the model."""
     keep_velocities: bool = False
     """Start from the structure's velocities instead of drawing new ones."""
     engine: str = "ase"
-    # What follows is of OpenMM only.
+    # The following options are OpenMM's only.
     barostat: str = "isotropic"
     """npt: how the Monte Carlo barostat scales the box."""
     minimize: bool = False
@@ -80,15 +80,15 @@ class MDSettings:
     trajectory: str = "extxyz"
     """Format of a copy of the trajectory for other programs."""
     ml_atoms: str | None = None
-    """Which atoms the potential describes, the rest being the force field's; None: all."""
+    """Atoms that the potential describes; a force field describes the others. None: all."""
     force_field: tuple[str, ...] = ()
-    """OpenMM's XML files, for the other atoms."""
+    """OpenMM's XML files of the force field of the other atoms."""
     constraints: str = "none"
-    """Of the force field's part: with ``hbonds`` bonds to hydrogen and water keep their shape."""
+    """Constraints of the force field's atoms: ``hbonds`` fixes bonds to hydrogen, and water."""
     hydrogen_mass: float | None = None
-    """u, taken from the bonded atom; None leaves the masses as they are."""
+    """Mass of hydrogens, u, taken from the bonded atom; None leaves the masses as they are."""
     platform: str | None = None
-    """OpenMM's; None: decided when the run starts."""
+    """OpenMM platform; None: chosen when the run starts."""
     engine_force: str = "auto"
     """How OpenMM calls the potential."""
 
@@ -148,8 +148,8 @@ class MDSettings:
             for name in MM_ONLY:
                 if name in given:
                     raise ValueError(
-                        f"{option(name)} is of the force field's part: say by --ml-atoms which "
-                        "atoms are the potential's"
+                        f"{option(name)} is an option of the force field: choose the atoms of the "
+                        "potential with --ml-atoms"
                     )
         elif not self.force_field:
             raise ValueError(
@@ -166,11 +166,11 @@ class RelaxSettings:
     """Converged when no force on an atom is larger, eV/A (with a cell: no gradient of it)."""
     optimizer: str = "lbfgs"
     steps: int = 1000
-    """At most."""
+    """Maximum number of steps."""
     cell: bool = False
     """Relax the cell as well."""
     pressure: float = 0.0
-    """bar; with ``cell`` only."""
+    """External pressure, bar; with ``cell`` only."""
 
     def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
@@ -185,7 +185,7 @@ class RelaxSettings:
 
 
 def option(name: str) -> str:
-    """Name of a setting as the command line spells it."""
+    """Name of a setting on the command line."""
     return "--" + name.replace("_", "-")
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a run to stop after the step it is in."""
+"""Ctrl-C and SIGTERM ask a run to stop after the step that it is in."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+from .errors import Interrupted
+
 
 class StopRequest:
-    """While entered, remembers a signal instead of dying of it.
+    """While entered, remembers a signal instead of ending the process.
 
     A second Ctrl-C ends the process at once. Outside the main thread, where Python allows no
-    handlers, nothing is caught.
+    handlers, nothing is caught. Loops ask `asked` after each step.
     """
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self._signal: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -34,8 +36,19 @@ class StopRequest:
     ) -> None:
         self._restore()
 
+    def asked(self) -> bool:
+        """Whether a signal has arrived."""
+        return self._signal is not None
+
+    def interrupted(self, message: str) -> Interrupted:
+        """The exception that tells what was saved, with the exit code of the signal.
+
+        Where another process got the signal, that of SIGTERM.
+        """
+        return Interrupted(message, self._signal or signal.SIGTERM)
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        self._signal = number
         self._restore()
 
     def _restore(self) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from ase import Atoms
+from ase.io import read, write
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
 from ...models.files import write_atomically
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 
 def read_structures(source: str | Path) -> list[Atoms]:
@@ -24,9 +24,6 @@ def read_structures(source: str | Path) -> list[Atoms]:
     ValueError
         If it holds nothing that can be run.
     """
-    from ase.io import read
-    from ase.io.formats import UnknownFileTypeError
-
     name, _, index = str(source).rpartition("@")
     if not name or Path(source).exists():
         name, index = str(source), ""
@@ -94,9 +91,6 @@ def write_structure(path: Path, atoms: Atoms) -> None:
     ValueError
         If ASE cannot write the format, or not this structure in it.
     """
-    from ase.io import write
-    from ase.io.formats import ioformats
-
     name = format_of(path)
     try:
         if ioformats[name].isbinary:
@@ -120,8 +114,6 @@ def format_of(path: Path) -> str:
     ValueError
         If the name tells none that ASE writes.
     """
-    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
-
     try:
         name = filetype(str(path), read=False)
     except UnknownFileTypeError:
@@ -135,12 +127,20 @@ def format_of(path: Path) -> str:
 
 
 def frame_text(atoms: Atoms) -> str:
-    """One frame in extended XYZ, with the results of its calculator."""
-    from ase.io import write
-
+    """A frame in extended XYZ, with the results of its calculator."""
     text = io.StringIO()
     write(text, atoms, format="extxyz")
     return text.getvalue()
+
+
+def whole_frames(path: Path) -> Iterator[list[bytes]]:
+    """The lines of each frame of an extended XYZ file; one that a kill cut short is left out."""
+    with open(path, "rb") as stream:
+        while header := stream.readline():
+            lines = [header, *(stream.readline() for _ in range(int(header) + 1))]
+            if not lines[-1].endswith(b"\n"):
+                return
+            yield lines
 
 
 def describe(atoms: Atoms) -> str:

@@ -7,16 +7,23 @@ import inspect
 import re
 import textwrap
 import typing
-from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
 import yaml
+from pydantic.dataclasses import dataclass
 
 from ...models.data.readers import FORMATS
 from ...models.heads.properties import HEADS as PROPERTIES
 from ...models.networks import NETWORKS, Network
+from ...models.options import (
+    STRICT,
+    fields_of,
+    one_line_errors,
+    option,
+    section_type,
+    type_text,
+)
 from ...models.training.settings import TrainingSettings
-from .schema import about, fields_of, section_type, type_text
 
 ARCHITECTURES = {name.lower(): kind for name, kind in NETWORKS.items()}
 """Networks by the name that a configuration has for them."""
@@ -26,72 +33,20 @@ REFIT = ("none", "all")
 REQUIRED = "required"
 
 UNITS = {"cutoff": "Å", "cutoff_lower": "Å"}
-"""Of options of the networks."""
-TRAINING: dict[str, tuple[str, str]] = {
-    "epochs": ("", "passes over the training frames"),
-    "batch": ("frames", "size of one step"),
-    "keep_last_batch": ("", "whether what is left of an epoch makes a last, smaller batch"),
-    "learning_rate": ("", "highest; reached after the warm-up"),
-    "warm_up_steps": ("steps", "time in which the learning rate rises linearly"),
-    "schedule": ("", "cosine (down to a hundredth at the end), plateau or constant"),
-    "plateau_factor": ("", "of the learning rate, at a plateau of the validation loss"),
-    "plateau_patience": (
-        "validations",
-        "time without a lower validation loss that makes a plateau",
-    ),
-    "plateau_minimum": ("", "learning rate below which a plateau does not lower it"),
-    "early_stopping": (
-        "validations",
-        "time without a lower validation loss that ends the run; 0: never",
-    ),
-    "loss": ("", "norm, l1, mse or huber; see below"),
-    "huber_delta": ("that of the error", "where huber becomes linear"),
-    "energy_weight": ("1/eV", "of the loss of the energy of a frame"),
-    "energy_per_atom": ("", "whether energy errors are divided by the number of atoms"),
-    "force_weight": ("Å/eV", "of the loss of forces"),
-    "stress_weight": ("Å³/eV", "of the loss of the stress"),
-    "dipole_weight": ("1/(e Å)", "of the loss of the dipole"),
-    "dipole_norm_weight": ("1/(e Å)", "of the loss of the length of the dipole"),
-    "polarizability_weight": ("eV/(e² Å²)", "of the loss of the polarizability"),
-    "polarizability_isotropic_weight": (
-        "eV/(e² Å²)",
-        "of the loss of a third of the trace of the polarizability",
-    ),
-    "polarizability_anisotropy_weight": (
-        "eV/(e² Å²)",
-        "of the loss of the anisotropy of the polarizability",
-    ),
-    "energy_loss_ema": ("", "share of the newest value in the running loss of energies"),
-    "force_loss_ema": ("", "the same of forces"),
-    "ema_decay": ("", "of the moving average of the weights, which is what is kept"),
-    "keep": ("", "which averaged weights are tested: last, or best (lowest validation loss)"),
-    "weight_decay": ("", "of AdamW"),
-    "largest_gradient": ("", "norm at which the gradient of a step is clipped; .inf: never"),
-    "dtype": ("", "of the weights: float32 or float64"),
-    "seed": ("", "of the first weights, the order of the frames and dropout"),
-    "validate_every": ("epochs", "time between validations, at which the state is saved"),
-    "compile": ("", "compile the step: auto (long runs, where there is a compiler), true, false"),
-}
-"""Unit and description of the fields of `TrainingSettings`."""
-
-
-def _default(default: Any, text: str, unit: str) -> Any:
-    return field(default=default, metadata=about(text, unit))
+"""Units of options of the networks."""
 
 
 def _network_section(name: str, network: type) -> type:
     """The options of a network's constructor as a section, described by its docstring."""
     texts = parameter_texts(network)
+    content: dict[str, Any] = {
+        name: option(texts.get(name, ""), parameter.default, UNITS.get(name, ""))
+        for name, parameter in inspect.signature(network).parameters.items()
+    }
     hints = typing.get_type_hints(network.__init__)  # type: ignore[misc]
-    options = [
-        (
-            option,
-            hints[option],
-            _default(parameter.default, texts.get(option, ""), UNITS.get(option, "")),
-        )
-        for option, parameter in inspect.signature(network).parameters.items()
-    ]
-    return make_dataclass(f"{name}Config", options, frozen=True)
+    content["__annotations__"] = {name: hints[name] for name in content}
+    section = type(f"{name}Config", (), {**content, "__module__": __name__})
+    return one_line_errors(dataclass(section, frozen=True, config=STRICT))
 
 
 def parameter_texts(cls: type) -> dict[str, str]:
@@ -121,51 +76,40 @@ def _with_network_sections(cls: type) -> type:
     for name in NETWORKS:
         section = name.lower()
         cls.__annotations__[section] = NETWORK_SECTIONS[section] | None
-        text = about(f"options of {name}; see below")
-        setattr(cls, section, field(default=None, metadata=text))
+        setattr(cls, section, option(f"options of {name}; see below", None))
     return cls
 
 
-@dataclass(frozen=True)
+@one_line_errors
+@dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    """Which frames are learnt from, watched and tested on."""
+    """Frames to train, validate and test on."""
 
-    train: list[str] | str = field(
-        metadata=about("file or files to train on; qm9 is the package qm9pack")
+    train: list[str] | str = option("file or files to train on; qm9 is the package qm9pack")
+    validation: list[str] | str | None = option(
+        "files for validation; null: a part of train", None
     )
-    validation: list[str] | str | None = field(
-        default=None, metadata=about("files to watch; null: a part of train")
+    test: list[str] | str | None = option("files to test on at the end", None)
+    split: list[int] | list[float] | list[str] | str | None = option(
+        "parts of train: numbers or shares of frames for training, validation and test (by "
+        "default the rest), torchmd-net's npz file of indices, or two or three text files of them",
+        None,
     )
-    test: list[str] | str | None = field(
-        default=None, metadata=about("files to test on at the end")
+    split_seed: int = option("seed of a random split", 0)
+    limit: int | None = option(
+        "read at most this many frames per file, from the start; null: all", None, "frames", ge=1
     )
-    split: list[int] | list[float] | list[str] | str | None = field(
-        default=None,
-        metadata=about(
-            "parts of train: numbers or shares of frames for training, validation and test (left "
-            "out: the rest), torchmd-net's npz file of numbers, or two or three text files of them"
-        ),
+    limit_seed: int | None = option(
+        "with limit: take random frames of each file, with this seed", None
     )
-    split_seed: int = field(default=0, metadata=about("of the random parts"))
-    limit: int | None = field(
-        default=None,
-        metadata=about("so many frames of each file, the first ones; null: all", "frames"),
+    format: str | None = option(
+        f"format of all files ({', '.join(FORMATS)}); null: by their names", None
     )
-    limit_seed: int | None = field(
-        default=None, metadata=about("with limit: random frames of each file instead of the first")
+    units: dict[str, str] | None = option(
+        "units of length, energy, forces, stress, ... in the files; null: the format's", None
     )
-    format: str | None = field(
-        default=None, metadata=about(f"of all files ({', '.join(FORMATS)}); null: by their names")
-    )
-    units: dict[str, str] | None = field(
-        default=None,
-        metadata=about("of length, energy, forces, stress, ... in the files; null: the format's"),
-    )
-    keys: dict[str, str | None] | None = field(
-        default=None,
-        metadata=about(
-            "names of labels in the files, such as {energy: REF_energy}; null leaves one out"
-        ),
+    keys: dict[str, str | None] | None = option(
+        "names of labels in the files, such as {energy: REF_energy}; null ignores a label", None
     )
 
     def __post_init__(self) -> None:
@@ -184,8 +128,6 @@ class DataConfig:
                 )
             if any(not isinstance(part, str) and part <= 0 for part in self.split):
                 raise ValueError(f"split is {self.split}: expected numbers above zero")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}: expected 1 or more")
         if self.limit_seed is not None and (self.limit is None or self.limit_seed < 0):
             raise ValueError(
                 f"limit_seed is {self.limit_seed}: expected 0 or more, and a limit beside it"
@@ -194,63 +136,49 @@ class DataConfig:
             raise ValueError(f"format is {self.format!r}: expected one of {', '.join(FORMATS)}")
 
 
-@dataclass(frozen=True)
+@one_line_errors
+@dataclass(frozen=True, config=STRICT)
 @_with_network_sections
 class ModelConfig:
-    """What is trained."""
+    """Network and heads, new or from a checkpoint."""
 
-    architecture: str | None = field(
-        default=None,
-        metadata=about(
-            f"{' or '.join(ARCHITECTURES)}; null: start_from's, or {DEFAULT_ARCHITECTURE}"
+    architecture: str | None = option(
+        f"{' or '.join(ARCHITECTURES)}; null: start_from's, or {DEFAULT_ARCHITECTURE}", None
+    )
+    readout: str | None = option(
+        "; ".join(
+            f"kind of readout of a {name}: {', '.join(kind.heads)}; null: {kind.heads[0]}"
+            for name, kind in NETWORKS.items()
+            if kind.heads
         ),
+        None,
     )
-    readout: str | None = field(
-        default=None,
-        metadata=about(
-            "; ".join(
-                f"of a {name}: {', '.join(kind.heads)}; null: {kind.heads[0]}"
-                for name, kind in NETWORKS.items()
-                if kind.heads
-            )
-        ),
+    repulsion_cutoff: float | None = option(
+        "cutoff of a screened nuclear repulsion (ZBL); null: none", None, "Å"
     )
-    repulsion_cutoff: float | None = field(
-        default=None, metadata=about("of a screened nuclear repulsion (ZBL); null: none", "Å")
+    properties: list[str] = option(
+        f"properties besides energy and forces: {', '.join(PROPERTIES)}", default_factory=list
     )
-    properties: list[str] = field(
-        default_factory=list, metadata=about(f"besides energy and forces: {', '.join(PROPERTIES)}")
+    dipole_charges: bool = option("whether the dipole has a term of atomic charges", True)
+    elements: list[str] | None = option(
+        "symbols; null: those of the training frames, or start_from's", None
     )
-    dipole_charges: bool = field(
-        default=True, metadata=about("whether the dipole has a term of atomic charges")
+    references: str | dict[str, float] = option(
+        "energies of elements: fit (least squares), none, or a section such as {H: -13.6}",
+        "fit",
+        "eV",
     )
-    elements: list[str] | None = field(
-        default=None,
-        metadata=about("symbols; null: those of the training frames, or start_from's"),
+    start_from: str | None = option(
+        "checkpoint whose weights are trained further: a file, a folder or a name", None
     )
-    references: str | dict[str, float] = field(
-        default="fit",
-        metadata=about(
-            "energies of elements: fit (least squares), none, or a section such as {H: -13.6}",
-            "eV",
-        ),
+    start_from_units: list[str] | None = option(
+        "its units of length and energy, where its file does not state them: [angstrom, kcal/mol]",
+        None,
     )
-    start_from: str | None = field(
-        default=None,
-        metadata=about("checkpoint whose weights are trained further: a file, a folder or a name"),
-    )
-    start_from_units: list[str] | None = field(
-        default=None,
-        metadata=about(
-            "its units of length and energy where its file does not say: [angstrom, kcal/mol]"
-        ),
-    )
-    refit: str | list[str] = field(
-        default="none",
-        metadata=about(
-            "elements of start_from whose energies are fitted anew (least squares): none, all (of "
-            "the training frames), or a list of symbols"
-        ),
+    refit: str | list[str] = option(
+        "elements of start_from whose energies are refitted (least squares): none, all (of the "
+        "training frames), or a list of symbols",
+        "none",
     )
 
     def __post_init__(self) -> None:
@@ -315,74 +243,47 @@ def _readouts() -> str:
     )
 
 
-@dataclass(frozen=True)
+@one_line_errors
+@dataclass(frozen=True, config=STRICT)
 class MachineConfig:
-    """Where a training runs."""
+    """Device and threads of a training."""
 
-    device: str = field(
-        default="auto", metadata=about("auto (CUDA where there is one), cpu, cuda, cuda:1")
-    )
-    threads: int | None = field(
-        default=None, metadata=about("of the processor; null: torch's own number")
-    )
-
-    def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads is {self.threads}: expected 1 or more")
+    device: str = option("auto (CUDA where there is one), cpu, cuda, cuda:1", "auto")
+    threads: int | None = option("CPU threads; null: torch's own number", None, ge=1)
 
 
-@dataclass(frozen=True)
+@one_line_errors
+@dataclass(frozen=True, config=STRICT)
 class OutputConfig:
-    """What is left."""
+    """Files that a training writes."""
 
-    folder: str | None = field(
-        default=None, metadata=about("run folder; null: the name of the configuration + _training")
+    folder: str | None = option(
+        "run folder; null: the name of the configuration + _training", None
     )
-    torchmdnet_ckpt: bool = field(
-        default=False, metadata=about("write the trained TensorNet as a torchmd-net .ckpt too")
+    torchmdnet_ckpt: bool = option(
+        "also write the trained TensorNet as a torchmd-net .ckpt", False
     )
-    metadata: dict[str, Any] = field(
-        default_factory=dict,
-        metadata=about("kept in the checkpoints: name, licence, reference, ..."),
-    )
-
-
-def _training_section() -> type:
-    """`TrainingSettings` as a section: its fields with their descriptions."""
-    options = []
-    for each in dataclasses.fields(TrainingSettings):
-        unit, text = TRAINING.get(each.name, ("", ""))
-        hints = typing.get_type_hints(TrainingSettings)
-        options.append((each.name, hints[each.name], _default(each.default, text, unit)))
-
-    def check(self: Any) -> None:
-        TrainingSettings(**dataclasses.asdict(self))
-
-    return make_dataclass(
-        "TrainingConfig", options, frozen=True, namespace={"__post_init__": check}
+    metadata: dict[str, Any] = option(
+        "kept in the checkpoints: name, licence, reference, ...", default_factory=dict
     )
 
 
-TrainingConfig = _training_section()
-
-
-@dataclass(frozen=True)
+@one_line_errors
+@dataclass(frozen=True, config=STRICT)
 class TrainConfig:
     """A whole configuration."""
 
-    data: DataConfig = field(metadata=about("which frames are learnt from, watched and tested on"))
-    model: ModelConfig = field(default_factory=ModelConfig, metadata=about("what is trained"))
-    training: TrainingConfig = field(  # type: ignore[valid-type]
-        default_factory=TrainingConfig, metadata=about("how")
-    )
-    machine: MachineConfig = field(default_factory=MachineConfig, metadata=about("where"))
-    output: OutputConfig = field(default_factory=OutputConfig, metadata=about("what is left"))
+    data: DataConfig = option("frames to train, validate and test on")
+    model: ModelConfig = option("network and heads", default_factory=ModelConfig)
+    training: TrainingSettings = option("options of the loop", default_factory=TrainingSettings)
+    machine: MachineConfig = option("device and threads", default_factory=MachineConfig)
+    output: OutputConfig = option("files to write", default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
         wanted = {
             "dipole": ("dipole_weight", "dipole_norm_weight"),
             "polarizability": tuple(
-                name for name in TRAINING if name.startswith("polarizability")
+                name for name in fields_of(TrainingSettings) if name.startswith("polarizability")
             ),
         }
         for name, weights in wanted.items():
@@ -400,11 +301,11 @@ class TrainConfig:
 
     @property
     def settings(self) -> TrainingSettings:
-        """What the loop is asked to do."""
-        return TrainingSettings(**dataclasses.asdict(self.training))
+        """Options of the training loop."""
+        return self.training
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Key:
     """One line of the documentation."""
 
@@ -418,17 +319,14 @@ class Key:
 def keys_of(section: type) -> list[Key]:
     """The keys of a section that are no sections, in order."""
     found = []
-    for each, kind in fields_of(section):
-        if section_type(kind) is not None:
+    for name, each in fields_of(section).items():
+        if section_type(each.annotation) is not None:
             continue
-        if each.default is not dataclasses.MISSING:
-            default = yaml_text(each.default)
-        elif each.default_factory is not dataclasses.MISSING:
-            default = yaml_text(each.default_factory())
-        else:
-            default = REQUIRED
-        unit = each.metadata.get("unit", "")
-        found.append(Key(each.name, type_text(kind), default, unit, each.metadata["text"]))
+        default = REQUIRED
+        if not each.is_required():
+            default = yaml_text(each.get_default(call_default_factory=True))
+        unit = typing.cast(dict[str, str], each.json_schema_extra)["unit"]
+        found.append(Key(name, type_text(each.annotation), default, unit, each.description or ""))
     return found
 
 
@@ -436,7 +334,7 @@ SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "model": ModelConfig,
     **{f"model.{name}": section for name, section in NETWORK_SECTIONS.items()},
-    "training": TrainingConfig,
+    "training": TrainingSettings,
     "machine": MachineConfig,
     "output": OutputConfig,
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from ase.data import chemical_symbols
 
 from ...models.data.readers import check_one_unit
 from ...models.training import Frames, TrainingSettings, read_frames, split_frames
@@ -17,7 +18,7 @@ from .config import DataConfig
 
 @dataclass(frozen=True)
 class Parts:
-    """What is learnt from, watched and tested on."""
+    """Frames to train, validate and test on."""
 
     training: Frames
     validation: Frames
@@ -54,9 +55,9 @@ def read_parts(data: DataConfig, cutoff: float) -> Parts:
     Parameters
     ----------
     data
-        Its section.
+        Section of the configuration.
     cutoff
-        Of the graphs, Angstrom.
+        Cutoff of the graphs, Angstrom.
 
     Raises
     ------
@@ -96,8 +97,6 @@ def check_parts(parts: Parts, elements: Sequence[int], settings: TrainingSetting
     ValueError
         Naming the element or the label, and the remedy.
     """
-    from ase.data import chemical_symbols
-
     known = set(elements)
     for name, frames in parts:
         for k, graph in enumerate(frames.graphs):

@@ -18,14 +18,14 @@ class TrainLog:
     """``log.csv`` of a run folder.
 
     A row is written before the state of its validation is saved, so that none is ever missing:
-    rows later than the state are cut off when the run goes on, and made again.
+    on resume, rows later than the state are removed and computed again.
 
     Parameters
     ----------
     path
-        Of the table; there or not.
+        The table; it need not exist.
     state_file
-        Of the run; there or not.
+        State of the run; it need not exist.
 
     Raises
     ------
@@ -63,7 +63,7 @@ class TrainLog:
 
     @property
     def seconds(self) -> float:
-        """Of training, until the last row."""
+        """Training time until the last row, s."""
         return self._rows[-1]["seconds"]
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class TrainLog:
 
 
 def row_of(progress: Progress) -> dict[str, float]:
-    """What a row holds; errors have their units in their names, energies in meV."""
+    """Values of a row; errors have their units in their names, energies in meV."""
     row: dict[str, float] = {
         "epoch": progress.epoch,
         "step": progress.step,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from ase.data import chemical_symbols
+from torch import Tensor
 
+from ...models.checkpoint import load_potential
+from ...models.committee import Committee
 from ...models.data.standardise import standardise
 from ...models.graph import within
 from ...models.heads.properties import HEADS
@@ -18,9 +21,6 @@ from ..runs.models import parse_elements
 from .config import ModelConfig, TrainConfig
 from .data import element_counts
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 AT_ONCE = 50
 """Frames whose energies are evaluated together."""
 
@@ -31,7 +31,7 @@ class Start:
     Parameters
     ----------
     config
-        Of the training.
+        Configuration of the training.
 
     Raises
     ------
@@ -137,9 +137,6 @@ def load_trainable(checkpoint: str, units: Sequence[str] | None) -> Potential:
     ValueError
         If it cannot be read, is a committee, or runs as another program's module.
     """
-    from ...models.checkpoint import load_potential
-    from ...models.committee import Committee
-
     pair = None if units is None else (units[0], units[1])
     potential = load_potential(checkpoint, units=pair)
     if isinstance(potential, Committee):
@@ -165,8 +162,6 @@ def refit_references(potential: Potential, frames: Frames, elements: Sequence[in
     """
     counts = element_counts(frames, elements)
     if counts.sum(0).min() == 0:
-        from ase.data import chemical_symbols
-
         z = elements[int(counts.sum(0).argmin())]
         raise ValueError(
             f"model.refit or model.elements has {chemical_symbols[z]}, which no training frame "

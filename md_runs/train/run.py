@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any, Protocol
 
 import torch
 import yaml
+from ase import Atoms
+from ase.data import chemical_symbols
 
 from ...calculators.checks import parse_device
 from ...models.checkpoint import (
@@ -32,7 +33,8 @@ from ...models.training import (
     start_processes,
     train,
 )
-from ..runs.errors import Interrupted, RunStopped
+from ..reports.runs import write_report
+from ..runs.errors import RunStopped
 from ..runs.files import write_json
 from ..runs.folder import LOG, RunFolder, refuse_existing
 from ..runs.models import absolute, weights_digest
@@ -51,17 +53,17 @@ CONFIG_YAML, STATE, BAD_BATCH, RESULTS = (
     "bad_batch.extxyz",
     "results.json",
 )
-ALREADY = "go on with it by --resume {}, or choose another folder with -o"
+ALREADY = "resume it with --resume {}, or choose another folder with -o"
 
 
 class Watcher(Protocol):
-    """What is told of a training as it goes."""
+    """Observer of a training."""
 
     def stepped(self, epoch: int, step: int, steps: int, loss: float) -> None:
-        """After every step: of so many, in an epoch."""
+        """Called after every step with the epoch, steps done, all steps and the loss."""
 
     def validated(self, progress: Progress) -> None:
-        """After every validation."""
+        """Called after every validation."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,13 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of the optimizer, in all."""
+        """Total number of steps of the optimizer."""
         settings = self.config.settings
         whole, left = divmod(len(self.parts.training), settings.batch)
         return settings.epochs * (whole + (settings.keep_last_batch and left > 0))
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        from ase.data import chemical_symbols
-
         potential, scale = self.potential, self.potential.atomic_scale
         factor = potential.energy_in_ev
         return {
@@ -107,7 +107,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """What came of a training."""
+    """Results of a training."""
 
     folder: str
     checkpoint: str
@@ -118,7 +118,7 @@ class TrainSummary:
     validation: dict[str, dict[str, Any]]
     """Errors by quantity: mae, rmse, unit."""
     test: dict[str, dict[str, Any]] | None
-    """The same, where there are test frames."""
+    """Test errors, where there are test frames."""
     files: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
@@ -132,9 +132,9 @@ def plan_training(config: TrainConfig, device: str | torch.device | None = None)
     Parameters
     ----------
     config
-        What to do.
+        The configuration.
     device
-        To run on; None: as the configuration says.
+        Device to run on; None: that of the configuration.
 
     Raises
     ------
@@ -171,11 +171,11 @@ def start_training(
     Parameters
     ----------
     config
-        What to do.
+        The configuration.
     path
-        The run folder to make.
+        The run folder to create.
     watcher
-        Told of every step and validation.
+        Observer of steps and validations.
 
     Returns
     -------
@@ -187,7 +187,7 @@ def start_training(
         For inputs that cannot be used, before anything is computed; or if a file cannot be
         written: what was saved before stays.
     RunStopped
-        If the loss is no number any more: the last state and checkpoints stay.
+        If the loss is not finite: the last state and checkpoints stay.
     Interrupted
         After SIGINT or SIGTERM, with the state saved.
     """
@@ -204,7 +204,7 @@ def start_training(
             folder.write_config(
                 {
                     "kind": "train",
-                    "settings": _finite(content),
+                    "settings": finite(content),
                     "data": {"frames": plan.parts.counts(), "sha256": plan.parts.digest()},
                     "model": {**plan.to_json(), "sha256": weights_digest(plan.potential)},
                     "versions": versions(),
@@ -216,7 +216,7 @@ def start_training(
 
 
 def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary | None:
-    """Go on with the training in a folder, to the bit as if it had not been interrupted.
+    """Resume the training in a folder, to the last bit as if it had not been interrupted.
 
     Returns
     -------
@@ -231,8 +231,7 @@ def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary 
     content = folder.config
     if content["kind"] != "train":
         raise ValueError(f"{path} holds no training, but a run of kind {content['kind']!r}")
-    text = yaml.safe_dump(content["settings"], sort_keys=False)
-    config = parse_config(TrainConfig, text, str(folder.path / CONFIG_YAML))
+    config = configuration_of(folder)
     with start_processes(parse_device(config.machine.device)) as processes:
         plan = plan_training(config, processes.device)
         _check_unchanged(plan, content, path)
@@ -242,6 +241,13 @@ def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary 
         folder.lock()
         with folder:
             return _run(folder, plan, watcher)
+
+
+def configuration_of(folder: RunFolder) -> TrainConfig:
+    """The configuration of the training in a folder."""
+    # JSON has no infinity: `finite` wrote the word, which YAML quotes.
+    text = yaml.safe_dump(folder.config["settings"], sort_keys=False).replace("'.inf'", ".inf")
+    return parse_config(TrainConfig, text, str(folder.path / CONFIG_YAML))
 
 
 def _with_full_names(config: TrainConfig) -> TrainConfig:
@@ -277,14 +283,11 @@ def _train(plan: Plan, path: Path, *, first: bool, **hooks: Any) -> Potential:
                 plan.config.settings,
                 path / STATE,
                 device=plan.device,
-                stop=lambda: stop.signal is not None,
+                stop=stop.asked,
                 **hooks,
             )
     except TrainingStopped as stopped:
-        raise Interrupted(
-            f"{stopped}; go on with: tensormd train --resume {path}",
-            stop.signal or signal.SIGTERM,
-        ) from None
+        raise stop.interrupted(f"{stopped}; resume with: tensormd train --resume {path}") from None
     except BadLossError as error:
         if first:
             _write_frames(path / BAD_BATCH, plan.parts.training, error.frames)
@@ -321,8 +324,6 @@ def _run(folder: RunFolder, plan: Plan, watcher: Watcher | None) -> TrainSummary
 
 def _finish(folder: RunFolder, plan: Plan, trained: Potential, log: TrainLog) -> TrainSummary:
     """Test errors, into the metadata of the checkpoint that they are of, and the report."""
-    from ..reports.runs import write_report  # which knows every kind of run, this one too
-
     kept = plan.config.settings.keep
     if kept == "best" and not (folder.path / "best.safetensors").exists():
         kept = "last"  # no validation loss was a number
@@ -354,13 +355,13 @@ def _finish(folder: RunFolder, plan: Plan, trained: Potential, log: TrainLog) ->
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
-    """What a native checkpoint says of itself."""
+    """Metadata of a native checkpoint."""
     metadata: dict[str, Any] = load_potential(path).metadata
     return metadata
 
 
 def _metadata(plan: Plan, progress: Progress) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
+    """Metadata of the checkpoints of a training."""
     config = plan.config
     started_from = None
     if config.model.start_from is not None:
@@ -373,8 +374,8 @@ def _metadata(plan: Plan, progress: Progress) -> dict[str, Any]:
         "training": {
             "program": f"tensormd {package_version('tensormd')}",
             "started_from": started_from,
-            "data": _finite({**asdict(config.data), "frames": plan.parts.counts()}),
-            "settings": _finite(asdict(config.settings)),
+            "data": finite({**asdict(config.data), "frames": plan.parts.counts()}),
+            "settings": finite(asdict(config.settings)),
             "seed": config.settings.seed,
             "epoch": progress.epoch,
             "step": progress.step,
@@ -399,19 +400,17 @@ def _plain_errors(errors: Mapping[str, QuantityErrors]) -> dict[str, dict[str, A
     }
 
 
-def _finite(content: Any) -> Any:
+def finite(content: Any) -> Any:
     """Plain data that JSON can hold: infinity as YAML writes it."""
     if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
+        return {name: finite(value) for name, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
+        return [finite(value) for value in content]
     return ".inf" if isinstance(content, float) and math.isinf(content) else content
 
 
 def _write_frames(path: Path, frames: Frames, index: Sequence[int]) -> None:
     """Structures of some frames, to look at; positions in Angstrom."""
-    from ase import Atoms
-
     text = ""
     for k in index:
         graph = frames.graphs[k]

@@ -185,7 +185,7 @@ def fine_tuned(potential: Potential, fit: Frames, epochs: int, seed: int = 0) ->
         force_weight=1.0 if "forces" in fit.quantities else 0.0,
         # The average is over a tenth of the run at most.
         ema_decay=min(0.999, 1 - 10 / max(steps, 20)),
-        dtype=str(potential.dtype).removeprefix("torch."),
+        dtype="float64" if potential.dtype == torch.float64 else "float32",
         seed=seed,
         validate_every=epochs,
     )

@@ -34,6 +34,11 @@ def by_blocks(tensor: Tensor, name: str) -> Tensor:
     return tensor.reshape(outputs // 3, 3, -1).transpose(0, 1).reshape(tensor.shape)
 
 
+def interleaved_outputs(tensor: Tensor) -> Tensor:
+    """The inverse of `by_blocks`: [3, F] -> [F, 3]."""
+    return tensor.reshape(3, tensor.shape[0] // 3, -1).transpose(0, 1).reshape(tensor.shape)
+
+
 def embedding_state(pool: TensorPool, prefix: str, *, interleaved: bool) -> dict[str, Tensor]:
     """The state of `TensorEmbedding` from torchmd-net's names under ``prefix``.
 

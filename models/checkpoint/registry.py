@@ -11,7 +11,6 @@ import contextlib
 import difflib
 import hashlib
 import json
-import os
 import re
 import socket
 import urllib.parse
@@ -19,7 +18,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import write_atomically
+from ..files import cache_folder, write_atomically
 
 DOWNLOAD_TIMEOUT_S = 60
 MAX_DOWNLOAD_BYTES = 2**31
@@ -161,13 +160,6 @@ def fetch(entry: Entry) -> Path:
     """
     paths = [_fetch_file(entry, file) for file in entry.files]
     return paths[0] if len(paths) == 1 else paths[0].parent
-
-
-def cache_folder() -> Path:
-    """Where downloads from elsewhere than the hub, and digests, are kept."""
-    if "TENSORMD_CACHE" in os.environ:
-        return Path(os.environ["TENSORMD_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tensormd"
 
 
 def _fetch_file(entry: Entry, file: HubFile | WebFile | Path) -> Path:

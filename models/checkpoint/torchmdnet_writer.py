@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,22 @@ from ..heads.energy import EnergyReadout
 from ..networks.tensornet import TensorNet
 from ..potential import Potential
 from .files import require_finite
+from .layout import interleaved_outputs
 from .torchmdnet_format import BOHR_M, COULOMB_J_M, NOTE
 
 LIGHTNING_VERSION = "2.4.0"
 """Of the layout of the file; newer versions of Lightning read it."""
+LAST_SCALAR_LAYER = re.compile(
+    r"(tensor_embedding\.linears_scalar\.1|layers\.\d+\.linears_scalar\.2)\.(weight|bias)$"
+)
+"""Names of the layers with an output for each of I, A and S."""
 DENSEST_ATOMS_PER_CUBIC_ANGSTROM = 0.18
 """Diamond: more neighbours than in a sphere of it are not expected."""
 
 
-def write_torchmdnet_checkpoint(potential: nn.Module, path: str | os.PathLike[str]) -> None:
+def write_torchmdnet_checkpoint(
+    potential: nn.Module, path: str | os.PathLike[str], *, old_layout: bool = False
+) -> None:
     """Write a TensorNet potential as a checkpoint of torchmd-net 3.
 
     Numbers are in the network's own units, which torchmd-net does not ask for; units, elements
@@ -43,6 +51,9 @@ def write_torchmdnet_checkpoint(potential: nn.Module, path: str | os.PathLike[st
     path
         Where to; by custom ``*.ckpt``. A file of that name is replaced, once the new one is
         whole.
+    old_layout
+        Whether to write the outputs of scalar layers in the order [F, 3] of torchmd-net before
+        version 3, marked as it marked them: openmm-ml 1.7 and 1.8 take every file for one.
 
     Raises
     ------
@@ -57,6 +68,11 @@ def write_torchmdnet_checkpoint(potential: nn.Module, path: str | os.PathLike[st
     assert isinstance(potential, Potential)
     assert isinstance(potential.representation, TensorNet)
     content = _content(potential, potential.representation.config)
+    if old_layout:
+        content["hyper_parameters"]["check_errors"] = True
+        for name, tensor in content["state_dict"].items():
+            if LAST_SCALAR_LAYER.search(name):
+                content["state_dict"][name] = interleaved_outputs(tensor)
     require_finite(content["state_dict"], str(path))
     with replacing(Path(path)) as temporary:
         torch.save(content, temporary)

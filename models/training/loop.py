@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +92,7 @@ def train(
     settings
         Of the run.
     state_file
-        Where the run is saved after each validation and at an interruption, and taken up from if
+        Where the run is saved after each validation and when it is stopped, and resumed from if
         it exists: the same numbers come out as without the interruption.
     tell
         Called after each validation, before the state is saved.
@@ -107,7 +104,8 @@ def train(
         Called after each step with the epoch (from 1), steps done, steps of the whole run, and
         the loss.
     stop
-        Asked after each step: if true, the run is saved and `TrainingStopped` raised.
+        Asked after each step: if true, the run is saved and `TrainingStopped` raised. No signal
+        is handled here: Ctrl-C ends the run at once, and it resumes from the last state saved.
 
     Raises
     ------
@@ -119,8 +117,6 @@ def train(
         the last state saved is kept.
     TrainingStopped
         See ``stop``.
-    KeyboardInterrupt
-        After the state is saved, at the end of a step. At once if it is asked for twice.
     """
     processes = current_processes(device)
     _check(potential, fit, validation, settings, processes)
@@ -145,26 +141,23 @@ def train(
         run.seconds = time.perf_counter() - began
         run.save(state_file)
 
-    with _interruptions() as interrupted:
-        while run.epoch < settings.epochs and not run.stopped_early:
-            order = np.random.default_rng([settings.seed, run.epoch]).permutation(len(fit))
-            while run.steps_in_epoch < per_epoch:
-                first = run.steps_in_epoch * settings.batch
-                loss = run.step(fit, order[first : first + settings.batch].tolist())
-                step_done(run.epoch + 1, run.steps_done, total, loss)
-                if processes.any(interrupted() or stop()):
-                    save()
-                    if interrupted():
-                        raise KeyboardInterrupt
-                    raise TrainingStopped(f"the training was stopped in epoch {run.epoch + 1}")
-            losses = run.end_epoch()
-            if run.epoch % settings.validate_every == 0 or run.epoch == settings.epochs:
-                run.seconds = time.perf_counter() - began
-                progress = _validate(run, validation, losses)
-                if processes.first:
-                    tell(progress)
-                    keep(progress, run.average)
+    while run.epoch < settings.epochs and not run.stopped_early:
+        order = np.random.default_rng([settings.seed, run.epoch]).permutation(len(fit))
+        while run.steps_in_epoch < per_epoch:
+            first = run.steps_in_epoch * settings.batch
+            loss = run.step(fit, order[first : first + settings.batch].tolist())
+            step_done(run.epoch + 1, run.steps_done, total, loss)
+            if processes.any(stop()):
                 save()
+                raise TrainingStopped(f"the training was stopped in epoch {run.epoch + 1}")
+        losses = run.end_epoch()
+        if run.epoch % settings.validate_every == 0 or run.epoch == settings.epochs:
+            run.seconds = time.perf_counter() - began
+            progress = _validate(run, validation, losses)
+            if processes.first:
+                tell(progress)
+                keep(progress, run.average)
+            save()
     return run.result()
 
 
@@ -238,30 +231,3 @@ def _validate(run: Run, validation: Frames, losses: dict[str, float]) -> Progres
         compiled=run.training_step.compiled,
         plain_steps=run.training_step.plain_steps,
     )
-
-
-@contextlib.contextmanager
-def _interruptions() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed, so that a step is never cut in two; the second one is at once.
-
-    Outside the main thread, or where somebody else handles the signal, nothing is changed.
-    """
-    pressed = threading.Event()
-    default = signal.default_int_handler
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not default
-    ):
-        yield pressed.is_set
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if pressed.is_set():
-            default(number, frame)
-        pressed.set()
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, default)

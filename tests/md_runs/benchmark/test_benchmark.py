@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import json
 import os
 import subprocess
@@ -25,10 +27,8 @@ from tensormd.calculators.openmm_versions import python_problem
 from tensormd.md_runs.benchmark import report as benchmark_report
 from tensormd.md_runs.benchmark import rounds as benchmark
 from tensormd.md_runs.benchmark.model import (
-    NotTransferableError,
     product_flops_per_atom,
     random_potential,
-    write_torchmdnet,
 )
 from tensormd.md_runs.benchmark.programs import (
     Contestant,
@@ -40,7 +40,13 @@ from tensormd.md_runs.benchmark.programs import (
 from tensormd.md_runs.benchmark.rounds import BenchmarkSettings, run_benchmark
 from tensormd.md_runs.benchmark.systems import AMPLITUDE, Motion, collect_systems, water_box
 from tensormd.md_runs.benchmark.worker import TrialError, one_line, run_trial
-from tensormd.models import NeighborList, Potential, load_potential, save_potential
+from tensormd.models import (
+    NeighborList,
+    Potential,
+    load_potential,
+    save_potential,
+    write_torchmdnet_checkpoint,
+)
 
 MEASURED = ROOT / "benchmarks" / "results" / "inference_cpu.json"
 
@@ -159,7 +165,7 @@ def test_weights_go_to_torchmdnet_and_come_back(
     changes: dict[str, Any], old_layout: bool, tmp_path: Path
 ) -> None:
     first = load_potential(save(tmp_path / "m.ckpt", *make_model(**changes)))
-    write_torchmdnet(first, tmp_path / "again.ckpt", "float64", old_layout=old_layout)
+    write_torchmdnet_checkpoint(first, tmp_path / "again.ckpt", old_layout=old_layout)
     again = load_potential(tmp_path / "again.ckpt")
     assert again.representation.config == first.representation.config
     before, after = first.state_dict(), again.state_dict()
@@ -171,7 +177,7 @@ def test_weights_go_to_torchmdnet_and_come_back(
 def test_torchmdnet_itself_computes_the_same(tmp_path: Path) -> None:
     potential = make_potential()
     save_potential(potential, tmp_path / "m.safetensors")
-    write_torchmdnet(potential, tmp_path / "m.ckpt")
+    write_torchmdnet_checkpoint(copy.deepcopy(potential).float(), tmp_path / "m.ckpt")
     atoms = ethanol()
     peer = {"energy_in_ev": float(potential.energy_in_ev), "max_neighbors": len(atoms)}
     results = []
@@ -197,8 +203,8 @@ def test_what_torchmdnet_has_no_place_for() -> None:
     from tensormd.models import TDN, ScalarReadout
 
     tdn = Potential(TDN(channels=4, layers=1, lmax=1), ScalarReadout(4), elements=[1])
-    with pytest.raises(NotTransferableError, match="TDN is not handed over"):
-        write_torchmdnet(tdn, Path("never.ckpt"))
+    with pytest.raises(ValueError, match="TDN is not one of its networks"):
+        write_torchmdnet_checkpoint(tdn, Path("never.ckpt"))
     assert product_flops_per_atom(tdn) is None
 
 
@@ -269,7 +275,7 @@ def test_trial_that_fails_says_why(here: Path) -> None:
 def test_too_little_memory_is_an_answer() -> None:
     code = """
 import torch
-from tensormd.md_runs import benchmark_worker as worker
+from tensormd.md_runs.benchmark import worker
 worker.SHARE = 0.01
 with worker.limited_memory(torch.device("cpu")):
     try:
@@ -425,7 +431,8 @@ def test_command_writes_files(here: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_json_on_stdout(
     results: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(benchmark, "run_benchmark", lambda settings, say, keep: results)
+    module = importlib.import_module("tensormd.md_runs.command.benchmark")
+    monkeypatch.setattr(module, "run_benchmark", lambda settings, say, keep: results)
     assert run("benchmark", "--json", "-") == 0
     assert json.loads(capsys.readouterr().out) == results
 
@@ -483,7 +490,8 @@ def test_steps_in_openmm() -> None:
 def test_openmmml_gets_the_same_weights(tmp_path: Path) -> None:
     # Without compiling: what its file holds, read as openmm-ml 1.7 reads it.
     potential = make_potential()
-    write_torchmdnet(potential, tmp_path / "old.ckpt", old_layout=True)
+    single = copy.deepcopy(potential).float()
+    write_torchmdnet_checkpoint(single, tmp_path / "old.ckpt", old_layout=True)
     with peer_quiet():
         from torchmdnet.models.model import load_model
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +19,9 @@ from support.md_runs import ethanol, run, waters, write_tiny_potential
 from tensormd.calculators.openmm_versions import python_problem
 from tensormd.md_runs.command import demo as demo_module
 from tensormd.md_runs.command import doctor
+from tensormd.md_runs.command.main import COMMANDS
 
-COMMANDS = (
-    *("demo", "relax", "md", "report", "evaluate", "info", "convert", "export", "benchmark"),
-    "doctor",
-)
+SHARED = ("__init__", "main", "console", "options", "progress")
 
 
 @pytest.fixture
@@ -31,28 +32,51 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_command_is_a_file_and_a_row() -> None:
+    folder = Path(demo_module.__file__).parent
+    assert {file.stem for file in folder.glob("*.py")} - set(SHARED) == COMMANDS.keys()
+
+
 def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
-    overview = capsys.readouterr().out
-    for name in COMMANDS:
-        assert name in overview
+    overview = " ".join(capsys.readouterr().out.replace("│", "").split())
+    for name, line in COMMANDS.items():
+        assert f"{name} {line}" in overview
         assert run(name, "--help") == 0
-        assert "Usage: tensormd" in capsys.readouterr().out
+        assert f"Usage: tensormd {name}" in capsys.readouterr().out
+    assert run("md", "-h") == 0
+    words = capsys.readouterr().out.split()
+    for unit in ("FS", "BAR", "K"):
+        assert unit in words
 
 
 def test_help_is_fast_and_imports_nothing_heavy() -> None:
+    found, seconds = loaded("--help")
+    assert not found & {"torch", "ase", "matplotlib", "numpy", "pydantic"}
+    assert not {name for name in found if name.startswith("tensormd.md_runs.command.")} - {
+        f"tensormd.md_runs.command.{name}" for name in ("main", "console")
+    }
+    assert seconds < 5
+
+
+def test_a_command_loads_its_own_module_only() -> None:
+    found, _ = loaded("info", "--help")
+    assert "tensormd.md_runs.command.info" in found
+    others = [f"tensormd.md_runs.command.{name}" for name in COMMANDS if name != "info"]
+    assert not found.intersection([*others, "matplotlib", "openmm", "tensormd.md_runs.train"])
+
+
+def loaded(*arguments: str) -> tuple[set[str], float]:
+    """Modules that a fresh process imports for these arguments, and its time in seconds."""
     code = (
         "import sys; from tensormd.md_runs.command.main import main\n"
-        "try: main(['md', '--help'])\n"
+        f"try: main({list(arguments)})\n"
         "except SystemExit: pass\n"
-        "print([m for m in ('torch', 'ase', 'matplotlib', 'numpy') if m in sys.modules])"
+        "print('MODULES', *sys.modules)"
     )
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")
-    assert time.monotonic() - began < 5
-    for unit in ("FS", "BAR", "K"):
-        assert unit in done.stdout
+    return set(done.stdout.split("MODULES")[1].split()), time.monotonic() - began
 
 
 @pytest.mark.parametrize(
@@ -214,6 +238,20 @@ def test_doctor_says_why_something_does_not_work(monkeypatch: pytest.MonkeyPatch
     check = doctor._try_openmm("create_force python", "python")
     assert not check.works
     assert "ended with code" in check.detail
+
+
+def test_evaluate_stops_at_ctrl_c(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def evaluate_checkpoint(*_: object, tell: Callable[[int, int], None], **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        tell(1, 2)
+
+    module = importlib.import_module("tensormd.md_runs.command.evaluate")
+    monkeypatch.setattr(module, "evaluate_checkpoint", evaluate_checkpoint)
+    assert run("evaluate", "tiny.safetensors", "ethanol.xyz") == 130
+    assert "interrupted after 1 of 2 frames, nothing written" in capsys.readouterr().err
+    assert not Path("ethanol_evaluation").exists()
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

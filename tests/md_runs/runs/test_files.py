@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +164,9 @@ def test_disk_full_in_a_run_leaves_it_resumable(
         if step == 25:
             full_disk(monkeypatch, room)
 
-    with pytest.raises(OSError, match=r"No space left.*keeps step \d+; then go on with: tensormd"):
+    with pytest.raises(
+        OSError, match=r"No space left.*keeps step \d+; then resume with: tensormd"
+    ):
         start_md(cut, settings, tmp_path / "cut", observer=fill, save_every=0)
     monkeypatch.undo()
     resume_md(RunFolder.open(tmp_path / "cut"), Springs(ethanol().positions))
@@ -170,3 +174,43 @@ def test_disk_full_in_a_run_leaves_it_resumable(
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     one, two = (RunFolder.open(tmp_path / n).read_restart() for n in ("whole", "cut"))
     np.testing.assert_array_equal(one.arrays["positions"], two.arrays["positions"])
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tensormd.md_runs.runs.folder import RunFolder
+folder = RunFolder(Path(sys.argv[1]))
+folder.lock()
+print("locked", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_lock_keeps_processes_out_and_ends_with_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "locked\n"
+            with pytest.raises(ValueError, match=r"is in use: another process is running in it$"):
+                RunFolder(tmp_path).lock()
+        finally:
+            holder.kill()
+    with RunFolder(tmp_path) as folder:
+        folder.lock()
+        with pytest.raises(ValueError, match="is in use"):
+            RunFolder(tmp_path).lock()
+    RunFolder(tmp_path).lock()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="flock is Unix's")
+def test_a_file_system_without_locks_runs_unprotected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with RunFolder(tmp_path) as folder:
+        folder.lock()

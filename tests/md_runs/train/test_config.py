@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 from pathlib import Path
@@ -13,17 +12,18 @@ import yaml
 from support.md_runs import run
 from support.paths import ROOT
 
+from tensormd.md_runs.runs.folder import RunFolder
 from tensormd.md_runs.train.config import (
     ARCHITECTURES,
     NETWORK_SECTIONS,
     SECTIONS,
-    TRAINING,
     TrainConfig,
     example,
     keys_of,
     markdown_table,
     plain,
 )
+from tensormd.md_runs.train.run import configuration_of, finite
 from tensormd.md_runs.train.schema import parse_config, read_config
 from tensormd.models.training.settings import TrainingSettings
 
@@ -51,7 +51,6 @@ def test_every_key_has_a_description_and_a_default() -> None:
         for key in keys:
             assert key.text, f"{section}.{key.name}"
             assert key.default == "required" or yaml.safe_load(key.default) != "", key
-    assert TRAINING.keys() == {field.name for field in dataclasses.fields(TrainingSettings)}
     for name, kind in ARCHITECTURES.items():
         options = inspect.signature(kind.network).parameters
         keys = {key.name: key for key in keys_of(SECTIONS[f"model.{name}"])}
@@ -88,7 +87,7 @@ def test_configurations_in_the_documentation_are_valid() -> None:
             assert isinstance(parse(text), TrainConfig)
 
 
-def test_what_is_written_down_reads_back() -> None:
+def test_what_is_written_down_reads_back(tmp_path: Path) -> None:
     text = LEAST + (
         "  units: {energy: kcal/mol}\n  keys: {energy: REF, stress: null}\n"
         "model:\n  architecture: tdn\n  tdn: {degrees: [0, 2], radial_widths: [8]}\n"
@@ -103,6 +102,9 @@ def test_what_is_written_down_reads_back() -> None:
     assert config.data.keys == {"energy": "REF", "stress": None}
     assert config.output.metadata == {"licence": "MIT", "year": 2026, "tags": ["a", 1.5]}
     assert parse(yaml.safe_dump(plain(config))) == config
+    folder = RunFolder(tmp_path)
+    folder.write_config({"kind": "train", "settings": finite(plain(config))})
+    assert configuration_of(folder) == config
 
 
 # Mistakes: the text, and what the message must say
@@ -126,7 +128,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "a float for an int": (
         LEAST + "training:\n  epochs: 1.5",
-        "line 5: training.epochs is '1.5': expected a whole number",
+        "line 5: training.epochs is 1.5: expected a whole number",
     ),
     "a word for a number": (
         LEAST + "training:\n  learning_rate: fast",
@@ -134,7 +136,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "a number for a word": (
         LEAST + "training:\n  schedule: 5",
-        "line 5: training.schedule is '5': expected a word",
+        "line 5: training.schedule is 5: expected one of 'cosine', 'plateau', 'constant'",
     ),
     "a word for a truth": (
         LEAST + "model:\n  tensornet: {trainable_radial: maybe}",
@@ -142,7 +144,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "a list for a number": (
         LEAST + "training:\n  epochs: [1, 2]",
-        "line 5: training.epochs is a list: expected a whole number",
+        r"line 5: training.epochs is \[1, 2\]: expected a whole number",
     ),
     "a number for a section": (
         LEAST + "training: 5",
@@ -150,7 +152,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "mixed list": (
         "data:\n  train: a\n  split: [1, x]",
-        "line 3: data.split is a list: expected a list of whole numbers, a list of numbers, a",
+        r"line 3: data.split is \[1, 'x'\]: expected a list of whole numbers, a list of",
     ),
     "not a number": (
         LEAST + "training:\n  learning_rate: .nan",

@@ -154,7 +154,7 @@ def test_nothing_is_overwritten(here: Path, capsys: pytest.CaptureFixture[str]) 
     (here / "c_training").mkdir()
     (here / "c_training" / "thesis.tex").write_text("years of work")
     said = fails(capsys, "c.yaml")
-    assert "c_training exists already: go on with it by --resume c_training" in said
+    assert "c_training exists already: resume it with --resume c_training" in said
     assert [p.name for p in (here / "c_training").iterdir()] == ["thesis.tex"]
     assert "no such run folder" in fails(capsys, "--resume", "nowhere")
     assert "no run folder" in fails(capsys, "--resume", "c_training") or True

@@ -76,7 +76,7 @@ def test_a_signal_saves_at_the_next_step(
     said = process.communicate(timeout=60)[1]
     assert process.returncode == code
     assert "Traceback" not in said
-    assert f"go on with: tensormd train --resume {out}" in said
+    assert f"resume with: tensormd train --resume {out}" in said
     steps = steps_in(out / "state.pt")
     assert steps >= log_of(out)["step"][-1] >= 9
     assert steps < 2 * EPOCHS

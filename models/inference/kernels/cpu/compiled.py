@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,8 @@ import llvmlite
 import numba
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+from ....files import cache_folder
 
 log = logging.getLogger("tensormd")
 
@@ -76,15 +77,6 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
 
     dispatcher._cache = SourcesCache(function)
     return dispatcher
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``TENSORMD_CACHE``, or the user's cache folder."""
-    given = os.environ.get("TENSORMD_CACHE")
-    if given:
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tensormd"
 
 
 @functools.cache
