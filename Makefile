@@ -22,8 +22,9 @@ install: .venv/installed
 demo: install
 	$(BIN)/tensormd demo -o demo
 
+# Two files of tests at a time, with one thread each but where a test asks for two.
 test: install
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from ase.io import read, write
 from ase.optimize import BFGS
 from numpy.typing import NDArray
 from support.helpers import REFERENCES, make_potential
+from support.processes import forces_of
 
 from tensormd.calculators import PotentialCalculator, TensorNetCalculator
 from tensormd.models import EnergyReadout, Potential, TensorNet, save_potential
@@ -277,20 +278,15 @@ def test_written_with_its_results(checkpoint: Path, ethanol: Atoms, tmp_path: Pa
         np.testing.assert_allclose(read(tmp_path / name).get_forces(), forces, atol=1e-7)
 
 
-def _forces(calculator: PotentialCalculator, atoms: Atoms) -> NDArray[np.float64]:
-    calculator.calculate(atoms)
-    return np.array(calculator.results["forces"])
-
-
 def test_two_threads(checkpoint: Path) -> None:
     structures = [molecule("CH3CH2OH"), molecule("C6H6")]
-    expected = [_forces(TensorNetCalculator(checkpoint), atoms) for atoms in structures]
+    expected = [forces_of(TensorNetCalculator(checkpoint), atoms) for atoms in structures]
     found: dict[int, list[NDArray[np.float64]]] = {0: [], 1: []}
 
     def work(k: int) -> None:
         calculator = TensorNetCalculator(checkpoint)
         for _ in range(20):
-            found[k].append(_forces(calculator, structures[k]))
+            found[k].append(forces_of(calculator, structures[k]))
 
     threads = [threading.Thread(target=work, args=(k,)) for k in (0, 1)]
     for thread in threads:
@@ -323,9 +319,9 @@ def test_many_threads_may_compile_at_once(checkpoint: Path) -> None:
 
 def test_worker_process(checkpoint: Path, ethanol: Atoms) -> None:
     calculator = TensorNetCalculator(checkpoint)
-    expected = _forces(calculator, ethanol)
+    expected = forces_of(calculator, ethanol)
     with get_context("spawn").Pool(1) as pool:
-        there = pool.apply(_forces, (calculator, ethanol))
+        there = pool.apply(forces_of, (calculator, ethanol))
     np.testing.assert_allclose(there, expected, atol=1e-5)
 
 

@@ -87,7 +87,7 @@ def run(*arguments: str | Path) -> int:
 
 def wait_for_lines(process: subprocess.Popen[str], log: Path, lines: int) -> None:
     """Return once the run has written that many lines of its log."""
-    end = time.monotonic() + 90
+    end = time.monotonic() + 240
     while not (log.exists() and log.read_bytes().count(b"\n") > lines):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "the run wrote no log"

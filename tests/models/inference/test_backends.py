@@ -22,6 +22,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from numpy.typing import NDArray
 from support.helpers import REFERENCES, make_potential
+from support.processes import forces_of, send_forces
 
 from tensormd.calculators import PotentialCalculator, TensorNetCalculator, create_force
 from tensormd.calculators import openmm_versions as engines
@@ -219,11 +220,6 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch, potential: Potential) ->
 # The same bits
 
 
-def forces_of(calculator: PotentialCalculator, atoms: Atoms) -> NDArray[np.float64]:
-    calculator.calculate(atoms)
-    return np.array(calculator.results["forces"])
-
-
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -286,10 +282,6 @@ def test_copies(copier: Callable[[Any], Any], potential: Potential) -> None:
     np.testing.assert_array_equal(fused(graph).forces.numpy(), expected)
 
 
-def send(queue: Any, calculator: PotentialCalculator, atoms: Atoms) -> None:
-    queue.put(forces_of(calculator, atoms))
-
-
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_other_processes(method: str, potential: Potential) -> None:
     """Threads of the kernels do not survive a fork; the child must not wait for them."""
@@ -300,7 +292,7 @@ def test_other_processes(method: str, potential: Potential) -> None:
     expected = forces_of(calculator, atoms)
     context = get_context(method)
     queue = context.Queue()
-    process = context.Process(target=send, args=(queue, calculator, atoms))
+    process = context.Process(target=send_forces, args=(queue, calculator, atoms))
     process.start()
     found = queue.get(timeout=240)
     process.join(30)

@@ -22,40 +22,44 @@ from support.helpers import System, crystal, ethanol, tiny
 from support.training_frames import labelled, tensornet, water
 from tensormd.models.training import TrainingSettings, TrainingStopped, start_processes, train
 
-out, dtype = Path(sys.argv[1]), sys.argv[2]
+folder = Path(sys.argv[1])
 systems = [ethanol(k) if k % 3 else water(k) for k in range(10)] + [crystal(), tiny(2)]
 frames = labelled(systems)
-settings = TrainingSettings(
-    epochs=4, batch=5, keep_last_batch=True, dtype=dtype, warm_up_steps=0, ema_decay=0.0,
-    largest_gradient=1e9, validate_every=2, compile=False, weight_decay=0.1, learning_rate=1e-4,
-)
-told, steps = [], []
 with start_processes("cpu") as processes:
-    def stop():
-        steps.append(1)
-        return processes.rank == processes.count - 1 and len(steps) == 7
-
-    def run(**options):
-        return train(
-            tensornet(), frames, frames.select([0, 10]), settings, out.with_suffix(".state"),
-            tell=told.append, step_done=lambda *a: losses.append(a[-1]), **options,
+    for dtype in ("float32", "float64"):
+        settings = TrainingSettings(
+            epochs=4, batch=5, keep_last_batch=True, dtype=dtype, warm_up_steps=0,
+            ema_decay=0.0, largest_gradient=1e9, validate_every=2, compile=False,
+            weight_decay=0.1, learning_rate=1e-4,
         )
+        out, told, steps, losses = folder / dtype, [], [], []
 
-    losses = []
-    try:
-        run(stop=stop)
-    except TrainingStopped:
-        assert len(losses) == 7
-    potential = run()
-    if processes.first:
-        assert [p.epoch for p in told] == [2, 4]
-        torch.save({{"weights": potential.state_dict(), "losses": losses}}, out)
-    else:
-        assert not told
+        def stop():
+            steps.append(1)
+            return processes.rank == processes.count - 1 and len(steps) == 7
+
+        def run(**options):
+            return train(
+                tensornet(), frames, frames.select([0, 10]), settings,
+                out.with_suffix(".state"), tell=told.append,
+                step_done=lambda *a: losses.append(a[-1]), **options,
+            )
+
+        try:
+            run(stop=stop)
+        except TrainingStopped:
+            assert len(losses) == 7
+        potential = run()
+        if processes.first:
+            assert [p.epoch for p in told] == [2, 4]
+            torch.save({{"weights": potential.state_dict(), "losses": losses}}, out)
+        else:
+            assert not told
 """
 
 
-def run(folder: Path, name: str, dtype: str, processes: int) -> dict:
+def run(folder: Path, processes: int) -> None:
+    """The program in so many processes, with what it leaves in the folder."""
     program = folder / "program.py"
     program.write_text(PROGRAM.format(tests=str(TESTS)))
     with socket.socket() as free:
@@ -63,7 +67,7 @@ def run(folder: Path, name: str, dtype: str, processes: int) -> dict:
         port = free.getsockname()[1]
     running = [
         subprocess.Popen(
-            [sys.executable, str(program), str(folder / name), dtype],
+            [sys.executable, str(program), str(folder)],
             env={
                 **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port),
                 "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1",
@@ -80,13 +84,23 @@ def run(folder: Path, name: str, dtype: str, processes: int) -> dict:
     finally:
         for process in running:
             process.kill()
-    return torch.load(folder / name, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """What one and two processes left, in both dtypes."""
+    made = [tmp_path_factory.mktemp(f"processes-{count}") for count in (1, 2)]
+    for count, folder in enumerate(made, 1):
+        run(folder, count)
+    return made
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-6)])
-def test_two_processes_take_the_steps_of_one(tmp_path: Path, dtype: str, tolerance: float) -> None:
+def test_two_processes_take_the_steps_of_one(
+    folders: list[Path], dtype: str, tolerance: float
+) -> None:
     """12 frames in batches of 5, 5 and 2: of uneven sizes, and shared unevenly."""
-    one, two = (run(tmp_path, f"{n}", dtype, n) for n in (1, 2))
+    one, two = (torch.load(folder / dtype, weights_only=True) for folder in folders)
     assert len(one["losses"]) == 12
     assert one["losses"] == pytest.approx(two["losses"], rel=10 * tolerance)
     for name, value in one["weights"].items():

@@ -204,45 +204,44 @@ def test_tensor_algebra(irreps: str, dtype: Any) -> None:
 # The whole pass. What it means physically is tested in test_potential_physics.py.
 
 
-def assert_equals_plain_torch(potential: Potential, kind: str) -> None:
+def assert_equals_plain_torch(potential: Potential) -> None:
     """In float64, to rounding; and a wrong table would be seen."""
-    found = predict(fuse(potential), SYSTEMS[kind], skin=0.7)
-    expected = predict(tabulated_potential(potential), SYSTEMS[kind])
-    for field, a, b in zip(expected._fields, found, expected, strict=True):
-        size = max(float(b.abs().max()), 1e-3)
-        assert float((a - b).abs().max()) < 1e-11 * size, field
+    fused, plain = fuse(potential), tabulated_potential(potential)
+    for kind, system in SYSTEMS.items():
+        found, expected = predict(fused, system, skin=0.7), predict(plain, system)
+        for field, a, b in zip(expected._fields, found, expected, strict=True):
+            size = max(float(b.abs().max()), 1e-3)
+            assert float((a - b).abs().max()) < 1e-11 * size, (kind, field)
 
 
-@pytest.mark.parametrize("kind", SYSTEMS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_equals_plain_torch_with_the_same_tables(name: str, kind: str) -> None:
-    assert_equals_plain_torch(make_potential(**NETWORKS[name]), kind)
+def test_equals_plain_torch_with_the_same_tables(name: str) -> None:
+    assert_equals_plain_torch(make_potential(**NETWORKS[name]))
 
 
-@pytest.mark.parametrize("kind", SYSTEMS)
 @pytest.mark.parametrize("name", ["default", "SO(3)-gated", "no-layers", "odd-channels"])
 @pytest.mark.parametrize("irreps", ["IS", pytest.param("IA", marks=pytest.mark.slow), "I"])
-def test_networks_without_irreps(irreps: str, name: str, kind: str) -> None:
+def test_networks_without_irreps(irreps: str, name: str) -> None:
     """Each number of components is compiled: pruned ones, and ones that never had more."""
-    assert_equals_plain_torch(pruned(make_potential(**NETWORKS[name]), irreps), kind)
-    assert_equals_plain_torch(make_potential(**NETWORKS[name] | {"irreps": irreps}), kind)
+    assert_equals_plain_torch(pruned(make_potential(**NETWORKS[name]), irreps))
+    assert_equals_plain_torch(make_potential(**NETWORKS[name] | {"irreps": irreps}))
 
 
 FLOAT32 = NETWORKS | {"IS": {"irreps": "IS"}}
 
 
-@pytest.mark.parametrize("kind", SYSTEMS)
 @pytest.mark.parametrize("name", FLOAT32)
-def test_float32_is_near_the_network(name: str, kind: str) -> None:
+def test_float32_is_near_the_network(name: str) -> None:
     potential = make_potential(**FLOAT32[name])
     fused = fuse(copy.deepcopy(potential).float())
-    found, expected = predict(fused, SYSTEMS[kind]), predict(potential, SYSTEMS[kind])
-    size = max(1.0, float(expected.forces.abs().max()))
-    assert (found.forces - expected.forces).abs().max() < FORCE_BOUND + 1e-5 * size
-    energies = float(expected.energies.abs().max())
-    assert (found.energies - expected.energies).abs().max() < 1e-5 + 2e-6 * energies
-    assert (found.virial - expected.virial).abs().max() < 2e-4 * size
-    assert found.forces.dtype == torch.float64
+    for kind, system in SYSTEMS.items():
+        found, expected = predict(fused, system), predict(potential, system)
+        size = max(1.0, float(expected.forces.abs().max()))
+        assert (found.forces - expected.forces).abs().max() < FORCE_BOUND + 1e-5 * size, kind
+        energies = float(expected.energies.abs().max())
+        assert (found.energies - expected.energies).abs().max() < 1e-5 + 2e-6 * energies, kind
+        assert (found.virial - expected.virial).abs().max() < 2e-4 * size, kind
+        assert found.forces.dtype == torch.float64
 
 
 def test_several_systems_in_one_graph() -> None:
