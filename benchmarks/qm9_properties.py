@@ -25,9 +25,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tensormd.models import EnergyReadout, Potential, TensorNet, save_potential
+from tensormd.models import (
+    DipoleReadout,
+    EnergyReadout,
+    PolarizabilityReadout,
+    Potential,
+    TensorNet,
+    save_potential,
+)
 from tensormd.models.files import write_atomically
-from tensormd.models.heads.properties import DipoleReadout, PolarizabilityReadout
 from tensormd.models.training import (
     Frames,
     Progress,
@@ -37,7 +43,7 @@ from tensormd.models.training import (
     read_state,
     train,
 )
-from tensormd.models.units import bohr_in_angstrom, hartree_in_ev
+from tensormd.models.units import bohr3_in_e2_angstrom2_per_ev, debye_in_e_angstrom
 
 MOLECULES = {"fit": 10_000, "validation": 300, "test": 1000}
 SPLIT_SEED = 0
@@ -64,9 +70,6 @@ SETTINGS: dict[str, Any] = {
 }
 EPOCHS = 40
 QUANTITIES = ("dipole_norm", "polarizability_isotropic", "polarizability_anisotropy")
-DEBYE_PER_E_ANGSTROM = 4.803204712570263
-BOHR3_PER_UNIT = hartree_in_ev / bohr_in_angstrom**2
-"""Bohr^3 in an e^2 A^2/eV."""
 
 
 def load() -> list[Frames]:
@@ -116,10 +119,11 @@ def trivial_errors(fit: Frames, test: Frames) -> dict[str, float]:
 
 def in_usual_units(errors: dict[str, float]) -> dict[str, float]:
     """Debye and Bohr^3, as papers have them."""
+    bohr3 = bohr3_in_e2_angstrom2_per_ev
     return {
-        "dipole_debye": DEBYE_PER_E_ANGSTROM * errors["dipole_norm"],
-        "isotropic_polarizability_bohr3": BOHR3_PER_UNIT * errors["polarizability_isotropic"],
-        "polarizability_anisotropy_bohr3": BOHR3_PER_UNIT * errors["polarizability_anisotropy"],
+        "dipole_debye": errors["dipole_norm"] / debye_in_e_angstrom,
+        "isotropic_polarizability_bohr3": errors["polarizability_isotropic"] / bohr3,
+        "polarizability_anisotropy_bohr3": errors["polarizability_anisotropy"] / bohr3,
     }
 
 

@@ -18,14 +18,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..models.committee import Committee, members_of
-from ..models.heads.properties import HEADS, NO_DIPOLE
 from ..models.neighbors import SKIN
 from ..models.potential import parse_dtype
+from ..models.quantities import HEADS, QUANTITIES, VOIGT
 from .checks import UntrainedError, charge_of, check_energies, parse_charge
 from .evaluator import Checkpoint, Evaluation, Evaluator, Structure
-
-VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
-"""ASE's order of a symmetric tensor: xx, yy, zz, yz, xz, xy."""
 
 
 class StressUndefinedError(PropertyNotImplementedError, ValueError):
@@ -150,8 +147,9 @@ class PotentialCalculator(Calculator):
         energies, heads = self._wanted(properties)
         if properties and "stress" in properties:
             _check_stress(structure)
-        if "dipole" in heads and structure.pbc.any():
-            raise DipoleUndefinedError(NO_DIPOLE)
+        for reason in filter(None, (QUANTITIES[name].not_periodic for name in heads)):
+            if structure.pbc.any():
+                raise DipoleUndefinedError(reason)
         kept: dict[str, Any] = {} if system_changes or self.atoms is None else self.results
         self.atoms, self.results = None, {}  # a failure leaves neither behind
         given = self._structure(structure)
@@ -317,11 +315,16 @@ def _results_of_heads(
     found: dict[str, NDArray[np.float64]], structures: Sequence[Atoms]
 ) -> list[dict[str, Any]]:
     """Properties of each structure of a batch; no dipole where it is periodic."""
+    ends = np.cumsum([len(atoms) for atoms in structures])[:-1]
+    parts = {
+        name: np.split(values, ends) if QUANTITIES[name].per_atom else values
+        for name, values in found.items()
+    }
     return [
         {
-            name: values[b]
-            for name, values in found.items()
-            if name != "dipole" or not atoms.pbc.any()
+            name: part[b]
+            for name, part in parts.items()
+            if not (QUANTITIES[name].not_periodic and atoms.pbc.any())
         }
         for b, atoms in enumerate(structures)
     ]

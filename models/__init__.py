@@ -3,7 +3,9 @@
 from .checkpoint import load_potential, save_potential, write_torchmdnet_checkpoint
 from .committee import Committee
 from .graph import Graph, batch_graphs
+from .heads.dipole import DipoleReadout
 from .heads.energy import EnergyReadout, ScalarReadout
+from .heads.polarizability import PolarizabilityReadout
 from .inference.torchscript import export_torchscript
 from .neighbors import NeighborList
 from .networks.tdn import TDN
@@ -13,9 +15,11 @@ from .potential import Potential, Prediction
 __all__ = [
     "TDN",
     "Committee",
+    "DipoleReadout",
     "EnergyReadout",
     "Graph",
     "NeighborList",
+    "PolarizabilityReadout",
     "Potential",
     "Prediction",
     "ScalarReadout",

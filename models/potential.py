@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from .graph import Graph, Pairs, within
+from .heads.base import Head
 from .heads.energy import Readout
-from .heads.properties import HEADS, NO_DIPOLE, Head
 from .heads.repulsion import ZBLRepulsion
 from .maths.double import DoubleConstants
 from .networks.base import Network
+from .quantities import HEADS, QUANTITIES
 from .units import energy_in_ev, length_in_angstrom
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -122,7 +123,7 @@ class Potential(nn.Module):
     metadata
         What is worth knowing of the weights: name, training data, errors, licence, source.
     heads
-        Readouts of other properties from the same features, by the names of `properties.HEADS`.
+        Readouts of other properties from the same features, by the names of `quantities.HEADS`.
 
     Raises
     ------
@@ -270,8 +271,8 @@ class Potential(nn.Module):
         Raises
         ------
         ValueError
-            If there is no such head; without ``vectors`` also if the dipole is asked of a periodic
-            system, which has none.
+            If there is no such head; without ``vectors`` also if a periodic system is asked for
+            what it has not, its dipole.
         """
         names = list(self.heads) if names is None else list(names)
         missing = [name for name in names if name not in self.heads]
@@ -283,8 +284,9 @@ class Potential(nn.Module):
         if vectors is None:
             if pairs is not None:
                 raise ValueError("pairs belong to vectors: give both, or neither")
-            if "dipole" in names and bool(graph.cell.any()):
-                raise ValueError(NO_DIPOLE)
+            for reason in filter(None, (QUANTITIES[name].not_periodic for name in names)):
+                if graph.cell.any():
+                    raise ValueError(reason)
             graph, vectors = within(graph, self.cutoff)
         features = self.representation(graph, self._in_own_unit(vectors), pairs)
         return {name: self.heads[name](features, graph) for name in names}

@@ -7,6 +7,8 @@ converted where they enter and leave. A factor is named after what it turns into
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 # Exact in the SI.
 AVOGADRO_PER_MOL = 6.02214076e23
 ELEMENTARY_CHARGE_C = 1.602176634e-19
@@ -60,8 +62,29 @@ POLARIZABILITY_UNITS_IN_E2_ANGSTROM2_PER_EV = {
     "angstrom^3": angstrom3_in_e2_angstrom2_per_ev,
 }
 
+STRESS_UNITS_IN_EV_PER_ANGSTROM3 = {
+    "gpa": 1 / ev_per_angstrom3_in_gpa,
+    "kbar": 0.1 / ev_per_angstrom3_in_gpa,
+}
 
-def _factor(name: str, table: dict[str, float], kind: str) -> float:
+
+def unit_factor(name: str, table: Mapping[str, float], kind: str) -> float:
+    """How much one unit of that name is.
+
+    Parameters
+    ----------
+    name
+        Of the unit, in any case.
+    table
+        Sizes by names in lower case.
+    kind
+        Of the quantity, for the message.
+
+    Raises
+    ------
+    ValueError
+        If it is not in the table.
+    """
     try:
         return table[name.lower()]
     except (KeyError, AttributeError):
@@ -78,7 +101,7 @@ def length_in_angstrom(unit: str) -> float:
     ValueError
         If the unit is not one of ``LENGTH_UNITS_IN_ANGSTROM``.
     """
-    return _factor(unit, LENGTH_UNITS_IN_ANGSTROM, "length")
+    return unit_factor(unit, LENGTH_UNITS_IN_ANGSTROM, "length")
 
 
 def energy_in_ev(unit: str) -> float:
@@ -89,26 +112,4 @@ def energy_in_ev(unit: str) -> float:
     ValueError
         If the unit is not one of ``ENERGY_UNITS_IN_EV``.
     """
-    return _factor(unit, ENERGY_UNITS_IN_EV, "energy")
-
-
-def dipole_in_e_angstrom(unit: str) -> float:
-    """How many e Angstrom one ``unit`` of dipole moment is.
-
-    Raises
-    ------
-    ValueError
-        If the unit is not one of ``DIPOLE_UNITS_IN_E_ANGSTROM``.
-    """
-    return _factor(unit, DIPOLE_UNITS_IN_E_ANGSTROM, "dipole")
-
-
-def polarizability_in_e2_angstrom2_per_ev(unit: str) -> float:
-    """How many e^2 Angstrom^2/eV one ``unit`` of polarizability is.
-
-    Raises
-    ------
-    ValueError
-        If the unit is not one of ``POLARIZABILITY_UNITS_IN_E2_ANGSTROM2_PER_EV``.
-    """
-    return _factor(unit, POLARIZABILITY_UNITS_IN_E2_ANGSTROM2_PER_EV, "polarizability")
+    return unit_factor(unit, ENERGY_UNITS_IN_EV, "energy")

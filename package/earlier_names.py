@@ -20,7 +20,7 @@ NEW_NAMES = {
     "tensormd.md_runs.settings": "tensormd.md_runs.runs.settings",
     "tensormd.md_runs.train_config": "tensormd.md_runs.train.config",
     "tensormd.md_runs.train_run": "tensormd.md_runs.train.run",
-    "tensormd.models.properties": "tensormd.models.heads.properties",
+    "tensormd.models.properties": "tensormd.models.quantities",
 }
 
 

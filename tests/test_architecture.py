@@ -33,7 +33,6 @@ BEING_CHANGED = {
     "md_runs.command.export",
     "md_runs.command.irreps",
     "md_runs.command.train",
-    "md_runs.evaluate.evaluation",
     "md_runs.evaluate.irreps",
     "md_runs.md.launch",
     "md_runs.md.loop",

@@ -36,8 +36,8 @@ def evaluate(
     data: Annotated[
         Path,
         typer.Argument(
-            help="Frames with energies and forces: an npz file of revised MD17 (kcal/mol, A), "
-            "anything that ASE reads (eV, eV/A): extended XYZ, ASE database, ...; an LMDB file."
+            help="Labelled frames: an npz file of revised MD17 (kcal/mol, A), anything that ASE "
+            "reads (eV, eV/A): extended XYZ, ASE database, ...; an LMDB file; QM9."
         ),
     ],
     model: OtherMembers = None,
@@ -66,7 +66,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="LABEL=UNIT",
-            help="Unit of energy, length, forces or stress in the file, such as energy=kcal/mol.",
+            help="Unit of length or of a label in the file, such as energy=kcal/mol.",
         ),
     ] = None,
     batch: Annotated[
@@ -84,7 +84,7 @@ def evaluate(
     units: Units = None,
     json: JsonFile = None,
 ) -> None:
-    """Compute the errors of a checkpoint on labelled frames: energies (meV), forces (meV/A)."""
+    """Compute the errors of a checkpoint on labelled frames, of all that it predicts."""
     if worst < 1:
         raise ValueError(f"--worst is {worst}: expected 1 or more")
     folder = Path(f"{data.name.partition('.')[0]}_evaluation") if out is None else out

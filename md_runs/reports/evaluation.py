@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from ...models.files import write_atomically
-from ..evaluate.evaluation import Evaluation
+from ...models.quantities import QUANTITIES
+from ..evaluate.evaluation import Compared, Evaluation, error_key
 from ..runs.files import write_json
 from ..runs.structures import frame_text
 from .figures import INK, PALETTE, canvas
@@ -24,6 +25,7 @@ SUMMARY, WORST, FIGURE = "evaluation.json", "worst.extxyz", "parity.png"
 
 FEW_POINTS = 5000
 """More points than this are drawn smaller and fainter."""
+PANELS_IN_ROW = 3
 LEAST_IN_BIN = 10
 """Points behind each mark of the calibration."""
 
@@ -53,36 +55,53 @@ def write_evaluation(found: Evaluation, folder: Path, worst: int = 10) -> dict[s
 
 
 def plot_parity(path: Path, found: Evaluation) -> None:
-    """Predicted against reference energies and forces; of a committee also its calibration."""
-    panels = 2 if found.forces_std is None else 3
-    with canvas(path, 4.2 * panels, 4.6) as figure:
-        axes = figure.subplots(1, panels)
-        _plot_energies(axes[0], found)
-        _plot_forces(axes[1], found)
-        if found.energies_std is not None and found.forces_std is not None:
-            _plot_calibration(axes[2], found, found.energies_std, found.forces_std)
+    """Predicted against reference values; of a committee also its calibration."""
+    calibrated = [each for each in found.compared.values() if each.deviations is not None]
+    panels = len(found.compared) + bool(calibrated)
+    columns = min(panels, PANELS_IN_ROW)
+    rows = -(-panels // columns)
+    with canvas(path, 4.2 * columns, 4.6 * rows) as figure:
+        axes = [figure.add_subplot(rows, columns, k + 1) for k in range(panels)]
+        for each, name in zip(axes, found.compared, strict=False):
+            if name == "energy":
+                _plot_energies(each, found)
+            else:
+                _plot_quantity(each, found.compared[name])
+        if calibrated:
+            _plot_calibration(axes[-1], calibrated)
 
 
 def _plot_energies(axes: Axes, found: Evaluation) -> None:
     # Frames of one size keep their total energies; of several, only shares can be compared.
-    sizes = found.sizes
+    energy = found.compared["energy"]
+    sizes = found.sizes[energy.frames]
     alike = bool((sizes == sizes[0]).all())
     share = np.ones(len(sizes)) if alike else sizes
     unit, per = ("eV", "") if alike else ("eV per atom", " per atom")
-    reference, predicted = found.reference_energies / share, found.energies / share
+    reference, predicted = np.stack(energy.wanted) / share, np.stack(energy.found) / share
     middle = float(reference.mean())
     _parity(axes, reference - middle, predicted - middle)
-    axes.set_title(
-        f"Energies{per}, MAE {1e3 * np.abs(found.energy_errors / share).mean():.3g} meV"
-    )
+    axes.set_title(f"Energies{per}, MAE {1e3 * np.abs(predicted - reference).mean():.3g} meV")
     axes.set_xlabel(f"reference $-$ E$_0$ / {unit} (E$_0$ = {middle:.3f} {unit})")
     axes.set_ylabel(f"predicted $-$ E$_0$ / {unit}")
 
 
-def _plot_forces(axes: Axes, found: Evaluation) -> None:
-    _parity(axes, found.reference_forces.ravel(), found.forces.ravel())
-    axes.set_title(f"Forces, MAE {1e3 * np.abs(found.force_errors).mean():.3g} meV/Å")
-    axes.set(xlabel="reference / eV Å$^{-1}$", ylabel="predicted / eV Å$^{-1}$")
+def _plot_quantity(axes: Axes, each: Compared) -> None:
+    row = each.row
+    factor, unit = row.customary or (1.0, row.unit)
+    reference, predicted = (factor * each.joined(v).ravel() for v in (each.wanted, each.found))
+    _parity(axes, reference, predicted)
+    error = each.statistics(each.errors)["mae"]
+    title = row.name.replace("_", " ").capitalize()
+    axes.set_title(f"{title}, MAE {error:.3g} {_shown(row.evaluated.unit)}")
+    axes.set(xlabel=f"reference / {_shown(unit)}", ylabel=f"predicted / {_shown(unit)}")
+
+
+def _shown(unit: str) -> str:
+    """A unit as figures have it."""
+    for plain, drawn in (("a0", "a$_0$"), ("A", "Å"), ("^2", "²"), ("^3", "³")):
+        unit = unit.replace(plain, drawn)
+    return unit
 
 
 def _parity(axes: Axes, reference: Array, predicted: Array) -> None:
@@ -96,20 +115,17 @@ def _parity(axes: Axes, reference: Array, predicted: Array) -> None:
     axes.set(xlim=ends, ylim=ends, aspect="equal")
 
 
-def _plot_calibration(
-    axes: Axes, found: Evaluation, energies_std: Array, forces_std: Array
-) -> None:
+def _plot_calibration(axes: Axes, calibrated: list[Compared]) -> None:
     """Root mean square error against root mean square deviation, in bins of equal numbers."""
     ends: list[float] = []
-    curves = (
-        ("energy / eV", energies_std, found.energy_errors, PALETTE[1], "s"),
-        ("force / eV Å$^{-1}$", forces_std.ravel(), found.force_errors.ravel(), PALETTE[0], "o"),
-    )
-    for label, deviation, error, color, marker in curves:
+    for k, each in enumerate(calibrated):
+        deviation, error = each.joined(each.deviations or []).ravel(), each.errors.ravel()
+        label = f"{each.row.name} / {_shown(each.row.unit)}"
+        color, marker = PALETTE[(1 - k) % len(PALETTE)], "so^v"[k % 4]
         order = np.argsort(deviation)
         bins = np.array_split(order, int(np.clip(len(order) // LEAST_IN_BIN, 1, 10)))
-        x = np.array([np.sqrt(np.square(deviation[each]).mean()) for each in bins])
-        y = np.array([np.sqrt(np.square(error[each]).mean()) for each in bins])
+        x = np.array([np.sqrt(np.square(deviation[part]).mean()) for part in bins])
+        y = np.array([np.sqrt(np.square(error[part]).mean()) for part in bins])
         drawn = (x > 0) & (y > 0)
         axes.loglog(x[drawn], y[drawn], marker + "-", color=color, label=label, markersize=4)
         ends += [*x[drawn], *y[drawn]]
@@ -135,21 +151,30 @@ def tables(summary: dict[str, Any]) -> list[RenderableType]:
     errors.add_column("errors")
     for name in ("unit", "MAE", "RMSE", "largest", "bias"):
         errors.add_column(name, justify="left" if name == "unit" else "right")
+    found: list[RenderableType] = [errors]
     rows = [
-        ("energy", "meV", summary["energy_mev"]),
-        ("energy per atom", "meV", summary["energy_mev_per_atom"]),
-        ("forces", "meV/A", summary["force_mev_per_angstrom"]),
+        (name.replace("_", " "), each["unit"], each) for name, each in summary["errors"].items()
     ]
     energy = summary["energy_mev"]
-    if abs(energy["bias"]) > 0.5 * energy["rmse"]:  # perhaps another zero of energy
-        rows.insert(1, ("energy less bias", "meV", summary["energy_less_bias_mev"]))
-    if summary["stress_mev_per_cubic_angstrom"] is not None:
-        rows.append(("stress", "meV/A^3", summary["stress_mev_per_cubic_angstrom"]))
+    if energy is not None:
+        rows.insert(1, ("energy per atom", "meV", summary["energy_mev_per_atom"]))
+        if abs(energy["bias"]) > 0.5 * energy["rmse"]:  # perhaps another zero of energy
+            rows.insert(1, ("energy less bias", "meV", summary["energy_less_bias_mev"]))
     _add_rows(errors, rows)
-    errors.add_section()
+    if summary["force_mev_per_angstrom"] is not None:
+        _add_forces(errors, summary)
+    if summary["calibration"] is not None:
+        found.append(_calibration_table(summary["calibration"]))
+    found.append(_worst_table(summary))
+    return [*found, *summary["skipped"]]
+
+
+def _add_forces(table: Any, summary: dict[str, Any]) -> None:
+    """Rows of forces by element and by magnitude."""
+    table.add_section()
     elements = summary["force_by_element_mev_per_angstrom"]
-    _add_rows(errors, [(f"forces on {name}", "meV/A", each) for name, each in elements.items()])
-    errors.add_section()
+    _add_rows(table, [(f"forces on {name}", "meV/A", each) for name, each in elements.items()])
+    table.add_section()
     quarters = [
         (
             f"|F| {each['from_ev_per_angstrom']:.2f} to {each['to_ev_per_angstrom']:.2f} eV/A",
@@ -158,20 +183,24 @@ def tables(summary: dict[str, Any]) -> list[RenderableType]:
         )
         for each in summary["force_by_magnitude_mev_per_angstrom"]
     ]
-    _add_rows(errors, quarters)
-    found: list[RenderableType] = [errors]
-    if summary["calibration"] is not None:
-        found.append(_calibration_table(summary["calibration"]))
+    _add_rows(table, quarters)
+
+
+def _worst_table(summary: dict[str, Any]) -> RenderableType:
+    from rich.table import Table
+
     worst = Table(title="worst frames", title_justify="left")
-    for name in ("frame", "energy error / meV", "largest force error / meV/A"):
-        worst.add_column(name, justify="right")
+    worst.add_column("frame", justify="right")
+    derived = {name for name in summary["errors"] if QUANTITIES[name].of in summary["errors"]}
+    keys = {name: error_key(name) for name in summary["errors"] if name not in derived}
+    for name, key in keys.items():
+        largest = "largest " if key.startswith("largest") else ""
+        text = f"{largest}{'force' if name == 'forces' else name.replace('_', ' ')} error"
+        worst.add_column(f"{text} / {summary['errors'][name]['unit']}", justify="right")
     for each in summary["worst_frames"][:10]:
-        worst.add_row(
-            str(each["frame"]),
-            f"{each['energy_error_mev']:+.2f}",
-            f"{each['largest_force_error_mev_per_angstrom']:.1f}",
-        )
-    return [*found, worst]
+        numbers = (f"{each[key]:.4g}" if key in each else "-" for key in keys.values())
+        worst.add_row(str(each["frame"]), *numbers)
+    return worst
 
 
 def _add_rows(table: Any, rows: list[tuple[str, str, dict[str, float]]]) -> None:

@@ -13,7 +13,6 @@ import yaml
 from pydantic.dataclasses import dataclass
 
 from ...models.data.readers import FORMATS
-from ...models.heads.properties import HEADS as PROPERTIES
 from ...models.networks import NETWORKS, Network
 from ...models.options import (
     STRICT,
@@ -23,6 +22,8 @@ from ...models.options import (
     section_type,
     type_text,
 )
+from ...models.quantities import HEADS as PROPERTIES
+from ...models.quantities import QUANTITIES
 from ...models.training.settings import TrainingSettings
 
 ARCHITECTURES = {name.lower(): kind for name, kind in NETWORKS.items()}
@@ -281,13 +282,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         wanted = {
-            "dipole": ("dipole_weight", "dipole_norm_weight"),
-            "polarizability": tuple(
-                name for name in fields_of(TrainingSettings) if name.startswith("polarizability")
-            ),
+            name: [row.weight for row in QUANTITIES.values() if row.source == name]
+            for name in PROPERTIES
         }
         for name, weights in wanted.items():
-            learnt = any(getattr(self.training, w, 0) > 0 for w in weights)
+            learnt = any(getattr(self.training, w) > 0 for w in weights)
             if name in self.model.properties and not learnt:
                 raise ValueError(
                     f"model.properties has {name}, but the loss does not: set "

@@ -11,18 +11,18 @@ from torch import Tensor
 from ...models.checkpoint import load_potential
 from ...models.committee import Committee
 from ...models.data.standardise import standardise
-from ...models.graph import within
-from ...models.heads.properties import HEADS
+from ...models.evaluation.predictions import predict_graphs, slices
 from ...models.heads.repulsion import ZBLRepulsion
 from ...models.networks import Network
 from ...models.potential import Potential, parse_dtype
+from ...models.quantities import HEADS, QUANTITIES
 from ...models.training import Frames
 from ..runs.models import parse_elements
 from .config import ModelConfig, TrainConfig
 from .data import element_counts
 
 AT_ONCE = 50
-"""Frames whose energies are evaluated together."""
+"""Frames to evaluate together."""
 
 
 class Start:
@@ -167,21 +167,11 @@ def refit_references(potential: Potential, frames: Frames, elements: Sequence[in
             f"model.refit or model.elements has {chemical_symbols[z]}, which no training frame "
             "holds: there is nothing to fit its energy to"
         )
-    left = frames.energies - _energies(potential, frames)
+    parts = slices(len(frames), AT_ONCE)
+    found = predict_graphs(potential, frames.graphs, ("energy",), parts)["energy"]
+    left = frames.energies - found
     change = torch.linalg.lstsq(counts, left.unsqueeze(1), driver="gelsd").solution[:, 0]
     potential.atomic_scale.references[list(elements)] += change / potential.energy_in_ev
-
-
-@torch.no_grad()
-def _energies(potential: Potential, frames: Frames) -> Tensor:
-    """(F,), eV."""
-    found = []
-    for start in range(0, len(frames), AT_ONCE):
-        graph = frames.batch(range(start, min(start + AT_ONCE, len(frames)))).graph
-        graph, vectors = within(graph, potential.cutoff)
-        atoms = potential.atom_energies(graph, vectors)
-        found.append(torch.zeros_like(graph.charge).index_add(0, graph.system, atoms))
-    return torch.cat(found)
 
 
 def _references(model: ModelConfig) -> str | dict[int, float]:
@@ -208,11 +198,10 @@ def _add_heads(potential: Potential, model: ModelConfig, training: Frames) -> No
 def _labels_of(name: str, frames: Frames) -> list[Tensor]:
     if name in frames.quantities:
         return frames.values(name)
-    if name == "dipole" and "dipole_norm" in frames.quantities:
-        return frames.values("dipole_norm")
-    if name == "polarizability" and "polarizability_isotropic" in frames.quantities:
-        one = torch.eye(3, dtype=torch.float64)
-        return [value * one for value in frames.values("polarizability_isotropic")]
+    for other in frames.quantities:
+        row = QUANTITIES[other]
+        if row.of == name and row.inverse is not None:
+            return [row.inverse(value) for value in frames.values(other)]
     raise ValueError(
         f"model.properties has {name}, but the training frames have none: they are labelled with "
         f"{', '.join(frames.quantities)}; name it by data.keys, or leave it out"

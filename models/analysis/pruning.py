@@ -95,11 +95,11 @@ def pruned(potential: Potential, kept: Kept) -> Potential:
     smaller = network.smaller(kept, potential.readout, tensors)
     with torch.device("meta"):
         left = type(network)(**smaller.network).feature_layout()
-    heads: dict[str, dict[str, Any]] = {}
-    for name, head in potential.heads.items():
-        degree = next(irrep.degree for irrep in layout.irreps if irrep.place == head.place)
-        if left.of_degree(degree) is not None:
-            heads[name] = dict(head.config)  # type: ignore[arg-type]
+    heads = {
+        name: dict[str, Any](head.config)  # type: ignore[arg-type]
+        for name, head in potential.heads.items()
+        if left.of_degree(head.degree) is not None  # type: ignore[arg-type]
+    }
     lost = tuple(f"heads.{name}." for name in potential.heads if name not in heads)
     built = build_potential(
         name="the smaller network",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..data.frames import Frames
 from ..evaluation.errors import error_statistics
-from ..graph import within
+from ..evaluation.predictions import predict_graphs
 from ..networks.base import Irrep
 from ..potential import Potential
 from .batches import slices
@@ -40,21 +40,9 @@ class Accuracy(NamedTuple):
 
 def predict(potential: nn.Module, frames: Frames, forces: bool = True) -> Predictions:
     """Energies, and forces if asked for, of all frames."""
-    energy, force = [], []
-    for part in slices(frames):
-        graph = frames.batch(range(part.start, part.stop)).graph
-        if forces:
-            prediction = potential(graph)
-            energy.append(prediction.energy.detach())
-            force.append(prediction.forces.detach())
-        else:
-            assert isinstance(potential, Potential)
-            with torch.no_grad():
-                near, vectors = within(graph, potential.cutoff)
-                energies = potential.atom_energies(near, vectors)
-            sums = torch.zeros_like(graph.charge).index_add(0, graph.system, energies)
-            energy.append(sums)
-    return Predictions(torch.cat(energy), torch.cat(force) if forces else None)
+    quantities = ("energy", "forces") if forces else ("energy",)
+    found = predict_graphs(potential, frames.graphs, quantities, slices(frames))
+    return Predictions(found["energy"], found.get("forces"))
 
 
 def accuracy(found: Predictions, whole: Predictions, frames: Frames) -> Accuracy:

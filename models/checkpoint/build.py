@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..heads.properties import HEADS
 from ..heads.repulsion import ZBLRepulsion
 from ..maths.double import DoubleConstants
 from ..networks import NETWORKS
 from ..potential import Potential
+from ..quantities import HEADS
 from ..state import check_fit
 
 MAX_LAYERS = 1000

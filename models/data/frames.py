@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,31 +12,19 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..graph import Graph, Pairs, batch_graphs, pair_edges
+from ..quantities import QUANTITIES
 
 
-class Labels(NamedTuple):
-    """What is known of B systems of N atoms together, float64; None where it is not."""
+class Labels(dict[str, Tensor]):
+    """Labels of B systems of N atoms together, float64, by the names of `QUANTITIES`.
 
-    energy: Tensor | None = None
-    """(B,), eV."""
-    forces: Tensor | None = None
-    """(N, 3), eV/A."""
-    stress: Tensor | None = None
-    """(B, 3, 3), eV/A^3, with ASE's sign."""
-    dipole: Tensor | None = None
-    """(B, 3), e A."""
-    dipole_norm: Tensor | None = None
-    """(B,), e A: where only its length was published."""
-    polarizability: Tensor | None = None
-    """(B, 3, 3), e^2 A^2/eV."""
-    polarizability_isotropic: Tensor | None = None
-    """(B,), e^2 A^2/eV, a third of the trace: where axes are unknown."""
-    polarizability_anisotropy: Tensor | None = None
-    """(B,), e^2 A^2/eV, sqrt(3/2) times the Frobenius norm of the traceless part."""
+    They are attributes too, None where there is none: (B, ...), of forces (N, 3).
+    """
 
-
-QUANTITIES = Labels._fields
-_SHAPES = {"stress": (3, 3), "dipole": (3,), "polarizability": (3, 3)}
+    def __getattr__(self, name: str) -> Tensor | None:
+        if name not in QUANTITIES:
+            raise AttributeError(f"no label is called {name!r}")
+        return self.get(name)
 
 
 class Frames:
@@ -55,7 +42,7 @@ class Frames:
         One number of each frame: frames of one group, such as the steps of a relaxation, are
         not split. None where every frame stands for itself.
     others
-        Further fields of `Labels`, one entry of each frame; None is as good as left out.
+        Further quantities, one entry of each frame; None is as good as left out.
 
     Raises
     ------
@@ -94,7 +81,8 @@ class Frames:
         checked = []
         for k, (graph, value) in enumerate(zip(self.graphs, values, strict=True)):
             tensor = torch.as_tensor(np.asarray(value, dtype=np.float64))
-            shape = graph.positions.shape if name == "forces" else _SHAPES.get(name, ())
+            row = QUANTITIES[name]
+            shape = (len(graph.numbers), *row.shape) if row.per_atom else row.shape
             if tensor.shape != shape:
                 raise ValueError(
                     f"frame {k} has {len(graph.numbers)} atoms but {name} of shape "
@@ -171,12 +159,11 @@ class Frames:
         """Some of the frames in one graph."""
         chosen = [int(k) for k in index]
         labels = {
-            name: (torch.cat if name == "forces" else torch.stack)([values[k] for k in chosen])
-            for name, values in self._labels.items()
+            name: join(name, [values[k] for k in chosen]) for name, values in self._labels.items()
         }
         return Batch(
             batch_graphs([self.graphs[k] for k in chosen]),
-            Labels(**labels),
+            Labels(labels),
             _batch_pairs([self._pairs_of(k) for k in chosen]),
         )
 
@@ -185,6 +172,11 @@ class Frames:
         if pairs is None:
             pairs = self._pairs[k] = pair_edges(self.graphs[k])
         return pairs
+
+
+def join(name: str, values: Sequence[Tensor]) -> Tensor:
+    """Values of a quantity of several frames as one tensor, (B, ...) or (N, ...)."""
+    return (torch.cat if QUANTITIES[name].per_atom else torch.stack)(list(values))
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from typing import Any
 
+from ..quantities import QUANTITIES
 from ..units import (
-    DIPOLE_UNITS_IN_E_ANGSTROM,
     ENERGY_UNITS_IN_EV,
     LENGTH_UNITS_IN_ANGSTROM,
-    POLARIZABILITY_UNITS_IN_E2_ANGSTROM2_PER_EV,
-    dipole_in_e_angstrom,
     energy_in_ev,
-    ev_per_angstrom3_in_gpa,
     length_in_angstrom,
-    polarizability_in_e2_angstrom2_per_ev,
+    unit_factor,
 )
 
 _SPELLED = {
@@ -27,30 +24,39 @@ _SPELLED = {
     "kcal mol-1": "kcal/mol",
     "kj mol-1": "kj/mol",
 }
-_STRESS_IN_EV_PER_ANGSTROM3 = {
-    "gpa": 1 / ev_per_angstrom3_in_gpa,
-    "kbar": 0.1 / ev_per_angstrom3_in_gpa,
-}
+_NAMED = ("length", *(name for name, row in QUANTITIES.items() if row.derive is None))
+"""What has a unit of its own: what is computed from another quantity has that one's."""
 
 
-@dataclass(frozen=True)
 class DataUnits:
-    """The unit of every label of a data set; the defaults are those of ASE."""
+    """The unit of every label of a data set.
 
-    length: str = "angstrom"
-    energy: str = "ev"
-    forces: str | None = None
-    """As ``hartree/bohr``; None: energy by length."""
-    stress: str | None = None
-    """``GPa``, ``kbar`` (with ASE's sign), or None: energy by length cubed."""
-    dipole: str = "e*angstrom"
-    polarizability: str = "e^2*angstrom^2/ev"
+    Parameters
+    ----------
+    units
+        By quantity, or of ``length``; None is as good as left out. Left out, they are Angstrom
+        and the first of the row's units (those of ASE); of forces and stress the energy by length
+        and by its cube. Forces may have a unit such as ``hartree/bohr``.
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            self.factor(field.name)
+    Raises
+    ------
+    ValueError
+        If a quantity or a unit is unknown.
+    """
 
-    def with_changes(self, units: Mapping[str, str] | None) -> DataUnits:
+    def __init__(self, **units: str | None) -> None:
+        self._units: dict[str, str] = {}
+        for name, unit in units.items():
+            if name not in _NAMED:
+                raise ValueError(f"units: unknown {name!r}: expected {', '.join(_NAMED)}")
+            if unit is not None and not isinstance(unit, str):
+                raise ValueError(f"units: {name} is {unit!r}: expected the name of a unit")
+            if unit is not None:
+                self._units[name] = unit
+        for name in _NAMED:
+            self.factor(name)
+
+    def with_changes(self, units: Mapping[str, Any] | None) -> DataUnits:
         """These units, but for those that a user gives.
 
         Raises
@@ -58,47 +64,22 @@ class DataUnits:
         ValueError
             If a quantity or a unit is unknown.
         """
-        valid = [field.name for field in fields(self)]
-        for name, unit in (units or {}).items():
-            if name not in valid:
-                raise ValueError(f"units: unknown {name!r}: expected {', '.join(valid)}")
-            if not isinstance(unit, str):
-                raise ValueError(f"units: {name} is {unit!r}: expected the name of a unit")
-        return replace(self, **(units or {}))
+        return DataUnits(**{**self._units, **(units or {})})
 
     def factor(self, name: str) -> float:
-        """What turns a label, or ``length``, into eV, Angstrom and e."""
+        """Size of the unit of a label, or of ``length``, in eV, Angstrom and e."""
         if name == "length":
-            return length_in_angstrom(_plain(self.length))
-        if name == "energy":
-            return energy_in_ev(_plain(self.energy))
+            return length_in_angstrom(_plain(self._units.get(name, "angstrom")))
+        row = QUANTITIES[name]
+        name = row.of or name
+        unit = self._units.get(name)
+        if unit is None:
+            if row.per_length is not None:
+                return self.factor("energy") / self.factor("length") ** row.per_length
+            return next(iter(row.units.values()))
         if name == "forces":
-            return self._force()
-        if name == "stress":
-            return self._stress()
-        if name.startswith("dipole"):
-            return dipole_in_e_angstrom(_plain(self.dipole))
-        return polarizability_in_e2_angstrom2_per_ev(_plain(self.polarizability))
-
-    def _force(self) -> float:
-        if self.forces is None:
-            return self.factor("energy") / self.factor("length")
-        energy, _, length = _plain(self.forces).rpartition("/")
-        if not energy:
-            raise ValueError(
-                f"unknown unit of forces {self.forces!r}: expected energy/length, such as "
-                "hartree/bohr"
-            )
-        return energy_in_ev(_plain(energy)) / length_in_angstrom(_plain(length))
-
-    def _stress(self) -> float:
-        if self.stress is None:
-            return self.factor("energy") / self.factor("length") ** 3
-        unit = _plain(self.stress)
-        if unit not in _STRESS_IN_EV_PER_ANGSTROM3:
-            valid = ", ".join(_STRESS_IN_EV_PER_ANGSTROM3)
-            raise ValueError(f"unknown unit of stress {self.stress!r}: expected one of {valid}")
-        return _STRESS_IN_EV_PER_ANGSTROM3[unit]
+            return _force(unit)
+        return unit_factor(_plain(unit), row.units, name)
 
     def require(self, stated: object, trusted: bool = False) -> None:
         """Compare with what a frame says of its own units.
@@ -132,16 +113,19 @@ class DataUnits:
                 )
 
 
+def _force(unit: str) -> float:
+    energy, _, length = _plain(unit).rpartition("/")
+    if not energy:
+        raise ValueError(
+            f"unknown unit of forces {unit!r}: expected energy/length, such as hartree/bohr"
+        )
+    return energy_in_ev(_plain(energy)) / length_in_angstrom(_plain(length))
+
+
 def _meaning(unit: str) -> tuple[str, float]:
     """The label that has a unit, and its factor; an empty name if there is none."""
-    tables = {
-        "energy": ENERGY_UNITS_IN_EV,
-        "length": LENGTH_UNITS_IN_ANGSTROM,
-        "dipole": DIPOLE_UNITS_IN_E_ANGSTROM,
-        "polarizability": POLARIZABILITY_UNITS_IN_E2_ANGSTROM2_PER_EV,
-        "stress": _STRESS_IN_EV_PER_ANGSTROM3,
-    }
-    for kind, table in tables.items():
+    for kind in _NAMED:
+        table = LENGTH_UNITS_IN_ANGSTROM if kind == "length" else QUANTITIES[kind].units
         if unit in table:
             return kind, table[unit]
     energy, _, length = unit.rpartition("/")

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from ..data.frames import Frames
-from ..potential import Potential
+from ..quantities import QUANTITIES
 from .predictions import Comparison, compare
 
 Array = NDArray[np.float64]
@@ -64,19 +63,6 @@ class QuantityErrors(NamedTuple):
     """Root of the mean squared error."""
     unit: str
     """Of both."""
-
-
-REPORTED = {
-    "energy": (1e3, "meV"),
-    "forces": (1e3, "meV/A"),
-    "stress": (1e3, "meV/A^3"),
-    "dipole": (1.0, "e A"),
-    "dipole_norm": (1.0, "e A"),
-    "polarizability": (1.0, "e^2 A^2/eV"),
-    "polarizability_isotropic": (1.0, "e^2 A^2/eV"),
-    "polarizability_anisotropy": (1.0, "e^2 A^2/eV"),
-}
-"""Units in which errors are told, and their size in those of `Labels`."""
 
 
 def error_statistics(errors: ArrayLike) -> ErrorStatistics:
@@ -137,24 +123,12 @@ def calibration(deviations: ArrayLike, errors: ArrayLike) -> Calibration:
 
 def evaluate_errors(potential: nn.Module, frames: Frames, batch: int = 100) -> Errors:
     """Mean absolute errors over all frames; the potential is left as it was."""
-    training = potential.training
-    potential.eval()
-    energy, force = [], []
-    try:
-        for start in range(0, len(frames), batch):
-            labels = frames.batch(range(start, min(start + batch, len(frames))))
-            prediction = potential(labels.graph)
-            energy.append(prediction.energy - labels.labels.energy)
-            force.append(prediction.forces - labels.labels.forces)
-    finally:
-        potential.train(training)
-    return Errors(
-        *(1e3 * error_statistics(torch.cat(errors).detach()).mae for errors in (energy, force))
-    )
+    errors = quantity_errors(potential, frames, ("energy", "forces"), batch)
+    return Errors(errors["energy"].mae, errors["forces"].mae)
 
 
 def quantity_errors(
-    potential: Potential,
+    potential: nn.Module,
     frames: Frames,
     quantities: Sequence[str] | None = None,
     batch: int = 100,
@@ -168,7 +142,7 @@ def quantity_errors(
     frames
         Labelled.
     quantities
-        Names of `Labels`; None: all that the frames are labelled with and the potential has.
+        Names in `QUANTITIES`; None: all that the frames are labelled with and the potential has.
     batch
         Frames at a time.
 
@@ -184,7 +158,7 @@ def errors_of(comparison: Comparison) -> dict[str, QuantityErrors]:
     """Errors of predictions that lie beside their labels."""
     errors = {}
     for name, found in comparison.found.items():
-        factor, unit = REPORTED[name]
+        factor, unit = QUANTITIES[name].reported
         statistics = error_statistics((found - comparison.wanted[name]).numpy())
         errors[name] = QuantityErrors(factor * statistics.mae, factor * statistics.rmse, unit)
     return errors

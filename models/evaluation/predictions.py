@@ -1,31 +1,21 @@
-"""What a potential says of labelled frames, under the names that labels have."""
+"""Predictions of a potential for graphs and labelled frames, under the names that labels have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..data.frames import Frames
-from ..graph import Graph, Pairs, within
+from ..data.frames import Frames, join
+from ..graph import Graph, Pairs, batch_graphs, within
 from ..potential import Potential, assemble, edge_gradient
-
-OF_THE_ENERGY = ("energy", "forces", "stress")
-"""Quantities that the energy and its derivatives are; all others are properties."""
-_HEADS = {
-    "dipole": "dipole",
-    "dipole_norm": "dipole",
-    "polarizability": "polarizability",
-    "polarizability_isotropic": "polarizability",
-    "polarizability_anisotropy": "polarizability",
-}
-"""Head that a property needs."""
+from ..quantities import QUANTITIES, with_derived
 
 
 def check_heads(potential: Potential, quantities: Sequence[str]) -> None:
-    """Check that a potential can say something of quantities.
+    """Check that a potential predicts quantities.
 
     Raises
     ------
@@ -33,11 +23,11 @@ def check_heads(potential: Potential, quantities: Sequence[str]) -> None:
         Naming the head that it lacks.
     """
     for name in quantities:
-        head = _HEADS.get(name)
-        if head is not None and head not in potential.heads:
+        row = QUANTITIES[name]
+        if row.source is not None and row.source not in potential.heads:
             raise ValueError(
-                f"the potential has no head for the {head}, which {name} needs: give it one "
-                f"(Potential(..., heads=...)), or set {name}_weight to 0"
+                f"the potential has no head for the {row.source}, which {name} needs: give it one "
+                f"(Potential(..., heads=...)), or set {row.weight} to 0"
             )
 
 
@@ -60,12 +50,12 @@ def predict(
     graph, vectors, pairs
         Edges within the cutoff, their vectors (E, 3) and, if known, their pairs.
     quantities
-        Names of `Labels`.
+        Names in `QUANTITIES`.
     volume
         (B,), A^3: read for the stress.
     """
-    properties = [name for name in quantities if name not in OF_THE_ENERGY]
-    derivatives = "forces" in quantities or "stress" in quantities
+    properties = [name for name in quantities if QUANTITIES[name].source is not None]
+    derivatives = needs_derivatives(quantities)
     found: dict[str, Tensor] = {}
     vectors = vectors.detach().requires_grad_(derivatives)
     if len(properties) == len(quantities):
@@ -83,21 +73,62 @@ def predict(
         if "stress" in quantities:
             assert volume is not None
             found["stress"] = -prediction.virial / volume.view(-1, 1, 1)
-    if "dipole" in found:
-        found["dipole_norm"] = _length(found["dipole"])
-    if "polarizability" in found:
-        alpha = found["polarizability"]
-        third = alpha.diagonal(dim1=1, dim2=2).sum(1) / 3
-        unit = torch.eye(3, dtype=alpha.dtype, device=alpha.device)
-        rest = alpha - third.view(-1, 1, 1) * unit
-        found["polarizability_isotropic"] = third
-        found["polarizability_anisotropy"] = 1.5**0.5 * _length(rest.flatten(1))
+    found = with_derived(found)
     return {name: found[name] for name in quantities}
 
 
-def _length(x: Tensor) -> Tensor:
-    """(B, d) -> (B,), with a gradient, zero, where it is zero."""
-    return (x.square().sum(1) + 1e-24).sqrt()
+def needs_derivatives(quantities: Sequence[str]) -> bool:
+    """Whether one of the quantities is a derivative of the energy."""
+    return any(QUANTITIES[name].per_length is not None for name in quantities)
+
+
+def predict_graphs(
+    potential: nn.Module,
+    graphs: Sequence[Graph],
+    quantities: Sequence[str],
+    parts: Iterable[slice],
+) -> dict[str, Tensor]:
+    """Quantities of many graphs, (B, ...) or (N, ...), float64 on the CPU.
+
+    Parameters
+    ----------
+    potential
+        On any device; it is left as it was. Of a module that is no `Potential`, energies and
+        forces can be had.
+    graphs
+        With all edges within the cutoff.
+    quantities
+        Names in `QUANTITIES`.
+    parts
+        Consecutive graphs to evaluate at once; together all of them.
+    """
+    device = next(potential.parameters()).device
+    training = potential.training
+    potential.eval()
+    found: dict[str, list[Tensor]] = {name: [] for name in quantities}
+    try:
+        for part in parts:
+            graph = Graph(*(x.to(device) for x in batch_graphs(list(graphs[part]))))
+            for name, value in _values(potential, graph, quantities).items():
+                found[name].append(value.detach().cpu())
+    finally:
+        potential.train(training)
+    return {name: torch.cat(values) for name, values in found.items()}
+
+
+def _values(potential: nn.Module, graph: Graph, quantities: Sequence[str]) -> dict[str, Tensor]:
+    if not isinstance(potential, Potential):
+        prediction = potential(graph)
+        return {name: getattr(prediction, name) for name in quantities}
+    graph, vectors = within(graph, potential.cutoff)
+    volume = torch.linalg.det(graph.cell).abs() if "stress" in quantities else None
+    with torch.set_grad_enabled(needs_derivatives(quantities)):
+        return predict(potential, graph, vectors, None, quantities, volume)
+
+
+def slices(count: int, batch: int) -> list[slice]:
+    """``count`` frames, so many at a time."""
+    return [slice(start, min(start + batch, count)) for start in range(0, count, batch)]
 
 
 class Comparison(NamedTuple):
@@ -110,7 +141,7 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    potential: Potential, frames: Frames, quantities: Sequence[str] | None = None, batch: int = 100
+    potential: nn.Module, frames: Frames, quantities: Sequence[str] | None = None, batch: int = 100
 ) -> Comparison:
     """Predictions beside the labels of all frames; the potential is left as it was.
 
@@ -121,34 +152,21 @@ def compare(
     frames
         Labelled.
     quantities
-        Names of `Labels`; None: all that the frames are labelled with and the potential has.
+        Names in `QUANTITIES`; None: all that the frames are labelled with and the potential has.
     batch
         Frames at a time.
+
+    Raises
+    ------
+    ValueError
+        If the frames lack a label, or the potential a head, of the quantities asked for.
     """
     if quantities is None:
-        quantities = [
-            name
-            for name in frames.quantities
-            if name in OF_THE_ENERGY or _HEADS[name] in potential.heads
-        ]
-    check_heads(potential, quantities)
-    device = next(potential.parameters()).device
-    training = potential.training
-    potential.eval()
-    found: dict[str, list[Tensor]] = {name: [] for name in quantities}
-    try:
-        for start in range(0, len(frames), batch):
-            part = frames.batch(range(start, min(start + batch, len(frames))))
-            graph, vectors = within(Graph(*(x.to(device) for x in part.graph)), potential.cutoff)
-            volume = torch.linalg.det(graph.cell).abs() if "stress" in quantities else None
-            values = predict(potential, graph, vectors, None, quantities, volume)
-            for name, value in values.items():
-                found[name].append(value.detach().cpu())
-    finally:
-        potential.train(training)
-    join = {name: torch.cat if name == "forces" else torch.stack for name in quantities}
-    return Comparison(
-        {name: torch.cat(values) for name, values in found.items()},
-        {name: join[name](frames.values(name)) for name in quantities},
-        torch.tensor([len(graph.numbers) for graph in frames.graphs], dtype=torch.float64),
-    )
+        given = (None, *getattr(potential, "heads", ()))
+        quantities = [n for n in frames.quantities if QUANTITIES[n].source in given]
+    elif isinstance(potential, Potential):
+        check_heads(potential, quantities)
+    wanted = {name: join(name, frames.values(name)) for name in quantities}
+    found = predict_graphs(potential, frames.graphs, quantities, slices(len(frames), batch))
+    atoms = [len(graph.numbers) for graph in frames.graphs]
+    return Comparison(found, wanted, torch.tensor(atoms, dtype=torch.float64))

@@ -1,6 +1,6 @@
 """Training: labelled frames, the loss, and a loop that resumes."""
 
-from ..data.frames import QUANTITIES, Batch, Frames, Labels
+from ..data.frames import Batch, Frames, Labels
 from ..data.readers import FORMATS, DataUnits, format_of, read_extxyz, read_frames, read_rmd17
 from ..data.splits import Split, split_frames
 from ..data.standardise import Standardisation, standardise
@@ -14,6 +14,7 @@ from ..evaluation.errors import (
     evaluate_errors,
     quantity_errors,
 )
+from ..quantities import QUANTITIES
 from .distributed import Processes, start_processes
 from .loop import Progress, TrainingStopped, train
 from .settings import TrainingSettings

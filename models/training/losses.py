@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.frames import Frames
+from ..quantities import QUANTITIES
 from .settings import TrainingSettings
 
 
@@ -31,11 +32,10 @@ def check_labels(frames: Frames, settings: TrainingSettings, name: str) -> None:
     """
     for quantity in settings.weights:
         if quantity not in frames.quantities:
-            field = "force_weight" if quantity == "forces" else f"{quantity}_weight"
             has = ", ".join(frames.quantities) or "nothing"
             raise ValueError(
                 f"the {name} frames have no {quantity}, which the loss asks for: they are "
-                f"labelled with {has}; set {field} to 0 or label them"
+                f"labelled with {has}; set {QUANTITIES[quantity].weight} to 0 or label them"
             )
     if "stress" in settings.weights:
         for k, graph in enumerate(frames.graphs):

@@ -6,14 +6,33 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from ..data.frames import QUANTITIES
 from ..options import STRICT, one_line_errors, option
+from ..quantities import QUANTITIES
+
+
+def _with_weights(cls: type) -> type:
+    """Add a field for the weight of every quantity that has none, after that of forces."""
+    annotations = {}
+    for name, annotation in cls.__annotations__.items():
+        annotations[name] = annotation
+        if name == "force_weight":
+            for row in QUANTITIES.values():
+                if not hasattr(cls, row.weight):
+                    annotations[row.weight] = "float"
+                    text = f"weight of {row.text}"
+                    setattr(cls, row.weight, option(text, 0.0, row.weight_unit, ge=0))
+    cls.__annotations__ = annotations
+    return cls
 
 
 @one_line_errors
 @dataclass(frozen=True, config=STRICT)
+@_with_weights
 class TrainingSettings:
     """Options of `train`, all checked when they are set.
+
+    Every quantity has a weight in the loss, by the name and in the unit of its row of
+    `QUANTITIES`: ``dipole_weight``, ... Those that are not listed are 0 unless given.
 
     Raises
     ------
@@ -56,16 +75,6 @@ class TrainingSettings:
         "whether energy errors are divided by the number of atoms", False
     )
     force_weight: float = option("weight of the forces", 1.0, "Å/eV", ge=0)
-    stress_weight: float = option("weight of the stress", 0.0, "Å³/eV", ge=0)
-    dipole_weight: float = option("weight of the dipole", 0.0, "1/(e Å)", ge=0)
-    dipole_norm_weight: float = option("weight of the length of the dipole", 0.0, "1/(e Å)", ge=0)
-    polarizability_weight: float = option("weight of the polarizability", 0.0, "eV/(e² Å²)", ge=0)
-    polarizability_isotropic_weight: float = option(
-        "weight of a third of the trace of the polarizability", 0.0, "eV/(e² Å²)", ge=0
-    )
-    polarizability_anisotropy_weight: float = option(
-        "weight of the anisotropy of the polarizability", 0.0, "eV/(e² Å²)", ge=0
-    )
     # torchmd-net's ema_alpha_y and ema_alpha_neg_dy: the gradient is reduced by the same share.
     energy_loss_ema: float = option(
         "share of the newest value in the running loss of energies", 1.0, gt=0, le=1
@@ -100,8 +109,8 @@ class TrainingSettings:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weights of the loss that are not zero, by quantity (see `Labels`)."""
-        found = {name: float(getattr(self, f"{_WEIGHTED[name]}_weight")) for name in QUANTITIES}
+        """Weights of the loss that are not zero, by quantity."""
+        found = {name: float(getattr(self, row.weight)) for name, row in QUANTITIES.items()}
         return {name: weight for name, weight in found.items() if weight > 0}
 
     @property
@@ -109,6 +118,3 @@ class TrainingSettings:
         """Share of the newest value in the running loss of each quantity."""
         given = {"energy": self.energy_loss_ema, "forces": self.force_loss_ema}
         return {name: float(given.get(name, 1.0)) for name in self.weights}
-
-
-_WEIGHTED = {name: "force" if name == "forces" else name for name in QUANTITIES}

@@ -13,6 +13,7 @@ from ..data.frames import Batch
 from ..evaluation.predictions import check_heads, predict
 from ..graph import Graph, Pairs, pair_edges, within
 from ..potential import Potential
+from ..quantities import QUANTITIES
 from .compiled import Axis, CompilationError, CompiledFunction, Unfit
 from .losses import loss_terms
 from .settings import TrainingSettings
@@ -80,7 +81,9 @@ class TrainingStep:
         self.plain_steps = 0
         self._quantities = list(settings.weights)
         check_heads(potential, self._quantities)
-        of_labels = ["atoms" if name == "forces" else "systems" for name in self._quantities]
+        of_labels = [
+            "atoms" if QUANTITIES[name].per_atom else "systems" for name in self._quantities
+        ]
         of_labels += ["systems"] if "stress" in self._quantities else []
         self._axes = [*_GRAPH_AXES, *(Axis(size, 0) for size in of_labels)]
         self._compiled = CompiledFunction(potential, self._losses) if compile else None

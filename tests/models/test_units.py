@@ -67,13 +67,16 @@ def test_energies_by_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", units.DIPOLE_UNITS_IN_E_ANGSTROM)
 def test_dipoles_by_name(name: str) -> None:
-    assert units.dipole_in_e_angstrom(name.upper()) == units.DIPOLE_UNITS_IN_E_ANGSTROM[name]
+    assert (
+        units.unit_factor(name.upper(), units.DIPOLE_UNITS_IN_E_ANGSTROM, "dipole")
+        == units.DIPOLE_UNITS_IN_E_ANGSTROM[name]
+    )
 
 
 @pytest.mark.parametrize("name", units.POLARIZABILITY_UNITS_IN_E2_ANGSTROM2_PER_EV)
 def test_polarizabilities_by_name(name: str) -> None:
-    expected = units.POLARIZABILITY_UNITS_IN_E2_ANGSTROM2_PER_EV[name]
-    assert units.polarizability_in_e2_angstrom2_per_ev(name.upper()) == expected
+    table = units.POLARIZABILITY_UNITS_IN_E2_ANGSTROM2_PER_EV
+    assert units.unit_factor(name.upper(), table, "polarizability") == table[name]
 
 
 def test_dipole_and_polarizability_of_known_molecules() -> None:
@@ -90,9 +93,7 @@ def test_unknown_units(name: Any) -> None:
     with pytest.raises(ValueError, match=r"unknown energy unit .*: expected one of ev, mev"):
         units.energy_in_ev(name)
     with pytest.raises(ValueError, match=r"unknown dipole unit .*: expected one of e\*angstrom"):
-        units.dipole_in_e_angstrom(name)
-    with pytest.raises(ValueError, match="unknown polarizability unit"):
-        units.polarizability_in_e2_angstrom2_per_ev(name)
+        units.unit_factor(name, units.DIPOLE_UNITS_IN_E_ANGSTROM, "dipole")
 
 
 # One network in several systems of units

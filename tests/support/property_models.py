@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from support.helpers import CUTOFF, Array, System, make_potential, make_tdn
 
-from tensormd.models import Potential, batch_graphs
-from tensormd.models.heads.properties import DipoleReadout, PolarizabilityReadout
+from tensormd.models import DipoleReadout, PolarizabilityReadout, Potential, batch_graphs
 
 MODELS: dict[str, dict[str, Any]] = {
     "TensorNet": {},

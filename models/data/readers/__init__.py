@@ -18,7 +18,15 @@ from .lmdb_files import kind_of
 from .npz import NPZ_UNITS, Trajectory, load_rmd17, npz_structures
 from .pubchemqcr import LEVELS, PUBCHEMQCR_UNITS, pubchemqcr_structures
 from .qm9 import QM9_UNITS, has_qm9, qm9_structures
-from .structure import Collector, Keys, PathLike, Selection, Structure, check_labels
+from .structure import (
+    Collector,
+    Keys,
+    PathLike,
+    Selection,
+    Structure,
+    check_labels,
+    require_labels,
+)
 
 __all__ = [
     "FORMATS",
@@ -38,6 +46,7 @@ __all__ = [
     "read_pubchemqcr",
     "read_qm9",
     "read_rmd17",
+    "require_labels",
 ]
 
 log = logging.getLogger("tensormd")
@@ -103,8 +112,8 @@ def read_frames(
     limit, seed
         So many frames of each file: the first ones, or random ones where there is a seed.
     units
-        Unit of ``length``, ``energy``, ``forces``, ``stress``, ``dipole`` or
-        ``polarizability`` in the file, where it is not that of the format; see `DataUnits`.
+        Unit of ``length`` or of a quantity in the file, where it is not that of the format; see
+        `DataUnits`.
     keys
         Names that labels have in the file, where they are not those of the format.
 

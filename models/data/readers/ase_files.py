@@ -14,22 +14,15 @@ from ase.db import connect
 from ase.io import iread
 from ase.io.formats import UnknownFileTypeError
 
-from ..frames import QUANTITIES
+from ...quantities import FROM_VOIGT, QUANTITIES
 from ..units import DataUnits
 from .structure import Keys, PathLike, Selection, Structure, existing_file
 
 ASE_UNITS = DataUnits()
 LABEL_KEYS = (*QUANTITIES, "virial", "charge")
 """What ``keys`` may name; ``virial`` stands for a stress, -virial / volume."""
-BY_NAME_ALONE = (
-    "dipole_norm",
-    "polarizability_isotropic",
-    "polarizability_anisotropy",
-    "virial",
-)
+BY_NAME_ALONE = (*(name for name, row in QUANTITIES.items() if row.derive), "virial")
 """Read only if ``keys`` names them: they are other forms of a label."""
-_SHAPES = {"stress": (3, 3), "virial": (3, 3), "polarizability": (3, 3)}
-_VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
 _STATED = ("units", "energy_units", "energy_unit", "length_units", "length_unit")
 
 
@@ -129,7 +122,7 @@ def structure_of(atoms: Any, name: str, keys: Keys, units: DataUnits) -> Structu
     Raises
     ------
     ValueError
-        If it has no label at all, or not one of those that are named.
+        If it has not a label that is named, or two forms of one.
     """
     labels: dict[str, Any] = {}
     for quantity in QUANTITIES:
@@ -146,8 +139,6 @@ def structure_of(atoms: Any, name: str, keys: Keys, units: DataUnits) -> Structu
         stress = -_shaped(virial, "virial", name) / atoms.get_volume()
         volume = units.factor("length") ** 3
         labels["stress"] = stress * (units.factor("energy") / volume / units.factor("stress"))
-    if not labels:
-        raise ValueError(f"{name} has no energy, no forces and no other label{_hint(atoms)}")
     charge = _find(atoms, "charge", keys, name)
     stated = ", ".join(str(atoms.info[key]) for key in _STATED if key in atoms.info)
     return Structure(
@@ -159,6 +150,7 @@ def structure_of(atoms: Any, name: str, keys: Keys, units: DataUnits) -> Structu
         atoms.pbc,
         0.0 if charge is None else float(charge),
         stated or None,
+        "" if labels else _hint(atoms),
     )
 
 
@@ -186,10 +178,10 @@ def _shaped(value: Any, quantity: str, name: str) -> np.ndarray[Any, np.dtype[np
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"{name}: {quantity} is {str(value)[:40]!r}: expected numbers") from None
-    if quantity in ("stress", "virial") and array.shape == (6,):
-        return array[_VOIGT]
-    shape = _SHAPES.get(quantity)
-    return array.reshape(shape) if shape and array.size == 9 else array
+    row = QUANTITIES["stress" if quantity == "virial" else quantity]
+    if row.voigt and array.shape == (6,):
+        return array[FROM_VOIGT]
+    return array.reshape(3, 3) if row.shape == (3, 3) and array.size == 9 else array
 
 
 def _hint(atoms: Any) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from ..frames import QUANTITIES
+from ...quantities import QUANTITIES
 from ..units import DataUnits
 from .ase_files import checked_keys, structure_of
 from .lmdb_files import reading, unpacked

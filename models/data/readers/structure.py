@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...graph import Graph
 from ...neighbors import NeighborList
-from ..frames import QUANTITIES, Frames
+from ...quantities import QUANTITIES
+from ..frames import Frames
 from ..units import DataUnits
 
 PathLike = str | os.PathLike[str]
@@ -30,7 +31,7 @@ class Structure(NamedTuple):
     positions: NDArray[np.float64]
     """(N, 3)."""
     labels: dict[str, Any]
-    """Of the names and shapes of `Labels`."""
+    """By the names of `QUANTITIES`."""
     cell: NDArray[np.float64] | None = None
     """(3, 3), rows are lattice vectors."""
     pbc: ArrayLike = False
@@ -38,6 +39,8 @@ class Structure(NamedTuple):
     """e."""
     units: object = None
     """What the frame itself says of its units."""
+    hint: str = ""
+    """Of a frame without labels: the rest of the error, with what could be labels."""
 
     def converted(self, units: DataUnits, trusted: bool = False) -> Structure:
         """The same in eV and Angstrom.
@@ -121,6 +124,7 @@ class Collector:
     def add(self, structure: Structure, file: int, number: int) -> None:
         """Take a structure in eV and Angstrom, of one of the files; numbers may repeat."""
         name, labels = structure.name, structure.labels
+        require_labels(structure)
         if not self._graphs:
             self._labels = {key: [] for key in labels}
         for key in QUANTITIES:
@@ -160,14 +164,26 @@ class Collector:
         return Frames(self._graphs, energies, forces, groups, **labels)
 
 
+def require_labels(structure: Structure) -> None:
+    """Raise a ValueError that names the frame if it has no label."""
+    if not structure.labels:
+        raise ValueError(
+            f"{structure.name} has no energy, no forces and no other label{structure.hint}"
+        )
+
+
 def check_labels(structure: Structure) -> None:
     """Raise a ValueError that names the frame if a label is not finite or of another shape."""
     name, count = structure.name, len(structure.numbers)
     for key, value in structure.labels.items():
         if not np.isfinite(value).all():
             raise ValueError(f"{name} has a label that is not finite ({key}): leave the frame out")
-        if key == "forces" and np.shape(value) != (count, 3):
-            raise ValueError(f"{name} has {count} atoms but forces of shape {np.shape(value)}")
+        row = QUANTITIES[key]
+        shape = (count, *row.shape) if row.per_atom else row.shape
+        if np.shape(value) != shape:
+            raise ValueError(
+                f"{name} has {count} atoms but {key} of shape {np.shape(value)}: expected {shape}"
+            )
 
 
 def existing_file(path: PathLike) -> Path:

@@ -242,7 +242,8 @@ def test_batches_cover_every_frame() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bare.extxyz"], "frame 1 of bare.extxyz has no energy, no forces"),
+        (["bare.extxyz"], "frame 0 of bare.extxyz has no energy, no forces"),
+        (["dipole.extxyz"], "labels of dipole, dipole_norm, of which the model predicts none"),
         (["xenon.extxyz"], "frame 0 of xenon.extxyz: the model does not know Xe"),
         (["nan.extxyz"], "frame 3 of nan.extxyz has a label that is not finite (forces)"),
         (["clash.extxyz"], "frame 1 of clash.extxyz: atoms 0 and 1 (H, H) are in one place"),
@@ -281,7 +282,10 @@ def test_bad_input(
 
 
 def write_bad_files(frames: list[Atoms]) -> None:
-    write("bare.extxyz", [frames[0], ethanol()])
+    write("bare.extxyz", [ethanol(), ethanol()])
+    polar = ethanol()
+    polar.info["dipole"] = [0.1, 0.2, 0.3]
+    write("dipole.extxyz", polar)
     xenon = Atoms("Xe", [[0, 0, 0]])
     clash = Atoms("H2", [[0, 0, 0], [0, 0, 0]])
     for atoms in (xenon, clash):
@@ -328,7 +332,7 @@ def test_limit_reads_no_further(here: Path) -> None:
     write("nan.extxyz", frames)
     found = read_labelled("nan.extxyz", limit=3)
     assert len(found) == 3
-    assert all(frame.stress is None for frame in found)
+    assert all(set(frame.labels) == {"energy", "forces"} for frame in found)
     with pytest.raises(ValueError, match="frame 3 "):
         read_labelled("nan.extxyz", limit=4)
     assert len(read_labelled("nan.extxyz@4:", limit=2)) == 2

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from tensormd.calculators import PotentialCalculator
 from tensormd.models import (
     TDN,
+    DipoleReadout,
     EnergyReadout,
+    PolarizabilityReadout,
     Potential,
     TensorNet,
     export_torchscript,
@@ -24,7 +26,6 @@ from tensormd.models import (
     save_potential,
 )
 from tensormd.models.analysis.pruning import projected, pruned
-from tensormd.models.heads.properties import DipoleReadout, PolarizabilityReadout
 from tensormd.models.inference.tables import tabulated
 from tensormd.models.maths.cartesian import ROWS
 from tensormd.models.maths.harmonics import degree_slices

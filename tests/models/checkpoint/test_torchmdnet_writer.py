@@ -28,6 +28,7 @@ from torch import nn
 from tensormd.models import (
     TDN,
     Committee,
+    DipoleReadout,
     EnergyReadout,
     Potential,
     ScalarReadout,
@@ -37,7 +38,6 @@ from tensormd.models import (
     write_torchmdnet_checkpoint,
 )
 from tensormd.models import files as model_files
-from tensormd.models.heads.properties import DipoleReadout
 from tensormd.models.heads.repulsion import ZBLRepulsion
 from tensormd.models.inference.tables import tabulated
 

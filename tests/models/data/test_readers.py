@@ -218,7 +218,7 @@ def test_limit_seed_and_split(file: Path, tmp_path: Path) -> None:
         ({"units": {"time": "fs"}}, "unknown 'time': expected length, energy, forces"),
         ({"units": {"energy": "cal"}}, "unknown energy unit 'cal'"),
         ({"units": {"forces": "hartree"}}, "unknown unit of forces 'hartree'"),
-        ({"units": {"stress": "bar/A"}}, "unknown unit of stress"),
+        ({"units": {"stress": "bar/A"}}, "unknown stress unit"),
         ({"units": {"energy": 1.0}}, "energy is 1.0: expected the name of a unit"),
     ],
 )

@@ -26,10 +26,16 @@ from support.property_models import MODELS, add_heads, bare, model, properties
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tensormd.models import Potential, batch_graphs, export_torchscript, load_potential
+from tensormd.models import (
+    DipoleReadout,
+    PolarizabilityReadout,
+    Potential,
+    batch_graphs,
+    export_torchscript,
+    load_potential,
+)
 from tensormd.models.checkpoint import describe, save_potential
 from tensormd.models.graph import Graph, displacements, pair_edges
-from tensormd.models.heads.properties import DipoleReadout, PolarizabilityReadout
 from tensormd.models.inference.backends import compile_potential
 from tensormd.models.inference.kernels import fuse
 

@@ -15,12 +15,18 @@ from support.training_frames import CUTOFF, labelled, water
 from torch import Tensor, nn
 
 from tensormd.calculators import PotentialCalculator
-from tensormd.models import Potential, ScalarReadout, load_potential, save_potential
+from tensormd.models import (
+    DipoleReadout,
+    PolarizabilityReadout,
+    Potential,
+    ScalarReadout,
+    load_potential,
+    save_potential,
+)
 from tensormd.models.analysis import layout_of, measure_shares
 from tensormd.models.analysis.pruning import projected, pruned
 from tensormd.models.checkpoint import describe
 from tensormd.models.graph import Graph, Pairs
-from tensormd.models.heads.properties import DipoleReadout, PolarizabilityReadout
 from tensormd.models.inference.kernels import fused_problem
 from tensormd.models.inference.tables import TabulatedPotential, tabulated
 from tensormd.models.maths.cartesian import BASIS, ROWS

@@ -16,8 +16,7 @@ from ase.io import write
 from support.helpers import make_potential
 
 from tensormd.calculators import TensorNetCalculator
-from tensormd.models import TDN, EnergyReadout, Potential, ScalarReadout, TensorNet
-from tensormd.models.heads.properties import DipoleReadout
+from tensormd.models import TDN, DipoleReadout, EnergyReadout, Potential, ScalarReadout, TensorNet
 from tensormd.models.training import (
     BadLossError,
     Frames,
