@@ -42,7 +42,6 @@ BEING_CHANGED = {
     "md_runs.train.model",
     "md_runs.train.run",
     "models.inference.kernels.fused",
-    "models.inference.torchscript",
 }
 
 
