@@ -184,7 +184,7 @@ class PotentialCalculator(Calculator):
     ) -> Any:
         """A result by name, computed if need be; see ASE."""
         if name in self._energies:
-            check_energies(self.potential)
+            self._require_energies()
         return super().get_property(name, atoms, allow_calculation)
 
     def _wanted(self, properties: Sequence[str] | None) -> tuple[bool, list[str]]:
@@ -195,15 +195,19 @@ class PotentialCalculator(Calculator):
         heads = [name for name in self.heads if name in properties]
         energies = len(heads) < len(set(properties))
         if energies:
-            check_energies(self.potential)
+            self._require_energies()
         return energies, heads
+
+    def _require_energies(self) -> None:
+        if "energy" not in self.implemented_properties:
+            check_energies(self.potential)
 
     def get_hessian(self, atoms: Atoms | None = None) -> NDArray[np.float64]:
         """Second derivatives of the energy, (3N, 3N), eV/A^2."""
         structure = self.atoms if atoms is None else atoms
         if structure is None:
             raise ValueError("no structure: pass atoms to get_hessian")
-        check_energies(self.potential)
+        self._require_energies()
         return self.evaluator.hessian(self.evaluator.graph(self._structure(structure)))
 
     def _structure(self, atoms: Atoms) -> Structure:

@@ -5,8 +5,6 @@ compiled by ``torch.compile``. Importing this module, or ``tensormd.calculators`
 TorchScript file that uses it can be read only where that was done.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections import OrderedDict
