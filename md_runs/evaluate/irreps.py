@@ -7,14 +7,20 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ...models import Potential, load_potential, save_potential
+from ...models.analysis import (
+    Accuracy,
+    Analysis,
+    accuracy,
+    analyse,
+    layout_of,
+    predict,
+    without_order,
+)
+from ...models.training import Frames, read_frames
 from ..runs.models import weights_digest
-
-if TYPE_CHECKING:
-    from ...models import Potential
-    from ...models.analysis import Accuracy, Analysis
-    from ...models.training import Frames
 
 Tell = Callable[[str], None]
 
@@ -88,10 +94,6 @@ def run_irreps(
     ValueError, OSError
         If the checkpoint, the data or an option is no good.
     """
-    from ...models import load_potential
-    from ...models.analysis import analyse, layout_of, without_order
-    from ...models.training import read_frames
-
     if limit < 1:
         raise ValueError(f"--limit is {limit}: expected 1 or more")
     if epochs < 0:
@@ -144,9 +146,6 @@ def _write_pruned(
     folder: Path,
     epochs: int,
 ) -> Pruned:
-    from ...models import load_potential, save_potential
-    from ...models.analysis import accuracy, predict, without_order
-
     forces = "forces" in frames.quantities
     if epochs:
         smaller, predicted = analysis.networks[order], analysis.tuned[order]
