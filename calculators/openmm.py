@@ -177,7 +177,9 @@ class PythonEvaluator:
     def __call__(self, state: openmm.State) -> tuple[float, NDArray[np.float64]]:
         """Energy and forces of the particles in an OpenMM State."""
         positions = np.array(state.getPositions(asNumpy=True)._value) * nm_in_angstrom
-        cell = np.array(state.getPeriodicBoxVectors(asNumpy=True)._value) * nm_in_angstrom
+        cell = np.zeros((3, 3))  # the State of a molecule has no box
+        if self.pbc.all():
+            cell = np.array(state.getPeriodicBoxVectors(asNumpy=True)._value) * nm_in_angstrom
         structure = Structure(self.numbers, positions[self.particles], cell, self.pbc, self.charge)
         energy, forces = self.evaluator.energy_and_forces(structure)
         everywhere = np.zeros_like(positions)
