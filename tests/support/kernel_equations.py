@@ -471,4 +471,4 @@ class TorchOperators:
 def plain_pass(potential: Potential, table: RadialTable | None = None) -> CUDATensorNet:
     """The fused pass of a potential with these functions in the place of the kernels."""
     operators: Any = TorchOperators(potential.representation.irreps)
-    return CUDATensorNet(potential, table, operators)
+    return CUDATensorNet(potential, operators, table)

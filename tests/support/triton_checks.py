@@ -197,7 +197,7 @@ def test_whole_pass(variant: dict[str, Any]) -> None:
     table, _ = build_table(potential)
     systems = [ethanol(charge=1.0), tiny(1), System(np.array([6]), np.zeros((1, 3)))]
     graph = batch_graphs([s.graph(2.6, skin=0.1) for s in systems])
-    found = CUDATensorNet(potential, table, kernels)(graph)
+    found = CUDATensorNet(potential, kernels, table)(graph)
     assert_equal(found, plain_pass(potential, table)(graph), 1e-11)
     assert found.forces.abs().max() > 0.1
 

@@ -76,9 +76,10 @@ def _tensornet_problem(network: TensorNet, on_gpu: bool) -> str | None:
 
 def _fuse_tensornet(potential: Potential) -> nn.Module:
     if _on_gpu(potential):
+        from .cuda.operators import TritonOperators
         from .cuda.potential import CUDATensorNet
 
-        return CUDATensorNet(potential)
+        return CUDATensorNet(potential, TritonOperators())
     from .cpu.tensornet_potential import CPUTensorNet
 
     return CPUTensorNet(potential)

@@ -1,8 +1,4 @@
-"""What the fused kernels need of a TensorNet potential, in float64 and in one place.
-
-Radial networks are given as cubic tables (see `splines`), the species factor of the
-embedding as two per-element vectors, perceptrons as lists of dense layers.
-"""
+"""What the fused kernels need of a TensorNet potential, in float64 and in one place."""
 
 from __future__ import annotations
 

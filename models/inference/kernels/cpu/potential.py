@@ -64,8 +64,7 @@ class CPUPotential(FusedPotential):
         self._memory: Memory | None = None
         self._composition: Composition | None = None
 
-    def evaluate(self, graph: Graph) -> Prediction:
-        """All but the repulsion."""
+    def evaluate(self, graph: Graph) -> Prediction:  # noqa: D102
         with self._lock:
             return self._evaluate(graph)
 

@@ -32,7 +32,7 @@ class CUDATensorNet(FusedPotential):
     potential, table
         See `FusedPotential`.
     operators
-        Instead of Triton's.
+        Of `tensornet_step`.
     graphs
         Whether to record the step as a CUDA graph and replay it; None does so on a CUDA device.
     """
@@ -42,16 +42,12 @@ class CUDATensorNet(FusedPotential):
     def __init__(
         self,
         potential: Potential,
+        operators: TritonOperators,
         table: RadialTable | None = None,
-        operators: TritonOperators | None = None,
         *,
         graphs: bool | None = None,
     ) -> None:
         super().__init__(potential, table)
-        if operators is None:
-            from .operators import TritonOperators  # Triton comes with torch's CUDA builds alone
-
-            operators = TritonOperators()
         self.operators = operators
         device = next(potential.parameters()).device
         weights = extract_weights(potential, self.table)
@@ -75,14 +71,10 @@ class CUDATensorNet(FusedPotential):
         length = self.length_in_angstrom
         outputs, forces, virial = tensornet_step(inputs, self.weights, length, self.operators)
         atoms = Graph(
-            numbers=inputs.numbers,
-            positions=inputs.positions,
-            cell=inputs.cell,
-            edge_index=inputs.numbers.new_empty(2, 0),
-            edge_shift=inputs.shift[:0],
-            system=inputs.system,
-            charge=inputs.charge,
-        )
+            numbers=inputs.numbers, positions=inputs.positions, cell=inputs.cell,
+            edge_index=inputs.numbers.new_empty(2, 0), edge_shift=inputs.shift[:0],
+            system=inputs.system, charge=inputs.charge,
+        )  # fmt: skip
         energies = self.atomic_scale(outputs, atoms) * self.energy_in_ev
         slope = (self.atomic_scale.slope(atoms) * self.energy_in_ev).expand_as(energies)
         shares = slope.view(-1, 1, 1) * virial

@@ -123,10 +123,7 @@ def _readout(invariants: Tensor, w: TensorNetWeights) -> tuple[Tensor, Tensor]:
 
 
 def mix(x: Tensor, weight: Tensor) -> Tensor:
-    """One matrix on the channels for each component: X W^T; weight (9, F, F).
-
-    Those of an irrep's components are the same (`by_component`).
-    """
+    """One matrix on the channels for each component (`by_component`): X W^T; weight (9, F, F)."""
     return torch.bmm(x, weight.mT)
 
 

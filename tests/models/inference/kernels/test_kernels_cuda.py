@@ -185,7 +185,7 @@ def test_a_failed_recording_leaves_no_trace(
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_a_copy_records_for_itself(potential: Potential, copied: Any) -> None:
     operators: Any = TorchOperators()
-    original = CUDATensorNet(potential, build_table(potential)[0], operators, graphs=True)
+    original = CUDATensorNet(potential, operators, build_table(potential)[0], graphs=True)
     assert isinstance(original._step, CudaGraphStep)
     original._step._recordings[Room(16, 256, 2)] = lambda: None  # type: ignore[assignment]
     again = copied(original)
@@ -200,6 +200,13 @@ def test_nothing_to_keep_is_refused(fused: CUDATensorNet) -> None:
 
 
 # On a device
+
+
+def triton_operators() -> Any:
+    """Triton may be missing where there is no device."""
+    from tensormd.models.inference.kernels.cuda.operators import TritonOperators
+
+    return TritonOperators()
 
 
 def move(graph: Graph, device: str) -> Graph:
@@ -224,7 +231,7 @@ def test_parity_on_the_device(dtype: torch.dtype, channels: int, graphs: bool) -
     potential = make_potential(channels=channels, references=REFERENCES, zbl=2.0)
     table, _ = build_table(potential)
     expected_of = plain_pass(potential, table)
-    fused = CUDATensorNet(potential.to("cuda", dtype), table, graphs=graphs)
+    fused = CUDATensorNet(potential.to("cuda", dtype), triton_operators(), table, graphs=graphs)
     bound = 1e-10 if dtype == torch.float64 else 2e-5
     alone = System(np.array([6]), np.zeros((1, 3)))
     for systems in ([ethanol()], [crystal(1.0), tiny(1), alone], [ethanol(seed=3)]):
@@ -236,7 +243,7 @@ def test_parity_on_the_device(dtype: torch.dtype, channels: int, graphs: bool) -
 def test_replay_and_another_recording_on_the_device(potential: Potential) -> None:
     table, _ = build_table(potential)
     expected_of = plain_pass(potential, table)
-    fused = CUDATensorNet(copy.deepcopy(potential).to("cuda"), table)
+    fused = CUDATensorNet(copy.deepcopy(potential).to("cuda"), triton_operators(), table)
     assert isinstance(fused._step, CudaGraphStep)
     for system, captures in (
         (ethanol(seed=1), 1),
@@ -252,7 +259,7 @@ def test_replay_and_another_recording_on_the_device(potential: Potential) -> Non
 @needs_cuda
 @pytest.mark.parametrize("zbl", [0.0, 2.0], ids=["", "ZBL"])
 def test_a_step_does_not_wait_for_the_device(zbl: float) -> None:
-    fused = CUDATensorNet(make_potential(zbl=zbl).to("cuda"))
+    fused = CUDATensorNet(make_potential(zbl=zbl).to("cuda"), triton_operators())
     graph = move(crystal().graph(skin=0.5), "cuda")
     first = fused(graph)
     moved = graph._replace(positions=graph.positions + 0.01)
@@ -265,7 +272,7 @@ def test_a_step_does_not_wait_for_the_device(zbl: float) -> None:
 
 @needs_cuda
 def test_runs_repeat_to_the_last_bit(potential: Potential) -> None:
-    fused = CUDATensorNet(copy.deepcopy(potential).to("cuda").float())
+    fused = CUDATensorNet(copy.deepcopy(potential).to("cuda").float(), triton_operators())
     graph = move(supercell(crystal(), (2, 2, 2)).graph(), "cuda")
     first = fused(graph)
     for _ in range(5):
