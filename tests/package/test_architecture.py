@@ -24,9 +24,7 @@ CIRCLES: dict[frozenset[str], str] = {}
 """Circles that may stay, with the reason."""
 
 # To be emptied: modules that import the package inside functions and are being changed.
-BEING_CHANGED = {
-    "models.inference.kernels.fused",
-}
+BEING_CHANGED: set[str] = set()
 
 
 class Import(NamedTuple):

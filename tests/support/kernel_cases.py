@@ -14,8 +14,8 @@ from torch import Tensor
 from tensormd.models import NeighborList, batch_graphs
 from tensormd.models.graph import Graph
 from tensormd.models.inference.kernels.cpu import simd
-from tensormd.models.inference.kernels.edges import Edges, edges_of
-from tensormd.models.inference.kernels.packing import with_slopes
+from tensormd.models.inference.kernels.cuda.rows import EdgeRows, edge_rows
+from tensormd.models.inference.kernels.weights import with_slopes
 
 Array = NDArray[Any]
 LOWER, CUTOFF = 0.4, 3.0
@@ -27,7 +27,7 @@ class Case(NamedTuple):
     """Atoms with their edges, weights and features drawn at random."""
 
     graph: Graph
-    edges: Edges
+    edges: EdgeRows
     table: Tensor
     at_zero: Tensor
     receiver: Tensor
@@ -85,7 +85,7 @@ def make_case(atoms: int, channels: int, dtype: torch.dtype = torch.float64) -> 
     charge = graph.charge[graph.system] if atoms else graph.charge[:0]
     return Case(
         graph=graph,
-        edges=edges_of(graph),
+        edges=edge_rows(graph),
         table=with_slopes(draw(INTERVALS + 3, 3 * channels).double(), SPACING).to(dtype),
         at_zero=draw(3 * channels),
         receiver=draw(10, channels),

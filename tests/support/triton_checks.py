@@ -17,14 +17,14 @@ import pytest
 import torch
 from support.helpers import System, ethanol, make_potential, tiny
 from support.kernel_cases import CUTOFF, INTERVALS, LOWER, make_case
+from support.kernel_equations import TorchOperators, plain_pass
 from torch import Tensor
 from triton.runtime import interpreter
 
 from tensormd.models import batch_graphs
 from tensormd.models.inference.kernels.cuda.operators import TritonOperators
-from tensormd.models.inference.kernels.edges import Geometry
-from tensormd.models.inference.kernels.fused import FusedTensorNet
-from tensormd.models.inference.kernels.step import TorchOperators
+from tensormd.models.inference.kernels.cuda.potential import CUDATensorNet
+from tensormd.models.inference.kernels.cuda.rows import Geometry
 from tensormd.models.inference.tables import build_table
 
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -197,8 +197,8 @@ def test_whole_pass(variant: dict[str, Any]) -> None:
     table, _ = build_table(potential)
     systems = [ethanol(charge=1.0), tiny(1), System(np.array([6]), np.zeros((1, 3)))]
     graph = batch_graphs([s.graph(2.6, skin=0.1) for s in systems])
-    found = FusedTensorNet(potential, table, kernels)(graph)
-    assert_equal(found, FusedTensorNet(potential, table, reference)(graph), 1e-11)
+    found = CUDATensorNet(potential, kernels, table)(graph)
+    assert_equal(found, plain_pass(potential, table)(graph), 1e-11)
     assert found.forces.abs().max() > 0.1
 
 

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from tensormd.models.inference.kernels.cuda import algebra, edges
+from tensormd.models.inference.kernels.cuda import algebra, neighbors
 from tensormd.models.inference.kernels.cuda.operators import EDGE_BLOCK, ELEMENT_BLOCK
 
 TYPES = {
@@ -78,7 +78,7 @@ def spilled_bytes(ptx: str) -> int:
 
 def main() -> None:
     target, channels = int(sys.argv[1]), int(sys.argv[2])
-    for module in (edges, algebra):
+    for module in (neighbors, algebra):
         for name, kernel in vars(module).items():
             if not name.endswith("_kernel"):
                 continue

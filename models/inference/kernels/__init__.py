@@ -1,8 +1,7 @@
 """Fused operators for inference: energies, forces and virial in one pass, without autograd.
 
-`fuse` picks the implementation of a potential's device: `cpu` (Numba) or `cuda` (Triton).
-The plain-torch twin of every operator is in `equations`; `operator` makes all of it one operator
-of torch.
+`fuse` picks the implementation of a potential's device: `cpu` (Numba) or `cuda` (Triton). The
+equations, as plain functions that the kernels are tested against, are in ``tests/support``.
 """
 
 from __future__ import annotations
@@ -78,12 +77,12 @@ def _tensornet_problem(network: TensorNet, on_gpu: bool) -> str | None:
 def _fuse_tensornet(potential: Potential) -> nn.Module:
     if _on_gpu(potential):
         from .cuda.operators import TritonOperators
-        from .fused import FusedTensorNet
+        from .cuda.potential import CUDATensorNet
 
-        return FusedTensorNet(potential, operators=TritonOperators())
-    from .cpu import tensornet_potential
+        return CUDATensorNet(potential, TritonOperators())
+    from .cpu.tensornet_potential import CPUTensorNet
 
-    return tensornet_potential.FusedTensorNet(potential)
+    return CPUTensorNet(potential)
 
 
 def _tdn_problem(network: TDN, on_gpu: bool) -> str | None:
@@ -95,9 +94,9 @@ def _tdn_problem(network: TDN, on_gpu: bool) -> str | None:
 
 
 def _fuse_tdn(potential: Potential) -> nn.Module:
-    from .cpu import tdn_potential
+    from .cpu.tdn_potential import CPUTDN
 
-    return tdn_potential.FusedTDN(potential)
+    return CPUTDN(potential)
 
 
 class Kernels(NamedTuple):

@@ -1,15 +1,10 @@
-"""What the fused kernels need of a TensorNet potential, in float64 and in one place.
-
-Radial networks are given as cubic tables (see `radial_table`), the species factor of the
-embedding as two per-element vectors, perceptrons as lists of dense layers.
-"""
+"""What the fused kernels need of a TensorNet potential, in float64 and in one place."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +24,7 @@ ACTIVATION_NAMES: dict[type[nn.Module], str] = {
 }
 
 
-@dataclass(frozen=True)
-class Dense:
+class Dense(NamedTuple):
     """y = act(W x + b)."""
 
     weight: Tensor
@@ -41,8 +35,7 @@ class Dense:
     """One of ``ACTIVATION_NAMES``' values, or ``identity``."""
 
 
-@dataclass(frozen=True)
-class InteractionWeights:
+class InteractionWeights(NamedTuple):
     """Of one interaction layer."""
 
     table: Tensor
@@ -55,8 +48,7 @@ class InteractionWeights:
     """(3, F, F)."""
 
 
-@dataclass(frozen=True)
-class TensorNetWeights:
+class TensorNetWeights(NamedTuple):
     """Of a whole TensorNet potential; its units of length and energy are the network's own."""
 
     channels: int
@@ -98,26 +90,23 @@ class TensorNetWeights:
 LAYER_NORM_EPSILON = 1e-5
 
 
+def with_slopes(table: Tensor, spacing: float) -> Tensor:
+    """Spline coefficients and, beside them, the differences to the next row over the spacing.
+
+    (intervals + 3, K) -> (intervals + 3, 2K), in float64: in float32 little would be left of the
+    difference of two close coefficients, of which the slope is made.
+    """
+    slopes = torch.zeros_like(table)
+    slopes[:-1] = table.diff(dim=0) / spacing
+    return torch.cat([table, slopes], dim=1)
+
+
 def extract_weights(potential: Potential, table: RadialTable) -> TensorNetWeights:
     """The weights of a TensorNet potential.
 
-    Parameters
-    ----------
-    potential
-        With a `TensorNet` and an `EnergyReadout`.
-    table
-        In float64, of the network's ``edge_factors`` (see `tabulated.build_table`).
-
-    Raises
-    ------
-    ValueError
-        For another architecture.
+    ``table`` is of the network's ``edge_factors``, in float64 (see `tables.build_table`).
     """
-    if not isinstance(potential.representation, TensorNet):
-        raise ValueError(
-            f"{potential.architecture} has no fused kernels here: they are of TensorNet"
-        )
-    potential = copy.deepcopy(potential).cpu().double()
+    potential = copy.deepcopy(potential).cpu().double().requires_grad_(False)
     network, readout = potential.representation, potential.readout
     assert isinstance(network, TensorNet)
     assert isinstance(readout, EnergyReadout)
@@ -129,7 +118,7 @@ def extract_weights(potential: Potential, table: RadialTable) -> TensorNetWeight
         at_zero = torch.split(table(torch.zeros(1, dtype=torch.float64))[0], width)
         if not embedding.self_interaction:
             at_zero = tuple(torch.zeros_like(part) for part in at_zero)
-        species, pair = embedding.species.weight.detach(), embedding.species_pair
+        species, pair = embedding.species.weight, embedding.species_pair
         values, gates = _head(readout.head)
         return TensorNetWeights(
             channels=channels,
@@ -142,18 +131,16 @@ def extract_weights(potential: Potential, table: RadialTable) -> TensorNetWeight
             sender=species @ pair.weight[:, channels:].t(),
             table=parts[0],
             at_zero=3**0.5 * at_zero[0][:channels],
-            norm_weight=embedding.norm.weight.detach(),
-            norm_bias=embedding.norm.bias.detach(),
+            norm_weight=embedding.norm.weight,
+            norm_bias=embedding.norm.bias,
             gate=dense_layers(embedding.gate),
-            mix=embedding.mix.weight.detach(),
+            mix=embedding.mix.weight,
             layers=[
-                InteractionWeights(
-                    part, zero, layer.mix_in.weight.detach(), layer.mix_out.weight.detach()
-                )
+                InteractionWeights(part, zero, layer.mix_in.weight, layer.mix_out.weight)
                 for layer, part, zero in zip(layers, parts[1:], at_zero[1:], strict=True)
             ],
-            readout_norm_weight=readout.norm.weight.detach(),
-            readout_norm_bias=readout.norm.bias.detach(),
+            readout_norm_weight=readout.norm.weight,
+            readout_norm_bias=readout.norm.bias,
             readout_norm_size=readout.norm_size,
             values=values,
             gates=gates,

@@ -8,7 +8,9 @@ vectors of an atom and chunk of channels lie side by side.
 
 from __future__ import annotations
 
+import functools
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,18 @@ from numba.extending import intrinsic
 
 from ....maths.cartesian import BASIS, BY_COMPONENTS, ROWS
 from .compiled import inlined
-from .components import load_at
-from .simd import LANES, Vector, call_lanewise, fma, lanes_type, like, vector_pointer
+from .components import fused_sum
+from .simd import (
+    LANES,
+    Vector,
+    call_lanewise,
+    fma,
+    from_type,
+    like,
+    load_many,
+    unrolled,
+    vector_pointer,
+)
 
 ROOT_1_2 = math.sqrt(1 / 2)
 ROOT_1_3 = math.sqrt(1 / 3)
@@ -41,24 +53,10 @@ def rows_of(components: int) -> list[int]:
 # What is known when compiled
 
 
-@intrinsic
-def features(typing: Any, shape: Any) -> Any:
-    """Numbers of one atom and chunk of channels."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return context.get_constant(types.intp, shape.dtype.count * LANES)
-
-    return types.intp(shape), generate
-
-
-@intrinsic
-def irreps_of(typing: Any, shape: Any) -> Any:
-    """How many irreps there are."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return context.get_constant(types.intp, len(IRREP_ROWS[shape.dtype.count]))
-
-    return types.intp(shape), generate
+features = from_type(lambda shape: shape.dtype.count * LANES)
+"""Numbers of one atom and chunk of channels."""
+irreps_of = from_type(lambda shape: len(IRREP_ROWS[shape.dtype.count]))
+"""How many irreps there are."""
 
 
 @intrinsic
@@ -74,19 +72,13 @@ def only(typing: Any, shape: Any, x: Any) -> Any:
     return result(shape, x), generate
 
 
-@intrinsic
-def with_zeros(typing: Any, x: Any) -> Any:
+@unrolled(lambda x: types.UniTuple(x.dtype, 9))
+def with_zeros(builder: Any, x: Any) -> Any:
     """All nine components, those that there are not being zero."""
-    rows = rows_of(x.count)
-    result = types.UniTuple(x.dtype, 9)
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        nine = [ir.Constant(lanes_type(x.dtype.dtype), [0.0] * LANES)] * 9
-        for row, value in zip(rows, cgutils.unpack_tuple(builder, args[0]), strict=True):
-            nine[row] = value
-        return context.make_tuple(builder, result, nine)
-
-    return result(x), generate
+    nine = [ir.Constant(x[0].type, [0.0] * LANES)] * 9
+    for row, value in zip(rows_of(len(x)), x, strict=True):
+        nine[row] = value
+    return nine
 
 
 # Irreps
@@ -107,7 +99,7 @@ def load_irreps(typing: Any, shape: Any, array: Any, start: Any, stride: Any) ->
         for k in range(len(result)):
             step = builder.mul(args[3], ir.Constant(args[3].type, k))
             index = builder.add(args[2], step)
-            values.append(load_at(context, builder, array, args[1], index))
+            values += load_many(context, builder, array, args[1], index, [0])
         return context.make_tuple(builder, result, values)
 
     return result(shape, array, types.intp, types.intp), generate
@@ -140,123 +132,65 @@ def splines(typing: Any, shape: Any, table: Any, at: Any, weights: Any) -> Any:
         weight = cgutils.unpack_tuple(builder, args[3])
         values = []
         for k in range(len(result)):
-            rows = [
-                load_at(
-                    context,
-                    builder,
-                    table,
-                    args[1],
-                    builder.add(args[2], ir.Constant(args[2].type, m * row + k * LANES)),
-                )
-                for m in range(len(weight))
-            ]
-            value = builder.fmul(weight[-1], rows[-1])
-            for w, c in zip(weight[-2::-1], rows[-2::-1], strict=True):
-                value = call_lanewise(builder, "fma", w, c, value)
-            values.append(value)
+            offsets = [m * row + k * LANES for m in range(len(weight))]
+            rows = load_many(context, builder, table, args[1], args[2], offsets)
+            values.append(fused_sum(builder, weight[::-1], rows[::-1]))
         return context.make_tuple(builder, result, values)
 
     return result(shape, table, types.intp, weights), generate
 
 
-@intrinsic
-def scaled(typing: Any, factors: Any, x: Any) -> Any:
+def _of_components(factors: Any, components: int) -> list[Any]:
+    """From a factor for each irrep to one for each component."""
+    pairs = zip(factors, IRREP_ROWS[components], strict=True)
+    return [factor for factor, rows in pairs for _ in rows]
+
+
+@unrolled(lambda factors, x: x)
+def scaled(builder: Any, factors: Any, x: Any) -> Any:
     """Each irrep times a factor."""
-    irreps = IRREP_ROWS[x.count]
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        factor, values = (cgutils.unpack_tuple(builder, each) for each in args)
-        of_each = [f for f, rows in zip(factor, irreps, strict=True) for _ in rows]
-        products = [builder.fmul(f, v) for f, v in zip(of_each, values, strict=True)]
-        return context.make_tuple(builder, x, products)
-
-    return x(factors, x), generate
+    of_each = _of_components(factors, len(x))
+    return [builder.fmul(f, value) for f, value in zip(of_each, x, strict=True)]
 
 
-@intrinsic
-def plus_scaled(typing: Any, t: Any, factors: Any, x: Any) -> Any:
+@unrolled(lambda t, factors, x: x)
+def plus_scaled(builder: Any, t: Any, factors: Any, x: Any) -> Any:
     """T + scaled(factors, x)."""
-    irreps = IRREP_ROWS[x.count]
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        terms, factor, values = (cgutils.unpack_tuple(builder, each) for each in args)
-        of_each = [f for f, rows in zip(factor, irreps, strict=True) for _ in rows]
-        sums = [
-            call_lanewise(builder, "fma", f, v, t)
-            for t, f, v in zip(terms, of_each, values, strict=True)
-        ]
-        return context.make_tuple(builder, x, sums)
-
-    return x(x, factors, x), generate
+    terms = zip(_of_components(factors, len(x)), x, t, strict=True)
+    return [call_lanewise(builder, "fma", *each) for each in terms]
 
 
-def _dots(builder: Any, xs: Any, ys: Any) -> list[Any]:
-    found, pairs = [], iter(zip(xs, ys, strict=True))
-    for rows in IRREP_ROWS[len(xs)]:
-        value = builder.fmul(*next(pairs))
-        for _ in rows[1:]:
-            a, b = next(pairs)
-            value = call_lanewise(builder, "fma", a, b, value)
-        found.append(value)
-    return found
+def _dots(builder: Any, x: Any, y: Any) -> list[Any]:
+    ends = np.cumsum([0, *map(len, IRREP_ROWS[len(x)])])
+    return [fused_sum(builder, x[a:b], y[a:b]) for a, b in pairwise(ends)]
 
 
-@intrinsic
-def dots(typing: Any, x: Any, y: Any) -> Any:
+@unrolled(lambda x, y: types.UniTuple(x.dtype, len(IRREP_ROWS[x.count])))
+def dots(builder: Any, x: Any, y: Any) -> Any:
     """Inner products of the I, the A and the S parts."""
-    result = types.UniTuple(x.dtype, len(IRREP_ROWS[x.count]))
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        xs, ys = (cgutils.unpack_tuple(builder, each) for each in args)
-        return context.make_tuple(builder, result, _dots(builder, xs, ys))
-
-    return result(x, x), generate
+    return _dots(builder, x, y)
 
 
-@intrinsic
-def dot(typing: Any, x: Any, y: Any) -> Any:
+@unrolled(lambda x, y: x.dtype)
+def dot(builder: Any, x: Any, y: Any) -> Any:
     """Frobenius product."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        first, *rest = _dots(builder, *(cgutils.unpack_tuple(builder, each) for each in args))
-        for each in rest:
-            first = builder.fadd(first, each)
-        return first
-
-    return x.dtype(x, x), generate
+    return functools.reduce(builder.fadd, _dots(builder, x, y))
 
 
-@intrinsic
-def weighted(typing: Any, weights: Any, x: Any) -> Any:
+@unrolled(lambda weights, x: x.dtype)
+def weighted(builder: Any, weights: Any, x: Any) -> Any:
     """Sum over irreps of weights times x."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        ws, xs = (cgutils.unpack_tuple(builder, each) for each in args)
-        value = builder.fmul(ws[-1], xs[-1])
-        for w, each in zip(ws[-2::-1], xs[-2::-1], strict=True):
-            value = call_lanewise(builder, "fma", w, each, value)
-        return value
-
-    return x.dtype(x, x), generate
+    return fused_sum(builder, weights[::-1], x[::-1])
 
 
 # Products
 
 
-@intrinsic
-def transposed(typing: Any, x: Any) -> Any:
+@unrolled(lambda x: x)
+def transposed(builder: Any, x: Any) -> Any:
     """X^T: the antisymmetric part changes its sign."""
-    rows = rows_of(x.count)
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        values = cgutils.unpack_tuple(builder, args[0])
-        turned = [
-            builder.fneg(value) if row in (1, 2, 3) else value
-            for row, value in zip(rows, values, strict=True)
-        ]
-        return context.make_tuple(builder, x, turned)
-
-    return x(x), generate
+    pairs = zip(rows_of(len(x)), x, strict=True)
+    return [builder.fneg(value) if row in (1, 2, 3) else value for row, value in pairs]
 
 
 def _constants(components: int) -> Any:
@@ -266,35 +200,32 @@ def _constants(components: int) -> Any:
     return np.einsum("kab,iac,jcb->kij", basis, basis, basis)
 
 
-def _bilinear(commuting: bool) -> Any:
-    def bilinear(typing: Any, x: Any, y: Any) -> Any:
-        constants = _constants(x.count)
-        if commuting:
-            constants = constants + constants.transpose(0, 2, 1)
-
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            xs, ys = (cgutils.unpack_tuple(builder, each) for each in args)
-            found = []
-            for table in constants:
-                value = None
-                for i, j in np.argwhere(abs(table) > 1e-12):
-                    number = ir.Constant(xs[i].type, [float(table[i, j])] * LANES)
-                    term = builder.fmul(number, xs[i])
-                    if value is None:
-                        value = builder.fmul(term, ys[j])
-                    else:
-                        value = call_lanewise(builder, "fma", term, ys[j], value)
-                found.append(value)
-            return context.make_tuple(builder, x, found)
-
-        return x(x, x), generate
-
-    bilinear.__doc__ = "X Y{} of few components, term by term.".format(" + Y X" * commuting)
-    return intrinsic(bilinear)
+def _bilinear(builder: Any, x: Any, y: Any, commuting: bool) -> list[Any]:
+    """X Y, or X Y + Y X, of few components, term by term."""
+    constants = _constants(len(x))
+    if commuting:
+        constants = constants + constants.transpose(0, 2, 1)
+    found = []
+    for table in constants:
+        terms = [tuple(place) for place in np.argwhere(abs(table) > 1e-12)]
+        factors = [
+            builder.fmul(ir.Constant(x[i].type, [float(table[i, j])] * LANES), x[i])
+            for i, j in terms
+        ]
+        found.append(fused_sum(builder, factors, [y[j] for _, j in terms]))
+    return found
 
 
-few_product = _bilinear(commuting=False)
-few_anticommutator = _bilinear(commuting=True)
+@unrolled(lambda x, y: x)
+def few_product(builder: Any, x: Any, y: Any) -> Any:
+    """X Y of few components."""
+    return _bilinear(builder, x, y, commuting=False)
+
+
+@unrolled(lambda x, y: x)
+def few_anticommutator(builder: Any, x: Any, y: Any) -> Any:
+    """X Y + Y X of few components."""
+    return _bilinear(builder, x, y, commuting=True)
 
 
 @inlined

@@ -35,12 +35,7 @@ call from Python would end the process."""
 def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
     """A function that Python calls, compiled at its first call or taken from the disk.
 
-    Parameters
-    ----------
-    function
-        Its loops over ``prange`` are shared by threads.
-    threads
-        False leaves everything to the caller's thread.
+    Its loops over ``prange`` are shared by threads, or left to the caller's thread.
     """
     dispatcher = njit(error_model="numpy", nogil=True, parallel=threads)(function)
 

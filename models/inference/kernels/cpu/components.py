@@ -18,7 +18,16 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from .simd import LANES, Vector, broadcast, call_lanewise, vector_pointer
+from .simd import (
+    LANES,
+    Vector,
+    broadcast,
+    call_lanewise,
+    lanes_type,
+    load_many,
+    unrolled,
+    vector_pointer,
+)
 
 
 def shape_of(components: int) -> NDArray[Any]:
@@ -30,12 +39,6 @@ def _constant(index: Any, value: int) -> Any:
     return ir.Constant(index.type, value)
 
 
-def load_at(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    """The vector at array[index], in LLVM."""
-    pointer = vector_pointer(context, builder, kind, array, index)
-    return builder.load(pointer, align=kind.dtype.bitwidth // 8)
-
-
 @intrinsic
 def load_all(typing: Any, shape: Any, array: Any, start: Any) -> Any:
     """The d vectors that begin at array[start]."""
@@ -43,16 +46,8 @@ def load_all(typing: Any, shape: Any, array: Any, start: Any) -> Any:
     result = types.UniTuple(Vector(array.dtype), count)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        values = [
-            load_at(
-                context,
-                builder,
-                array,
-                args[1],
-                builder.add(args[2], _constant(args[2], LANES * k)),
-            )
-            for k in range(count)
-        ]
+        offsets = range(0, LANES * count, LANES)
+        values = load_many(context, builder, array, args[1], args[2], offsets)
         return context.make_tuple(builder, result, values)
 
     return result(shape, array, types.intp), generate
@@ -72,66 +67,43 @@ def store_all(typing: Any, array: Any, start: Any, x: Any) -> Any:
     return types.void(array, types.intp, x), generate
 
 
-@intrinsic
-def plus(typing: Any, x: Any, y: Any) -> Any:
+@unrolled(lambda x, y: x)
+def plus(builder: Any, x: Any, y: Any) -> Any:
     """X + y."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pairs = zip(*(cgutils.unpack_tuple(builder, each) for each in args), strict=True)
-        return context.make_tuple(builder, x, [builder.fadd(a, b) for a, b in pairs])
-
-    return x(x, x), generate
+    return [builder.fadd(a, b) for a, b in zip(x, y, strict=True)]
 
 
-@intrinsic
-def times(typing: Any, factor: Any, x: Any) -> Any:
+@unrolled(lambda factor, x: x)
+def times(builder: Any, factor: Any, x: Any) -> Any:
     """Every component times one vector."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        values = cgutils.unpack_tuple(builder, args[1])
-        return context.make_tuple(builder, x, [builder.fmul(args[0], each) for each in values])
-
-    return x(factor, x), generate
+    return [builder.fmul(factor, each) for each in x]
 
 
-@intrinsic
-def plus_times(typing: Any, t: Any, factor: Any, x: Any) -> Any:
+@unrolled(lambda t, factor, x: x)
+def plus_times(builder: Any, t: Any, factor: Any, x: Any) -> Any:
     """T + times(factor, x)."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        terms, values = (cgutils.unpack_tuple(builder, args[k]) for k in (0, 2))
-        sums = [
-            call_lanewise(builder, "fma", args[1], value, term)
-            for term, value in zip(terms, values, strict=True)
-        ]
-        return context.make_tuple(builder, x, sums)
-
-    return x(x, factor, x), generate
+    pairs = zip(x, t, strict=True)
+    return [call_lanewise(builder, "fma", factor, value, term) for value, term in pairs]
 
 
-@intrinsic
-def dot(typing: Any, x: Any, y: Any) -> Any:
+@unrolled(lambda x, y: x.dtype)
+def dot(builder: Any, x: Any, y: Any) -> Any:
     """Sum over components of x y."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        (a, *xs), (b, *ys) = (cgutils.unpack_tuple(builder, each) for each in args)
-        value = builder.fmul(a, b)
-        for one, other in zip(xs, ys, strict=True):
-            value = call_lanewise(builder, "fma", one, other, value)
-        return value
-
-    return x.dtype(x, x), generate
+    return fused_sum(builder, x, y)
 
 
-@intrinsic
-def with_first(typing: Any, x: Any, first: Any) -> Any:
+def fused_sum(builder: Any, x: Any, y: Any) -> Any:
+    """Sum of products in order, in LLVM."""
+    value = builder.fmul(x[0], y[0])
+    for a, b in zip(x[1:], y[1:], strict=True):
+        value = call_lanewise(builder, "fma", a, b, value)
+    return value
+
+
+@unrolled(lambda x, first: x)
+def with_first(builder: Any, x: Any, first: Any) -> Any:
     """X with another component 0."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        values = cgutils.unpack_tuple(builder, args[0])
-        return context.make_tuple(builder, x, [args[1], *values[1:]])
-
-    return x(x, first), generate
+    return [first, *x[1:]]
 
 
 def _coupling(back: bool) -> Callable[..., Any]:
@@ -180,7 +152,7 @@ def outer_sums(
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = signature.args
         index = args[2]
-        zero = ir.Constant(ir.VectorType(_element(a.dtype), LANES), [0.0] * LANES)
+        zero = ir.Constant(lanes_type(a.dtype), [0.0] * LANES)
 
         def first_of(which: Any) -> Any:
             first = builder.mul(which, _constant(index, tile * LANES))
@@ -203,16 +175,10 @@ def outer_sums(
 
                     def vectors(which: int, offset: Any, here: Any = here) -> list[Any]:
                         start = builder.add(builder.add(args[which + 1], here), offset)
-                        return [
-                            load_at(
-                                context,
-                                builder,
-                                kind[which],
-                                args[which],
-                                builder.add(start, _constant(index, LANES * n)),
-                            )
-                            for n in range(tile)
-                        ]
+                        offsets = range(0, LANES * tile, LANES)
+                        return load_many(
+                            context, builder, kind[which], args[which], start, offsets
+                        )
 
                     for left, right in ((1, 3), (5, 7)):
                         rows, columns = vectors(left, k_first), vectors(right, i_first)
@@ -240,10 +206,6 @@ def outer_sums(
     )
 
 
-def _element(dtype: Any) -> Any:
-    return ir.FloatType() if dtype == types.float32 else ir.DoubleType()
-
-
 @intrinsic
 def lane_sums(typing: Any, array: Any, start: Any) -> Any:
     """Sums of the lanes of the sixteen vectors that begin at array[start], as one vector."""
@@ -252,16 +214,8 @@ def lane_sums(typing: Any, array: Any, start: Any) -> Any:
         index = ir.VectorType(ir.IntType(32), LANES)
         even = ir.Constant(index, list(range(0, 2 * LANES, 2)))
         odd = ir.Constant(index, list(range(1, 2 * LANES, 2)))
-        values = [
-            load_at(
-                context,
-                builder,
-                array,
-                args[0],
-                builder.add(args[1], _constant(args[1], LANES * k)),
-            )
-            for k in range(LANES)
-        ]
+        offsets = range(0, LANES * LANES, LANES)
+        values = load_many(context, builder, array, args[0], args[1], offsets)
         while len(values) > 1:
             values = [
                 builder.fadd(

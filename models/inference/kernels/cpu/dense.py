@@ -18,20 +18,24 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from .compiled import inlined
-from .simd import LANES, broadcast, call_lanewise, vector_pointer
+from .simd import (
+    LANES,
+    broadcast,
+    call_lanewise,
+    element_type,
+    from_type,
+    load_many,
+    vector_pointer,
+)
 
 ROWS = 6
 """Rows of a tile: with `WIDTHS` chunks of columns its sums fill the registers."""
 
 
 def _widths() -> dict[int, int]:
-    # Numba may be told to compile for another processor than this one.
-    told = numba.config.CPU_FEATURES
-    features = told.split(",") if told else None
-    if features is None:
-        wide = bool(binding.get_host_cpu_features().get("avx512f"))
-    else:
-        wide = "+avx512f" in features
+    told = numba.config.CPU_FEATURES  # to compile for another processor than this one
+    here = binding.get_host_cpu_features().get("avx512f")
+    wide = "+avx512f" in told.split(",") if told else here
     return {32: 4, 64: 2} if wide else {32: 1, 64: 1}
 
 
@@ -39,14 +43,8 @@ WIDTHS = _widths()
 """Chunks of columns in a tile, by the bits of the dtype, on this processor."""
 
 
-@intrinsic
-def full_width(typing: Any, array: Any) -> Any:
-    """`WIDTHS` of the array's dtype, known when compiled."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return context.get_constant(types.intp, WIDTHS[array.dtype.bitwidth])
-
-    return types.intp(array), generate
+full_width = from_type(lambda array: WIDTHS[array.dtype.bitwidth])
+"""`WIDTHS` of the array's dtype, known when compiled."""
 
 
 def _tile(wide: bool) -> Any:
@@ -60,66 +58,45 @@ def _tile(wide: bool) -> Any:
         whole = types.intp
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            (x, offsets, x_start, x_stride, n, w_, w_first, b_, b_first, y, y_start, y_stride) = (
-                args
-            )
-            kind = signature.args
+            x, offsets, x_start, x_stride, n, w_, w_first, b_, b_first, y, y_start, y_stride = args
+            places = cgutils.unpack_tuple(builder, offsets)
 
             def constant(k: int) -> ir.Constant:
                 return ir.Constant(x_start.type, k)
 
-            starts = [
-                builder.add(x_start, offset) for offset in cgutils.unpack_tuple(builder, offsets)
-            ]
-
-            def vector_at(array_type: Any, array: Any, index: Any) -> Any:
-                pointer = vector_pointer(context, builder, array_type, array, index)
-                return builder.load(pointer, align=a.dtype.bitwidth // 8)
-
-            columns = [
-                vector_at(kind[7], b_, builder.add(b_first, constant(LANES * v)))
-                for v in range(width)
-            ]
+            across = range(0, LANES * width, LANES)
+            columns = load_many(context, builder, b, b_, b_first, across)
             sums = [
-                [cgutils.alloca_once_value(builder, columns[v]) for v in range(width)]
+                [cgutils.alloca_once_value(builder, column) for column in columns]
                 for _ in range(ROWS)
             ]
             with cgutils.for_range(builder, n) as chunk:
-                first = builder.mul(chunk.index, x_stride)
+                first = builder.add(x_start, builder.mul(chunk.index, x_stride))
                 step = constant(LANES * LANES * width)
                 weights = builder.add(w_first, builder.mul(chunk.index, step))
                 ones = [
                     builder.bitcast(
-                        vector_pointer(context, builder, kind[0], x, builder.add(start, first)),
-                        ir.FloatType().as_pointer()
-                        if a.dtype == types.float32
-                        else ir.DoubleType().as_pointer(),
+                        vector_pointer(context, builder, a, x, builder.add(first, place)),
+                        element_type(a.dtype).as_pointer(),
                     )
-                    for start in starts
+                    for place in places
                 ]
                 for k in range(LANES):
-                    row = [
-                        vector_at(
-                            kind[5],
-                            w_,
-                            builder.add(weights, constant((k * width + v) * LANES)),
-                        )
-                        for v in range(width)
-                    ]
-                    for r in range(ROWS):
-                        number = builder.load(builder.gep(ones[r], [constant(k)]))
-                        each = broadcast(builder, number)
-                        for v in range(width):
+                    here = range(k * width * LANES, (k + 1) * width * LANES, LANES)
+                    row = load_many(context, builder, w, w_, weights, here)
+                    for one, totals in zip(ones, sums, strict=True):
+                        each = broadcast(builder, builder.load(builder.gep(one, [constant(k)])))
+                        for total, column in zip(totals, row, strict=True):
                             value = call_lanewise(
-                                builder, "fma", each, row[v], builder.load(sums[r][v])
+                                builder, "fma", each, column, builder.load(total)
                             )
-                            builder.store(value, sums[r][v])
-            for r, offset in enumerate(cgutils.unpack_tuple(builder, offsets)):
-                for v in range(width):
-                    index = builder.add(builder.add(y_start, offset), constant(0))
+                            builder.store(value, total)
+            for place, totals in zip(places, sums, strict=True):
+                for v, total in enumerate(totals):
+                    index = builder.add(y_start, place)
                     index = builder.add(index, builder.mul(y_stride, constant(v)))
-                    pointer = vector_pointer(context, builder, kind[9], y, index)
-                    builder.store(builder.load(sums[r][v]), pointer, align=a.dtype.bitwidth // 8)
+                    pointer = vector_pointer(context, builder, c, y, index)
+                    builder.store(builder.load(total), pointer, align=a.dtype.bitwidth // 8)
             return context.get_dummy_value()
 
         return (
@@ -148,13 +125,9 @@ def multiply(
         for row in range(0, count, ROWS):
             # Beyond the last row it is done again: the same numbers to the same place.
             offsets = (
-                rows[row],
-                rows[min(row + 1, last)],
-                rows[min(row + 2, last)],
-                rows[min(row + 3, last)],
-                rows[min(row + 4, last)],
-                rows[min(row + 5, last)],
-            )
+                rows[row], rows[min(row + 1, last)], rows[min(row + 2, last)],
+                rows[min(row + 3, last)], rows[min(row + 4, last)], rows[min(row + 5, last)],
+            )  # fmt: skip
             if tile_width == width:
                 wide_tile(
                     x, offsets, x_start, x_stride, chunks_in, weights, w_start, bias,

@@ -135,12 +135,9 @@ def backward(
     lie where its values lay.
     """
     layers = net.activations.size
-    total_chunks = 0
+    g_end, w_end, s_end = g_start, net.transposed.size, s_start
     for layer in range(layers):
-        total_chunks += net.chunks[layer]
-    g_end = g_start + total_chunks * block * LANES
-    w_end, s_end = net.transposed.size, s_start
-    for layer in range(layers):
+        g_end += net.chunks[layer] * block * LANES
         s_end += net.chunks[layer + 1] * block * LANES
     for layer in range(layers - 1, -1, -1):
         chunks, outputs = net.chunks[layer], net.chunks[layer + 1]

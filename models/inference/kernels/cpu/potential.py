@@ -2,71 +2,80 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from ....graph import Graph, displacements, within
-from ....potential import Potential, Prediction, assemble
-from ...tables import build_table
+from ....graph import Graph, displacements
+from ....potential import Potential, Prediction
+from ..potential import FusedPotential, Versions
 from .compiled import kernel
-from .edges import Pairs
-from .pack import pack_pairs
+from .neighbors import Neighbors, Slots, pack_neighbors
+from .team import Schedule
 
 _ONE_AT_A_TIME = threading.Lock()
 _started_in: int | None = None
 """Process that started the threads of the kernels: a fork of it cannot use them."""
 
 
-class FusedCPUPotential(nn.Module):
-    """Energies, forces and virial of a potential, for inference on a CPU.
+@dataclass
+class Memory:
+    """What is kept while the neighbour list stays the same."""
 
-    Radial networks are replaced by tables (see `tabulated`), the derivatives are derived by
-    hand, and there is no autograd tape. Geometry and sums over atoms are float64. Results do
-    not depend on the number of threads, and repeat to the last bit.
+    slots: Slots
+    work: Any
+    """Of the network, with the ``outputs`` (N,) of a step."""
+    schedule: Schedule
+    composition: Composition | None = None
+    """What `CPUPotential.use` was called with."""
 
-    Parameters
-    ----------
-    potential
-        Its dtype is that of the arithmetic.
+
+class CPUPotential(FusedPotential):
+    """A potential on the CPU, see `FusedPotential`.
+
+    Geometry and sums over atoms are float64. Results do not depend on the number of threads,
+    and repeat to the last bit.
     """
 
     engine = "fused CPU kernels"
+    step: ClassVar[Callable[..., None]]
+    """What is compiled."""
+    packed: tuple[Any, ...]
+    """Its last arguments: the network and its perceptrons."""
 
     def __init__(self, potential: Potential) -> None:
-        super().__init__()
-        self.table, self.table_info = build_table(potential)
-        self.dtype = np.dtype(str(potential.dtype).removeprefix("torch."))
-        self.cutoff = potential.cutoff
-        self.unit = potential.length_in_angstrom
-        self.energy_in_ev = potential.energy_in_ev
-        scale = potential.atomic_scale
+        super().__init__(potential)
+        self.arithmetic = np.dtype(str(self.dtype).removeprefix("torch."))
+        scale = self.atomic_scale
         self.scale, self.mean = float(scale.scale), float(scale.mean)
-        self.factor = self.scale * self.energy_in_ev / self.unit
+        self.factor = self.scale * self.energy_in_ev / self.length_in_angstrom
         """What takes the derivative of an output to eV/A."""
         self.references = scale.references.cpu().numpy()
-        self.repulsion = copy.deepcopy(potential.repulsion)
         self._lock = threading.Lock()
-        self._memory: Any = None
+        self._list: NeighborMemory | None = None
+        self._memory: Memory | None = None
         self._composition: Composition | None = None
 
-    def forward(self, graph: Graph) -> Prediction:
-        """Energies, forces and virials of the systems of a graph."""
+    def evaluate(self, graph: Graph) -> Prediction:  # noqa: D102
         with self._lock:
-            prediction = self._run(graph)
-        return prediction if self.repulsion is None else _sum(prediction, self._repulsion(graph))
+            return self._evaluate(graph)
 
-    def _run(self, graph: Graph) -> Prediction:
+    def allocate(self, neighbors: Neighbors, threads: int, old: Memory | None) -> Memory:
+        """Memory for steps with these neighbours; ``old`` was for others."""
+        raise NotImplementedError
+
+    def use(self, memory: Memory, composition: Composition) -> None:
+        """Write to the memory what the network reads of a composition."""
+
+    def _evaluate(self, graph: Graph) -> Prediction:
         systems = len(graph.charge)
         known = self._composition
         if known is None or not known.serves(graph):
@@ -76,7 +85,11 @@ class FusedCPUPotential(nn.Module):
         virial = np.zeros((atoms, 3, 3))
         outputs = np.zeros(0)
         if atoms > 0:
-            outputs = self._evaluate(graph, known, forces, virial)
+            outputs = self._run(graph, known, forces, virial)
+        if self.atomic_scale.per_atom:
+            forces *= known.sizes[:, None]
+            virial *= known.sizes[:, None, None]
+            outputs = outputs * known.sizes
         energies = (self.scale * outputs + known.shares) * self.energy_in_ev
         if systems == 1:
             total = virial.sum(0)
@@ -95,7 +108,7 @@ class FusedCPUPotential(nn.Module):
             torch.zeros_like(graph.cell).index_add(0, graph.system, virials),
         )
 
-    def _evaluate(
+    def _run(
         self,
         graph: Graph,
         composition: Composition,
@@ -103,26 +116,29 @@ class FusedCPUPotential(nn.Module):
         virial: NDArray[np.float64],
     ) -> NDArray[np.float64]:
         """Fill forces and virial; the outputs of the network, which the next call overwrites."""
-        raise NotImplementedError
-
-    def _call(self, step: Callable[..., None], threads: int, *arguments: Any) -> None:
-        """Run a compiled step."""
-        run = kernel(step, threads=_may_start_threads())
+        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+        known, memory = self._list, self._memory
+        if known is None or memory is None or not known.serves(graph, threads):
+            known = NeighborMemory(graph, threads)
+            memory = self.allocate(known.neighbors, threads, memory)
+            self._list, self._memory = known, memory
+        if memory.composition is not composition:
+            self.use(memory, composition)
+            memory.composition = composition
+        run = kernel(type(self).step, threads=_may_start_threads())
         with _exclusive():
             numba.set_num_threads(threads)
-            run(*arguments)
-
-    def _repulsion(self, graph: Graph) -> Prediction:
-        assert self.repulsion is not None
-        near, vectors = within(graph, self.repulsion.cutoff * self.unit)
-        vectors = vectors.detach().requires_grad_(True)
-        with torch.set_grad_enabled(True):
-            energies = self.repulsion(near, vectors / self.unit) * self.energy_in_ev
-            gradient = torch.autograd.grad([energies.sum()], [vectors])[0]
-        return assemble(near, energies.detach(), vectors.detach(), gradient)
+            run(
+                memory.schedule, threads, graph.positions.detach().numpy(),
+                graph.numbers.numpy(), known.neighbors, memory.slots, memory.work, self.factor,
+                forces, virial, *self.packed,
+            )  # fmt: skip
+        outputs: NDArray[np.float64] = memory.work.outputs
+        return outputs
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None, "_memory": None, "_composition": None}
+        nothing = dict.fromkeys(("_lock", "_list", "_memory", "_composition"))
+        return {**self.__dict__, **nothing}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -142,8 +158,8 @@ class Composition:
                 f"atomic numbers are {numbers.min()} to {numbers.max()}: expected 0 to "
                 f"{len(references) - 1}"
             )
-        sizes = np.bincount(system, minlength=len(charge))
-        self.shares = references[numbers] + (mean / np.maximum(sizes, 1))[system]
+        self.sizes = np.bincount(system, minlength=len(charge))[system]
+        self.shares = references[numbers] + mean / self.sizes
         self.charge_factors = 1 + 0.1 * charge[system]
 
     def serves(self, graph: Graph) -> bool:
@@ -151,35 +167,15 @@ class Composition:
         return self._given.are(graph.numbers, graph.system, graph.charge)
 
 
-class Versions:
-    """Tensors as they were: the same ones later, if nothing was written to them."""
-
-    def __init__(self, *tensors: Tensor) -> None:
-        self._tensors = tensors
-        self._versions = [_version(tensor) for tensor in tensors]
-
-    def are(self, *tensors: Tensor) -> bool:
-        """Whether these are the same objects, as they were."""
-        return all(
-            new is old and _version(new) == version
-            for new, old, version in zip(tensors, self._tensors, self._versions, strict=True)
-        )
-
-
-def _version(tensor: Tensor) -> float:
-    """How often it was written to; not a number where torch does not count (inference mode)."""
-    return math.nan if tensor.is_inference() else tensor._version
-
-
-class Memory:
-    """What is kept while the neighbour list stays the same: its rows, to begin with."""
+class NeighborMemory:
+    """Neighbours by receiver, as long as graphs come with the same list."""
 
     def __init__(self, graph: Graph, threads: int) -> None:
-        self._list = Versions(graph.edge_index, graph.edge_shift)
+        self._given = Versions(graph.edge_index, graph.edge_shift)
         self._cell, self._lattice = Versions(graph.cell), graph.cell.clone()
-        self.threads = threads
+        self._threads = threads
         shifts = displacements(graph._replace(positions=torch.zeros_like(graph.positions)))
-        self.pairs: Pairs = pack_pairs(
+        self.neighbors = pack_neighbors(
             graph.edge_index.numpy(),
             graph.edge_shift.numpy(),
             shifts.detach().numpy(),
@@ -189,15 +185,10 @@ class Memory:
     def serves(self, graph: Graph, threads: int) -> bool:
         """Whether the neighbours are the very ones that it was made for."""
         return (
-            threads == self.threads
-            and self._list.are(graph.edge_index, graph.edge_shift)
+            threads == self._threads
+            and self._given.are(graph.edge_index, graph.edge_shift)
             and (self._cell.are(graph.cell) or torch.equal(graph.cell, self._lattice))
         )
-
-
-def threads_to_use() -> int:
-    """As many as torch would use, if Numba has them."""
-    return int(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
 
 def _may_start_threads() -> bool:
@@ -215,7 +206,3 @@ def _exclusive() -> AbstractContextManager[Any]:
     except ValueError:  # not started yet
         safe = False
     return nullcontext() if safe else _ONE_AT_A_TIME
-
-
-def _sum(first: Prediction, second: Prediction) -> Prediction:
-    return Prediction(*(a + b for a, b in zip(first, second, strict=True)))

@@ -8,9 +8,11 @@ registers are narrower the compiler splits it.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numba
@@ -69,6 +71,18 @@ def vector_pointer(context: Any, builder: Any, array_type: Any, array: Any, inde
     return builder.bitcast(pointer, lanes_type(array_type.dtype).as_pointer())
 
 
+def load_many(
+    context: Any, builder: Any, kind: Any, array: Any, start: Any, offsets: Iterable[int]
+) -> list[Any]:
+    """The vectors that begin at array[start + offset], in LLVM; ``kind`` is the array's type."""
+    found = []
+    for offset in offsets:
+        index = builder.add(start, ir.Constant(start.type, offset))
+        pointer = vector_pointer(context, builder, kind, array, index)
+        found.append(builder.load(pointer, align=kind.dtype.bitwidth // 8))
+    return found
+
+
 @intrinsic
 def load(typing: Any, array: Any, index: Any) -> Any:
     """array[index : index + 16] of a contiguous array, unchecked."""
@@ -103,16 +117,6 @@ def broadcast(builder: Any, number: Any) -> Any:
 
 def _int32(value: int) -> ir.Constant:
     return ir.Constant(ir.IntType(32), value)
-
-
-@intrinsic
-def splat(typing: Any, number: Any) -> Any:
-    """The number, float32 or float64, in every lane."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return broadcast(builder, args[0])
-
-    return Vector(number)(number), generate
 
 
 @intrinsic
@@ -164,59 +168,87 @@ def call_lanewise(builder: Any, name: str, *args: Any) -> Any:
     return builder.call(function, args)
 
 
-def _lanewise(name: str, arguments: int, doc: str) -> Callable[..., Any]:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return call_lanewise(builder, name, *args)
+def unrolled(result: Callable[..., types.Type]) -> Callable[..., Any]:
+    """Makes an intrinsic function of vectors, and of tuples of vectors.
 
-    if arguments == 1:
+    It decorates a function of LLVM's builder and the arguments, tuples as lists of vectors;
+    ``result`` takes the types of the arguments to that of the result.
+    """
 
-        def one(typing: Any, x: Any) -> Any:
-            return x(x), generate
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def typed(typing: Any, *kinds: Any) -> Any:
+            kind = result(*kinds)
 
-        function: Callable[..., Any] = one
-    elif arguments == 2:
+            def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                values = [
+                    cgutils.unpack_tuple(builder, arg) if isinstance(k, types.BaseTuple) else arg
+                    for k, arg in zip(kinds, args, strict=True)
+                ]
+                found = function(builder, *values)
+                tuples = isinstance(kind, types.BaseTuple)
+                return context.make_tuple(builder, kind, found) if tuples else found
 
-        def two(typing: Any, x: Any, y: Any) -> Any:
-            return x(x, y), generate
+            return kind(*kinds), generate
 
-        function = two
-    else:
+        functools.update_wrapper(typed, function)
+        # Numba asks for the names of the arguments.
+        given = inspect.signature(function)
+        typed.__signature__ = given.replace(return_annotation=Any)  # type: ignore[attr-defined]
+        return intrinsic(typed)
 
-        def three(typing: Any, x: Any, y: Any, z: Any) -> Any:
-            return x(x, y, z), generate
-
-        function = three
-    function.__doc__ = doc
-    function.__name__ = name
-    return intrinsic(function)
-
-
-fma = _lanewise("fma", 3, "x y + z, rounded once.")
-minimum = _lanewise("minnum", 2, "The smaller of each lane.")
-maximum = _lanewise("maxnum", 2, "The larger of each lane.")
-absolute = _lanewise("fabs", 1, "Absolute values.")
-log = _lanewise("log", 1, "Natural logarithm, lane by lane.")
+    return decorate
 
 
-@intrinsic
-def total(typing: Any, vector: Any) -> Any:
+def from_type(value: Callable[[Any], int]) -> Any:
+    """An intrinsic function whose result, a whole number, follows from its argument's type."""
+
+    def number(typing: Any, x: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return context.get_constant(types.intp, value(x))
+
+        return types.intp(x), generate
+
+    return intrinsic(number)
+
+
+def _of_one(name: str) -> Any:
+    return unrolled(lambda x: x)(lambda builder, x: call_lanewise(builder, name, x))
+
+
+def _of_two(name: str) -> Any:
+    return unrolled(lambda x, y: x)(lambda builder, x, y: call_lanewise(builder, name, x, y))
+
+
+fma = unrolled(lambda x, y, z: x)(
+    lambda builder, x, y, z: call_lanewise(builder, "fma", x, y, z)  # x y + z, rounded once
+)
+minimum = _of_two("minnum")
+maximum = _of_two("maxnum")
+absolute = _of_one("fabs")
+log = _of_one("log")
+
+
+@unrolled(Vector)
+def splat(builder: Any, number: Any) -> Any:
+    """The number, float32 or float64, in every lane."""
+    return broadcast(builder, number)
+
+
+@unrolled(lambda vector: vector.dtype)
+def total(builder: Any, vector: Any) -> Any:
     """Sum of the lanes, in a fixed order (a tree)."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value, width = args[0], LANES
-        while width > 1:
-            width //= 2
-            undefined = ir.Constant(value.type, ir.Undefined)
-            index = ir.VectorType(ir.IntType(32), width)
-            low = ir.Constant(index, list(range(width)))
-            high = ir.Constant(index, list(range(width, 2 * width)))
-            value = builder.fadd(
-                builder.shuffle_vector(value, undefined, low),
-                builder.shuffle_vector(value, undefined, high),
-            )
-        return builder.extract_element(value, _int32(0))
-
-    return vector.dtype(vector), generate
+    width = LANES
+    while width > 1:
+        width //= 2
+        undefined = ir.Constant(vector.type, ir.Undefined)
+        index = ir.VectorType(ir.IntType(32), width)
+        low = ir.Constant(index, list(range(width)))
+        high = ir.Constant(index, list(range(width, 2 * width)))
+        vector = builder.fadd(
+            builder.shuffle_vector(vector, undefined, low),
+            builder.shuffle_vector(vector, undefined, high),
+        )
+    return builder.extract_element(vector, _int32(0))
 
 
 @intrinsic
@@ -235,34 +267,30 @@ LN2_HIGH = 0.693359375
 LN2_LOW = -2.121944400546905827679e-4  # with more digits than math.log(2) - LN2_HIGH has
 
 
-@intrinsic
-def exp(typing: Any, vector: Any) -> Any:
+@unrolled(lambda vector: vector)
+def exp(builder: Any, vector: Any) -> Any:
     """e^x to one or two units in the last place.
 
     x = k ln 2 + r with |r| <= ln 2 / 2, then e^x = 2^k e^r with the Taylor series of e^r. Beyond
     the range of normal numbers the value at its end is returned.
     """
-    single = vector.dtype == types.float32
+    kind = vector.type
+    single = kind.element == ir.FloatType()
     lowest, highest, terms = (-87.0, 88.0, 8) if single else (-708.0, 709.0, 14)
     mantissa, bias = (23, 127) if single else (52, 1023)
+    whole = ir.VectorType(ir.IntType(32 if single else 64), LANES)
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = args[0].type
-        whole = ir.VectorType(ir.IntType(vector.dtype.bitwidth), LANES)
+    def constant(value: float) -> ir.Constant:
+        return ir.Constant(kind, [value] * LANES)
 
-        def constant(value: float) -> ir.Constant:
-            return ir.Constant(kind, [value] * LANES)
-
-        x = call_lanewise(builder, "maxnum", args[0], constant(lowest))
-        x = call_lanewise(builder, "minnum", x, constant(highest))
-        k = call_lanewise(builder, "rint", builder.fmul(x, constant(1 / math.log(2))))
-        r = call_lanewise(builder, "fma", k, constant(-LN2_HIGH), x)
-        r = call_lanewise(builder, "fma", k, constant(-LN2_LOW), r)
-        series = constant(1 / math.factorial(terms - 1))
-        for n in reversed(range(terms - 1)):
-            series = call_lanewise(builder, "fma", series, r, constant(1 / math.factorial(n)))
-        exponent = builder.add(builder.fptosi(k, whole), ir.Constant(whole, [bias] * LANES))
-        power = builder.shl(exponent, ir.Constant(whole, [mantissa] * LANES))
-        return builder.fmul(series, builder.bitcast(power, kind))
-
-    return vector(vector), generate
+    x = call_lanewise(builder, "maxnum", vector, constant(lowest))
+    x = call_lanewise(builder, "minnum", x, constant(highest))
+    k = call_lanewise(builder, "rint", builder.fmul(x, constant(1 / math.log(2))))
+    r = call_lanewise(builder, "fma", k, constant(-LN2_HIGH), x)
+    r = call_lanewise(builder, "fma", k, constant(-LN2_LOW), r)
+    series = constant(1 / math.factorial(terms - 1))
+    for n in reversed(range(terms - 1)):
+        series = call_lanewise(builder, "fma", series, r, constant(1 / math.factorial(n)))
+    exponent = builder.add(builder.fptosi(k, whole), ir.Constant(whole, [bias] * LANES))
+    power = builder.shl(exponent, ir.Constant(whole, [mantissa] * LANES))
+    return builder.fmul(series, builder.bitcast(power, kind))

@@ -1,9 +1,9 @@
 r"""Embedding and attention of a TDN over the neighbours of a few atoms, forward and backward.
 
-The equations are those of `tdn_equations`, by the names there. Messages, values and gates of the
-edges of a group of receivers live in the memory of a thread, and the way back computes them anew:
-nothing of size edges x components x channels is kept from layer to layer. What goes back to the
-senders is written once for a chunk of receivers, and summed by sender after it.
+The equations stand in ``tests/support/tdn_equations.py``, by the names there. Messages, values
+and gates of the edges of a group of receivers live in the memory of a thread, and the way back
+computes them anew: nothing of size edges x components x channels is kept from layer to layer. What
+goes back to the senders is written once for a chunk of receivers, and summed by sender after it.
 
 Layout: features of atoms and of edges are [atom or edge][chunk of 16 channels][component][16].
 """
@@ -27,14 +27,14 @@ from .components import (
     with_first,
 )
 from .dense import multiply
-from .edges import Pairs
+from .neighbors import WEIGHTS, Neighbors, Slots
 from .simd import LANES, exp, fma, like, load, splat, store, total
-from .tdn_geometry import WEIGHTS, Slots, add_to_harmonics
-from .tdn_network import PAIR, VALUE, Network, Work
+from .tdn_harmonics import add_to_harmonics
+from .tdn_network import MATRICES, PAIR, VALUE, PackedTDN, TDNWork
 
 
 @internal
-def spline(net: Network, slots: Slots, slot: int, start: int) -> Any:
+def spline(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
     """Radial weights of sixteen channels; ``start`` is where the table of the chunk begins."""
     width, w = net.chunks * LANES, slot * WEIGHTS
     at = start + slots.row[slot] * width
@@ -46,7 +46,7 @@ def spline(net: Network, slots: Slots, slot: int, start: int) -> Any:
 
 
 @internal
-def spline_slope(net: Network, slots: Slots, slot: int, start: int) -> Any:
+def spline_slope(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
     """Their derivatives."""
     width, w = net.chunks * LANES, slot * WEIGHTS
     at = start + slots.row[slot] * width
@@ -63,29 +63,37 @@ def sigmoid(x: Any) -> Any:
 
 
 @internal
-def embed(first: int, last: int, net: Network, pairs: Pairs, slots: Slots, work: Work) -> None:
+def embed(
+    first: int, last: int, net: PackedTDN, neighbors: Neighbors, slots: Slots, work: TDNWork
+) -> None:
     """Sums over neighbours of atoms ``first`` to ``last``, and of their envelopes."""
     d, size = net.components, net.matrix
     for i in range(first, last):
         degree = 0.0
-        for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
-            degree += slots.envelope[2 * slot]
+        for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
+            degree += work.envelope[2 * slot]
         work.degree[i] = degree
         for chunk in range(net.chunks):
             here = (i * net.chunks + chunk) * d * LANES
             zero = load(net.zeros, 0)
             for k in range(d):
                 store(work.embedded, here + k * LANES, zero)
-            for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
-                w = splat(slots.envelope[2 * slot]) * spline(net, slots, slot, chunk * LANES)
+            for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
+                w = splat(work.envelope[2 * slot]) * spline(net, slots, slot, chunk * LANES)
                 for k in range(d):
-                    at, m = here + k * LANES, splat(slots.coupling[slot * size + k * d])
+                    at, m = here + k * LANES, splat(work.coupling[slot * size + k * d])
                     store(work.embedded, at, fma(m, w, load(work.embedded, at)))
 
 
 @internal
 def embed_back(
-    first: int, last: int, net: Network, pairs: Pairs, slots: Slots, work: Work, scratch: Any
+    first: int,
+    last: int,
+    net: PackedTDN,
+    neighbors: Neighbors,
+    slots: Slots,
+    work: TDNWork,
+    scratch: Any,
 ) -> None:
     """The way back of `embed`: adds to the gradients of the slots.
 
@@ -94,17 +102,17 @@ def embed_back(
     d, size = net.components, net.matrix
     sums, matrix = work.sums, work.totals
     for i in range(first, last):
-        for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
+        for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             for at in range(0, size * LANES, LANES):
                 store(scratch, sums + at, load(net.zeros, 0))
-            phi, fall = slots.envelope[2 * slot], slots.envelope[2 * slot + 1]
+            phi, fall = work.envelope[2 * slot], work.envelope[2 * slot + 1]
             value, rise = load(net.zeros, 0), load(net.zeros, 0)
             for chunk in range(net.chunks):
                 here = (i * net.chunks + chunk) * d * LANES
                 w = spline(net, slots, slot, chunk * LANES)
                 along = load(net.zeros, 0)
                 for k in range(d):
-                    g, m = load(work.g_z, here + k * LANES), slots.coupling[slot * size + k * d]
+                    g, m = load(work.g_z, here + k * LANES), work.coupling[slot * size + k * d]
                     along = fma(splat(m), g, along)
                     at = sums + k * d * LANES
                     store(scratch, at, fma(w * splat(phi), g, load(scratch, at)))
@@ -113,13 +121,13 @@ def embed_back(
             slots.slope[slot] += phi * total(rise) + fall * (total(value) + work.g_degree[i])
             for at in range(0, size, LANES):
                 store(scratch, matrix + at, lane_sums(scratch, sums + at * LANES))
-            add_to_harmonics(slots, slot, net, scratch, matrix)
+            add_to_harmonics(work, slot, net, scratch, matrix)
 
 
 @internal
 def attend(
-    first: int, last: int, layer: int, net: Network, pairs: Pairs, slots: Slots, work: Work,
-    scratch: Any,
+    first: int, last: int, layer: int, net: PackedTDN, neighbors: Neighbors, slots: Slots,
+    work: TDNWork, scratch: Any,
 ) -> None:  # fmt: skip
     r"""Messages, values, gates and attention of the edges of a group, in the thread's memory.
 
@@ -134,7 +142,7 @@ def attend(
     table = (layer + 1) * net.rows * width
     n = 0
     for i in range(first, last):
-        for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
+        for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             j = slots.sender[slot]
             for chunk in range(chunks):
                 here = chunk * d * LANES
@@ -145,13 +153,13 @@ def attend(
                     load_all(net.shape, received, i * features + here),
                 )
                 x = times(w, x)
-                m = couple(slots.coupling, slot * matrix, x, times(load(net.zeros, 0), x))
+                m = couple(work.coupling, slot * matrix, x, times(load(net.zeros, 0), x))
                 store_all(scratch, work.message + n * features + here, m)
             n += 1
     if n == 0:
         return
     square = width * width
-    start, bias = layer * net.matrices_of_layer * square, layer * net.matrices_of_layer * width
+    start, bias = layer * MATRICES * square, layer * MATRICES * width
     multiply(
         scratch, work.message, d * LANES, work.rows, n * d, net.matrices, start + VALUE * square,
         net.zeros, 0, chunks, chunks, scratch, work.value, d * LANES,
@@ -188,27 +196,27 @@ def attend(
                 highest = max(highest, scratch[work.alpha + e * heads + head])
             whole = math.exp(-highest) if net.smooth else 0.0
             for e in range(n, n + count):
-                at, slot = work.alpha + e * heads + head, pairs.offsets[i] + e - n
+                at, slot = work.alpha + e * heads + head, neighbors.offsets[i] + e - n
                 free = math.exp(scratch[at] - highest)
                 scratch[work.free + e * heads + head] = free
-                whole += slots.envelope[2 * slot] * free
+                whole += work.envelope[2 * slot] * free
             for e in range(n, n + count):
-                at, slot = e * heads + head, pairs.offsets[i] + e - n
+                at, slot = e * heads + head, neighbors.offsets[i] + e - n
                 free = scratch[work.free + at] / whole
                 scratch[work.free + at] = free
-                scratch[work.alpha + at] = slots.envelope[2 * slot] * free
+                scratch[work.alpha + at] = work.envelope[2 * slot] * free
         n += count
 
 
 @internal
 def gather(
-    first: int, last: int, layer: int, net: Network, pairs: Pairs, slots: Slots, work: Work,
-    scratch: Any,
+    first: int, last: int, layer: int, net: PackedTDN, neighbors: Neighbors, slots: Slots,
+    work: TDNWork, scratch: Any,
 ) -> None:  # fmt: skip
     """Sums of the values over the edges of a group, weighted by attention: z."""
     d, chunks, matrix = net.components, net.chunks, net.matrix
     width, features, z = chunks * LANES, chunks * d * LANES, work.z[layer]
-    biases = (layer * net.matrices_of_layer + VALUE) * width
+    biases = (layer * MATRICES + VALUE) * width
     per_head = net.chunks // net.heads
     n = 0
     for i in range(first, last):
@@ -223,27 +231,27 @@ def gather(
                 v = times(load(scratch, work.gate + e * features + c), u)
                 v = with_first(v, u_0 * sigmoid(u_0))
                 v = times(alpha * load(scratch, work.radial + e * width + c), v)
-                slot = pairs.offsets[i] + e - n
-                sums = couple(slots.coupling, slot * matrix, v, sums)
+                slot = neighbors.offsets[i] + e - n
+                sums = couple(work.coupling, slot * matrix, v, sums)
             store_all(z, i * features + here, sums)
         n += slots.counts[i]
 
 
 @internal
 def attend_back(
-    first: int, last: int, layer: int, base: int, net: Network, pairs: Pairs, slots: Slots,
-    work: Work, scratch: Any,
+    first: int, last: int, layer: int, base: int, net: PackedTDN,
+    neighbors: Neighbors, slots: Slots, work: TDNWork, scratch: Any,
 ) -> None:  # fmt: skip
     """The way back of `attend` and `gather`, whose memory is as they left it.
 
     The gradient of z is in ``work.g_z``. What goes to senders is written to ``work.returned``,
     where the first is that of slot ``base``; what stays, to ``work.g_received``.
     """
-    n = back_to_messages(first, last, layer, net, pairs, slots, work, scratch)
+    n = back_to_messages(first, last, layer, net, neighbors, slots, work, scratch)
     d, chunks = net.components, net.chunks
     width = chunks * LANES
     square = width * width
-    start = layer * net.matrices_of_layer * square
+    start = layer * MATRICES * square
     if n > 0:
         multiply(
             scratch, work.value, d * LANES, work.rows, n * d, net.transposed,
@@ -254,13 +262,13 @@ def attend_back(
             scratch, work.gate, LANES, work.rows_first, n, net.transposed, start + PAIR * square,
             net.zeros, 0, 2 * chunks, chunks, scratch, work.gate + 2 * width, LANES,
         )  # fmt: skip
-    back_to_features(first, last, layer, base, net, pairs, slots, work, scratch)
+    back_to_features(first, last, layer, base, net, neighbors, slots, work, scratch)
 
 
 @internal
 def back_to_messages(
-    first: int, last: int, layer: int, net: Network, pairs: Pairs, slots: Slots, work: Work,
-    scratch: Any,
+    first: int, last: int, layer: int, net: PackedTDN, neighbors: Neighbors, slots: Slots,
+    work: TDNWork, scratch: Any,
 ) -> int:  # fmt: skip
     """From the gradient of z to those of W_v m, of the gates' and the scores' arguments.
 
@@ -269,7 +277,7 @@ def back_to_messages(
     """
     d, chunks, matrix = net.components, net.chunks, net.matrix
     width, features, z = chunks * LANES, chunks * d * LANES, work.z[layer]
-    biases = (layer * net.matrices_of_layer + VALUE) * width
+    biases = (layer * MATRICES + VALUE) * width
     heads, per_head = net.heads, net.chunks // net.heads
     n = 0
     for i in range(first, last):
@@ -280,7 +288,7 @@ def back_to_messages(
                 at = i * features + chunk * d * LANES
                 sums = sums + dot(load_all(net.shape, share, at), load_all(net.shape, z, at))
             scratch[own + head] = total(sums)
-        for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
+        for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             row = work.gate + n * features
             change = 0.0
             for head in range(heads):
@@ -290,7 +298,7 @@ def back_to_messages(
                     here, c = chunk * d * LANES, chunk * LANES
                     at = n * features + here
                     g = load_all(net.shape, share, i * features + here)
-                    y = couple_back(slots.coupling, slot * matrix, g, times(load(net.zeros, 0), g))
+                    y = couple_back(work.coupling, slot * matrix, g, times(load(net.zeros, 0), g))
                     w = load(scratch, work.radial + n * width + c)
                     u = load_all(net.shape, scratch, work.value + at)
                     u_0 = u[0] + load(net.biases, biases + c)
@@ -312,15 +320,15 @@ def back_to_messages(
                 for chunk in range(head * per_head, (head + 1) * per_head):
                     at = row + width + chunk * LANES
                     store(scratch, at, g_t * load(scratch, at))
-            slots.slope[slot] += change * slots.envelope[2 * slot + 1]
+            slots.slope[slot] += change * work.envelope[2 * slot + 1]
             n += 1
     return n
 
 
 @internal
 def back_to_features(
-    first: int, last: int, layer: int, base: int, net: Network, pairs: Pairs, slots: Slots,
-    work: Work, scratch: Any,
+    first: int, last: int, layer: int, base: int, net: PackedTDN,
+    neighbors: Neighbors, slots: Slots, work: TDNWork, scratch: Any,
 ) -> None:  # fmt: skip
     """From the gradients of the messages to those of features and of the slots."""
     d, chunks, matrix = net.components, net.chunks, net.matrix
@@ -332,7 +340,7 @@ def back_to_features(
         for chunk in range(chunks):
             here = i * features + chunk * d * LANES
             store_all(work.g_received, here, load_all(net.shape, net.zeros, 0))
-        for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
+        for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             j = slots.sender[slot]
             rise = load(net.zeros, 0)
             for chunk in range(chunks):
@@ -342,7 +350,7 @@ def back_to_features(
                 scalar = load(scratch, work.gate + n * features + 2 * width + c)
                 g = with_first(g, g[0] + scalar)
                 store(scratch, work.gradients + at, g[0])
-                y = couple_back(slots.coupling, slot * matrix, g, times(load(net.zeros, 0), g))
+                y = couple_back(work.coupling, slot * matrix, g, times(load(net.zeros, 0), g))
                 x = plus(
                     load_all(net.shape, sent, j * features + here),
                     load_all(net.shape, received, mine),
@@ -364,14 +372,14 @@ def back_to_features(
             )  # fmt: skip
             for at in range(0, matrix, LANES):
                 store(scratch, work.totals + at, lane_sums(scratch, work.sums + at * LANES))
-            add_to_harmonics(slots, slot, net, scratch, work.totals)
+            add_to_harmonics(work, slot, net, scratch, work.totals)
             n += 1
 
 
 @internal
 def collect_sent(
-    first: int, last: int, receivers: int, end: int, base: int, net: Network, pairs: Pairs,
-    slots: Slots, work: Work,
+    first: int, last: int, receivers: int, end: int, base: int, net: PackedTDN,
+    neighbors: Neighbors, slots: Slots, work: TDNWork,
 ) -> None:  # fmt: skip
     """What comes back to senders ``first`` to ``last`` from receivers ``receivers`` to ``end``.
 
@@ -381,7 +389,7 @@ def collect_sent(
     d, chunks = net.components, net.chunks
     features = chunks * d * LANES
     for j in range(first, last):
-        begin, stop = pairs.offsets[j], pairs.offsets[j] + slots.counts[j]
+        begin, stop = neighbors.offsets[j], neighbors.offsets[j] + slots.counts[j]
         last_of_chunk = stop
         # Those that hear j are those that j hears, and in order.
         while begin < last_of_chunk:
@@ -397,7 +405,7 @@ def collect_sent(
                 sums = load_all(net.shape, work.g_sent, at)
             slot = begin
             while slot < stop and slots.sender[slot] < end:
-                back = slots.slot[pairs.reverse[slots.edge[slot]]] - base
+                back = slots.slot[neighbors.reverse[slots.edge[slot]]] - base
                 here = back * features + chunk * d * LANES
                 sums = plus(sums, load_all(net.shape, work.returned, here))
                 slot += 1

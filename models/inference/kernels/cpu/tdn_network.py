@@ -1,19 +1,41 @@
-"""The weights of a TDN, the memory of a step and its order, as the kernels read them."""
+"""The weights of a TDN and the memory of a step, as the kernels read them."""
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from ....heads.energy import ScalarReadout
+from ....maths.splines import RadialTable
+from ....networks.tdn import TDN, Block
+from ....networks.tdn_layers import DegreeLinear, DegreeNorm, GatedLinear
+from ....networks.tdn_product import ExactCoupling, FactoredCoupling
+from ....potential import Potential
+from ..weights import dense_layers
+from .components import shape_of
+from .dense import pack_matrix
+from .perceptron import Perceptron, pack_perceptron, padded
+from .simd import LANES
+
+BLOCK = 32
+"""Atoms that are done together, at most."""
+HARMONICS_ROWS = 9
+"""Of the memory of `harmonics`."""
 
 # Places of a layer's matrices; that of the pair, with 2C outputs, takes two.
 SENDER, RECEIVER, VALUE, MIX, GATED, GATE, GATED_MIX, PAIR = range(8)
 MATRICES = 9
-"""Of a layer."""
+"""Of a layer; the embedding's mix comes after all layers."""
 
 
-class Network(NamedTuple):
+class PackedTDN(NamedTuple):
     """The weights of a TDN, packed; each head's channels are padded to chunks of sixteen."""
 
     shape: NDArray[Any]
@@ -42,8 +64,6 @@ class Network(NamedTuple):
     chunks: int
     heads: int
     layers: int
-    matrices_of_layer: int
-    """`MATRICES`; the embedding's mix comes after all layers."""
     slope: float
     """Of the leaky unit."""
     rows: int
@@ -72,11 +92,19 @@ class Network(NamedTuple):
     zeros: NDArray[Any]
 
 
-class Work(NamedTuple):
+class TDNWork(NamedTuple):
     """Memory of a step, for all atoms and for each thread."""
 
     block: int
     """Atoms that are done together, at most."""
+    receivers: NDArray[np.int64]
+    """(chunks + 1,), first atom of each chunk of receivers, and N."""
+    envelope: NDArray[Any]
+    """(2 E,): phi and d phi / dr of a slot."""
+    coupling: NDArray[Any]
+    """(E * matrix,): M of a slot, row by row, padded to whole vectors."""
+    harmonics: NDArray[Any]
+    """(E, d), dE/dY of a slot."""
     embedded: NDArray[Any]
     """Sums of the embedding."""
     degree: NDArray[Any]
@@ -133,20 +161,173 @@ class Work(NamedTuple):
     slopes: int
 
 
-EMBED, ATTEND, UPDATE, BACK, COLLECT, FINISH, FORCES = range(7)
-"""What a phase does, see `tdn_step.perform`."""
+def pack_tdn(
+    potential: Potential, table: RadialTable, dtype: np.dtype[Any]
+) -> tuple[PackedTDN, Perceptron]:
+    """Weights -> arrays of a dtype, each head padded to multiples of sixteen; and the readout's.
+
+    ``table`` is of the network's ``edge_factors``, in float64.
+    """
+    double = copy.deepcopy(potential).cpu().double().requires_grad_(False)
+    network, readout = double.representation, double.readout
+    assert isinstance(network, TDN)
+    assert isinstance(readout, ScalarReadout)
+    layers = [layer for layer in network.layers if isinstance(layer, Block)]
+    heads, channels = int(dict[str, Any](network.config)["heads"]), network.channels
+    embedding = network.surroundings
+    width = -(-channels // heads // LANES) * LANES * heads
+    degrees = np.array(network.degrees)
+    starts = np.concatenate([[0], np.cumsum(2 * degrees + 1)])
+    d = int(starts[-1])
+    size = -(-d * d // LANES) * LANES
+    product = np.zeros((d, size), dtype)
+    product[:, : d * d] = _product(network).permute(1, 2, 0).reshape(d, d * d).numpy()
+    norms = np.zeros((degrees[-1] + 1, degrees[-1] + 1))
+    for degree in network.degrees:
+        for m in range(degree + 1):
+            ratio = math.factorial(degree - m) / math.factorial(degree + m)
+            norms[degree, m] = math.sqrt((2 * degree + 1) * (2 - (m == 0)) * ratio)
+
+    def flat(arrays: Iterable[Tensor]) -> NDArray[Any]:
+        """Their channels, the last axis, padded: one after the other."""
+        parts = [padded(a.numpy(), a.ndim - 1, heads).astype(dtype).ravel() for a in arrays]
+        return np.concatenate([*parts, np.zeros(0, dtype)])
+
+    def matrix(weight: Tensor) -> NDArray[Any]:
+        """(inputs, outputs): y = x W^T."""
+        return padded(padded(weight.t().numpy(), 0, heads), 1, heads).astype(dtype)
+
+    stored, biases = [], []
+    for layer in layers:
+        maps = _linear_maps(layer)
+        weights = [matrix(weight) for weight, _ in maps]
+        stored += [*weights[:PAIR], np.hstack(weights[PAIR:])]
+        biases += [weight.new_zeros(len(weight)) if b is None else b for weight, b in maps]
+    stored.append(matrix(embedding.mix.weight))
+    biases.append(embedding.bias * embedding.scale)
+    first, *rest = torch.split(table.coefficients.cpu(), channels, dim=1)
+    tables = [first * (embedding.sender * embedding.scale), *rest]
+    pairs = [norm for layer in layers for norm in (layer.norm_1, layer.norm_2)]
+    of_layers = [norm for norm in pairs if isinstance(norm, DegreeNorm)]
+    epsilons = np.array([list(norm.epsilons) for norm in of_layers], dtype=np.float64)
+    packed = PackedTDN(
+        shape=shape_of(d),
+        degrees=degrees,
+        starts=starts,
+        components=d,
+        matrix=size,
+        norms=norms,
+        product=product.ravel(),
+        smooth=network.smooth,
+        unit=potential.length_in_angstrom,
+        cutoff=table.cutoff,
+        intervals=table.intervals,
+        channels=channels,
+        chunks=width // LANES,
+        heads=heads,
+        layers=len(layers),
+        slope=layers[0].attention.score_act.slope if layers else 0.0,
+        rows=table.intervals + 3,
+        tables=flat(tables),
+        # Slopes are differences of neighbouring rows: taken before they are rounded.
+        differences=flat(
+            t.diff(dim=0, append=t[-1:]) * (table.intervals / table.cutoff) for t in tables
+        ),
+        matrices=np.concatenate([pack_matrix(m) for m in stored]),
+        transposed=np.concatenate([pack_matrix(np.ascontiguousarray(m.T)) for m in stored]),
+        biases=flat(biases),
+        score_dots=flat(layer.attention.score_dot.flatten() for layer in layers),
+        norm_weights=flat(norm.weight for norm in of_layers),
+        norm_biases=flat(norm.bias for norm in of_layers),
+        epsilons=epsilons.reshape(len(layers), 2, len(degrees)),
+        species=flat([network.species.weight]),
+        readout_norm_weight=flat([readout.norm.weight]),
+        readout_norm_bias=flat([readout.norm.bias]),
+        zeros=np.zeros(max(2 * width, d * LANES), dtype),
+    )
+    return packed, pack_perceptron(dense_layers(readout.head), heads, 1, dtype)
 
 
-class Plan(NamedTuple):
-    """Who does what and when: receivers in groups, groups in chunks, shared among threads."""
+def _product(network: TDN) -> Tensor:
+    """(d, d, d), M[i, j, k] of features i, harmonics j and results k."""
+    coupling = network.coupling
+    if isinstance(coupling, FactoredCoupling):
+        return torch.einsum("ir,jr,kr->ijk", coupling.a, coupling.b, coupling.c)
+    assert isinstance(coupling, ExactCoupling)
+    return coupling.tensor.double()
 
-    phases: NDArray[np.int64]
-    """(phases, 3): what is done, in which layer, to which chunk."""
-    atoms: NDArray[np.int64]
-    """(threads + 1,), first atom of each thread."""
-    groups: NDArray[np.int64]
-    """(groups + 1,), first atom of each, and N."""
-    chunks: NDArray[np.int64]
-    """(chunks + 1,), first group of each, and the number of groups."""
-    shares: NDArray[np.int64]
-    """(chunks + 1, threads + 1), first group of each thread; the last row is of all groups."""
+
+def _linear_maps(layer: Block) -> list[tuple[Tensor, Tensor | None]]:
+    """Weights and biases in the order of their places, the two of the pair last."""
+    attention, gated = layer.attention, layer.gated
+    maps: list[DegreeLinear | GatedLinear | torch.nn.Linear] = [
+        attention.sender, attention.receiver, attention.value, attention.mix, gated, gated.gate,
+        layer.mix, attention.value.gate, attention.score,
+    ]  # fmt: skip
+    return [(m.value if isinstance(m, GatedLinear) else m.weight, m.bias) for m in maps]
+
+
+def make_tdn_work(
+    net: PackedTDN, head: Perceptron, offsets: NDArray[np.int64], groups: Sequence[int],
+    receivers: Sequence[int], threads: int,
+) -> TDNWork:  # fmt: skip
+    """Memory for steps with these neighbours, receivers in groups and chunks."""
+    dtype, d, atoms = net.tables.dtype, net.components, len(offsets) - 1
+    width, slots = net.chunks * LANES, int(offsets[-1])
+    features = width * d
+    edges = int(np.diff(offsets[groups]).max(initial=1))
+    returned = int(np.diff(offsets[receivers]).max(initial=1))
+    sizes = {
+        "message": edges * features,
+        "value": edges * features,
+        "gate": edges * features,
+        "gradients": edges * features,
+        "radial": edges * width,
+        "g_radial": edges * width,
+        "alpha": edges * net.heads,
+        "free": edges * net.heads,
+        "shares": net.heads,
+        "sums": net.matrix * LANES,
+        "totals": net.matrix,
+        "first": BLOCK * features,
+        "second": BLOCK * features,
+        "third": BLOCK * features,
+        "fourth": BLOCK * features,
+        "scalars": BLOCK * LANES * int(head.chunks.sum()),
+        "slopes": BLOCK * LANES * int(head.chunks.sum()),
+    }
+    starts, end = {}, 0
+    for name, size in sizes.items():
+        starts[name] = end
+        end += -(-size // LANES) * LANES
+    places = features * np.arange(max(edges, BLOCK))
+    components = LANES * np.arange(d)
+    layers = max(1, net.layers)
+    return TDNWork(
+        block=BLOCK,
+        receivers=np.array(receivers),
+        envelope=np.zeros(2 * slots, dtype),
+        coupling=np.zeros(slots * net.matrix, dtype),
+        harmonics=np.zeros((slots, d), dtype),
+        embedded=np.empty(atoms * features, dtype),
+        degree=np.empty(atoms, dtype),
+        x=np.empty((net.layers + 1, atoms * features), dtype),
+        middle=np.empty((layers, atoms * features), dtype),
+        sent=np.empty((layers, atoms * features), dtype),
+        received=np.empty((layers, atoms * features), dtype),
+        z=np.empty((layers, atoms * features), dtype),
+        gradient=np.empty(atoms * features, dtype),
+        g_z=np.empty(atoms * features, dtype),
+        g_degree=np.empty(atoms, dtype),
+        g_sent=np.empty(atoms * features, dtype),
+        g_received=np.empty(atoms * features, dtype),
+        returned=np.empty(returned * features if net.layers else 0, dtype),
+        outputs=np.empty(atoms),
+        rows=(places[:, None] + components).ravel(),
+        rows_first=places,
+        rows_rest=(places[:, None] + components[1:]).ravel(),
+        rows_scalars=LANES * np.arange(BLOCK),
+        scratch=np.zeros((threads, end), dtype),
+        own=np.zeros((threads, HARMONICS_ROWS, max(d, int(net.degrees[-1])) + 2)),
+        **starts,
+    )

@@ -1,7 +1,7 @@
 """What a TDN does with each atom, forward and backward, a block of atoms at a time.
 
-The equations are those of `tdn_equations`. Features have the layout of `tdn_edges`; those of a
-block, in the memory of a thread, the same.
+The equations stand in ``tests/support/tdn_equations.py``. Features have the layout of
+`tdn_edges`; those of a block, in the memory of a thread, the same.
 """
 
 from __future__ import annotations
@@ -14,12 +14,22 @@ from .dense import multiply
 from .perceptron import Perceptron, backward, forward, normalise, normalise_back
 from .simd import LANES, fma, lane, like, load, splat, store, total
 from .tdn_edges import sigmoid
-from .tdn_network import GATE, GATED, GATED_MIX, MIX, RECEIVER, SENDER, Network, Work
+from .tdn_network import (
+    GATE,
+    GATED,
+    GATED_MIX,
+    MATRICES,
+    MIX,
+    RECEIVER,
+    SENDER,
+    PackedTDN,
+    TDNWork,
+)
 
 
 @internal
 def linear(
-    net: Network, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int, work: Work
+    net: PackedTDN, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int, work: TDNWork
 ) -> None:
     """One matrix on the channels of every component, and a bias on component 0."""
     d, chunks = net.components, net.chunks
@@ -36,7 +46,7 @@ def linear(
 
 @internal
 def linear_back(
-    net: Network, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int, work: Work
+    net: PackedTDN, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int, work: TDNWork
 ) -> None:
     """Its way back."""
     d, chunks = net.components, net.chunks
@@ -49,8 +59,8 @@ def linear_back(
 
 @internal
 def first_rows(
-    net: Network, matrices: Any, which: int, bias: Any, b_start: int, x: Any, x_start: int, y: Any,
-    y_start: int, n: int, work: Work,
+    net: PackedTDN, matrices: Any, which: int, bias: Any, b_start: int, x: Any, x_start: int,
+    y: Any, y_start: int, n: int, work: TDNWork,
 ) -> None:  # fmt: skip
     """One matrix on the channels of component 0."""
     d, chunks = net.components, net.chunks
@@ -69,7 +79,7 @@ def add(x: Any, x_start: int, y: Any, y_start: int, count: int) -> None:
 
 
 @internal
-def norm(net: Network, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int) -> None:
+def norm(net: PackedTDN, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int) -> None:
     """Layer norm of each degree of n atoms; ``which`` is 2 layer, and 1 more for the second."""
     d, chunks, degrees = net.components, net.chunks, net.degrees.size
     width, features = chunks * LANES, chunks * d * LANES
@@ -92,7 +102,7 @@ def norm(net: Network, which: int, x: Any, x_start: int, y: Any, y_start: int, n
 
 
 @internal
-def degree_scale(net: Network, which: int, degree: int, x: Any, at: int) -> float:
+def degree_scale(net: PackedTDN, which: int, degree: int, x: Any, at: int) -> float:
     """1 / sqrt of the mean square of the degree in that place, not the first."""
     d, sums = net.components, load(net.zeros, 0)
     begin, end = net.starts[degree], net.starts[degree + 1]
@@ -106,7 +116,7 @@ def degree_scale(net: Network, which: int, degree: int, x: Any, at: int) -> floa
 
 @internal
 def norm_back(
-    net: Network, which: int, x: Any, x_start: int, scratch: Any, n: int, work: Work
+    net: PackedTDN, which: int, x: Any, x_start: int, scratch: Any, n: int, work: TDNWork
 ) -> None:
     """Gradient of what was normalised from that of the result, both at ``work.first``.
 
@@ -146,11 +156,11 @@ def norm_back(
 
 
 @internal
-def embed_atoms(first: int, last: int, species: Any, net: Network, work: Work) -> None:
+def embed_atoms(first: int, last: int, species: Any, net: PackedTDN, work: TDNWork) -> None:
     """From the sums of the embedding to what enters the first layer."""
     d, chunks, n = net.components, net.chunks, last - first
     width, features = chunks * LANES, chunks * d * LANES
-    which = net.layers * net.matrices_of_layer
+    which = net.layers * MATRICES
     multiply(
         work.embedded, first * features, d * LANES, work.rows, d * n, net.matrices,
         which * width * width, net.zeros, 0, chunks, chunks, work.x[0], first * features,
@@ -165,11 +175,11 @@ def embed_atoms(first: int, last: int, species: Any, net: Network, work: Work) -
 
 
 @internal
-def embed_atoms_back(first: int, last: int, net: Network, work: Work) -> None:
+def embed_atoms_back(first: int, last: int, net: PackedTDN, work: TDNWork) -> None:
     """Gradients of the sums, in ``work.g_z``, and of the degrees."""
     d, chunks, n = net.components, net.chunks, last - first
     width, features = chunks * LANES, chunks * d * LANES
-    which = net.layers * net.matrices_of_layer
+    which = net.layers * MATRICES
     linear_back(net, which, work.gradient, first * features, work.g_z, first * features, n, work)
     for i in range(first, last):
         sums = load(net.zeros, 0)
@@ -180,10 +190,12 @@ def embed_atoms_back(first: int, last: int, net: Network, work: Work) -> None:
 
 
 @internal
-def enter_layer(first: int, last: int, layer: int, net: Network, work: Work, scratch: Any) -> None:
+def enter_layer(
+    first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
+) -> None:
     """What is sent and received of the features that enter a layer."""
     n, features = last - first, net.chunks * net.components * LANES
-    at, which = first * features, layer * net.matrices_of_layer
+    at, which = first * features, layer * MATRICES
     norm(net, 2 * layer, work.x[layer], at, scratch, work.first, n)
     linear(net, which + SENDER, scratch, work.first, work.sent[layer], at, n, work)
     linear(net, which + RECEIVER, scratch, work.first, work.received[layer], at, n, work)
@@ -191,11 +203,11 @@ def enter_layer(first: int, last: int, layer: int, net: Network, work: Work, scr
 
 @internal
 def enter_layer_back(
-    first: int, last: int, layer: int, net: Network, work: Work, scratch: Any
+    first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
 ) -> None:
     """Add to the gradient what comes by what was sent and received."""
     n, features = last - first, net.chunks * net.components * LANES
-    at, which = first * features, layer * net.matrices_of_layer
+    at, which = first * features, layer * MATRICES
     linear_back(net, which + SENDER, work.g_sent, at, scratch, work.first, n, work)
     linear_back(net, which + RECEIVER, work.g_received, at, scratch, work.second, n, work)
     add(scratch, work.first, scratch, work.second, n * features)
@@ -205,12 +217,12 @@ def enter_layer_back(
 
 @internal
 def values_and_gates(
-    first: int, last: int, layer: int, net: Network, work: Work, scratch: Any
+    first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
 ) -> None:
     """Of the feed-forward network: at ``work.second``, and at ``work.third`` by component 0."""
     d, chunks, n = net.components, net.chunks, last - first
     width, features = chunks * LANES, chunks * d * LANES
-    which = layer * net.matrices_of_layer
+    which = layer * MATRICES
     norm(net, 2 * layer + 1, work.middle[layer], first * features, scratch, work.first, n)
     linear(net, which + GATED, scratch, work.first, scratch, work.second, n, work)
     first_rows(
@@ -221,11 +233,11 @@ def values_and_gates(
 
 @internal
 def feed_forward(
-    first: int, last: int, layer: int, net: Network, work: Work, scratch: Any
+    first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
 ) -> None:
     """From the sums over neighbours to what leaves the layer."""
     d, chunks, n = net.components, net.chunks, last - first
-    features, which = chunks * d * LANES, layer * net.matrices_of_layer
+    features, which = chunks * d * LANES, layer * MATRICES
     at = first * features
     linear(net, which + MIX, work.z[layer], at, work.middle[layer], at, n, work)
     add(work.middle[layer], at, work.x[layer], at, n * features)
@@ -242,11 +254,11 @@ def feed_forward(
 
 @internal
 def feed_forward_back(
-    first: int, last: int, layer: int, net: Network, work: Work, scratch: Any
+    first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
 ) -> None:
     """Gradients of what comes after the attention and, in ``work.g_z``, of its sums."""
     d, chunks, n = net.components, net.chunks, last - first
-    features, which = chunks * d * LANES, layer * net.matrices_of_layer
+    features, which = chunks * d * LANES, layer * MATRICES
     at = first * features
     values_and_gates(first, last, layer, net, work, scratch)
     linear_back(net, which + GATED_MIX, work.gradient, at, scratch, work.fourth, n, work)
@@ -276,7 +288,7 @@ def feed_forward_back(
 
 @internal
 def read_out(
-    first: int, last: int, net: Network, head: Perceptron, work: Work, scratch: Any
+    first: int, last: int, net: PackedTDN, head: Perceptron, work: TDNWork, scratch: Any
 ) -> None:
     """Outputs of the network, and the gradient of what left the last layer."""
     d, chunks, n, block = net.components, net.chunks, last - first, work.block

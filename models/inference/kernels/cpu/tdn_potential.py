@@ -2,70 +2,61 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
-from numpy.typing import NDArray
 
-from ....graph import Graph
 from ....potential import Potential
-from ..tdn_weights import extract_tdn_weights
-from .perceptron import Perceptron
-from .potential import Composition, FusedCPUPotential, Memory, threads_to_use
-from .tdn_network import Network
-from .tdn_pack import make_plan, make_tdn_slots, make_tdn_work, pack_head, pack_tdn
-from .tdn_step import tdn_step
+from .neighbors import Neighbors, make_slots
+from .potential import CPUPotential, Memory
+from .simd import LANES
+from .tdn_network import BLOCK, make_tdn_work, pack_tdn
+from .tdn_step import tdn_schedule, tdn_step
+from .team import even
+
+GROUP_EDGES = 64
+"""Their messages, values and gradients stay in the cache of a core."""
+CHUNK_BYTES = 2**22
+"""For each thread, of what is kept between receivers and senders on the way back."""
 
 
-class FusedTDN(FusedCPUPotential):
-    """A TDN on the CPU, see `FusedCPUPotential`.
+class CPUTDN(CPUPotential):
+    """A TDN on the CPU, see `CPUPotential`.
 
-    The pass and its derivatives are those of `tdn_equations`. Memory grows with the atoms and,
-    with about d^2 numbers each, with the edges.
+    Memory grows with the atoms and, with about d^2 numbers each, with the edges.
     """
+
+    step = staticmethod(tdn_step)
 
     def __init__(self, potential: Potential) -> None:
         super().__init__(potential)
-        weights = extract_tdn_weights(potential, self.table)
-        self.per_atom = potential.atomic_scale.per_atom
-        self.tdn = pack_tdn(weights, self.unit, self.dtype)
-        self.head = pack_head(weights, self.dtype)
+        self.packed = pack_tdn(potential, self.table, self.arithmetic)
 
-    def _evaluate(
-        self,
-        graph: Graph,
-        composition: Composition,
-        forces: NDArray[np.float64],
-        virial: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        threads = threads_to_use()
-        memory: _Memory = self._memory
-        if memory is None or not memory.serves(graph, threads):
-            memory = self._memory = _Memory(self.tdn, self.head, graph, threads)
-        self._call(
-            tdn_step, threads, graph.positions.detach().numpy(), graph.numbers.numpy(),
-            memory.pairs, memory.slots, self.tdn, self.head, memory.work, memory.plan,
-            self.factor, forces, virial,
-        )  # fmt: skip
-        outputs: NDArray[np.float64] = memory.work.outputs
-        if self.per_atom:
-            system = graph.system.numpy()
-            sizes = np.bincount(system)[system]
-            forces *= sizes[:, None]
-            virial *= sizes[:, None, None]
-            outputs = outputs * sizes
-        return outputs
-
-
-class _Memory(Memory):
-    """The arrays of a step, and who does what in it."""
-
-    def __init__(self, net: Network, head: Perceptron, graph: Graph, threads: int) -> None:
-        super().__init__(graph, threads)
-        atoms, edges = len(graph.numbers), graph.edge_index.shape[1]
-        receivers = np.repeat(np.arange(atoms), np.diff(self.pairs.offsets))
-        if (np.diff(receivers * atoms + self.pairs.senders) < 0).any():
+    def allocate(self, neighbors: Neighbors, threads: int, old: Memory | None) -> Memory:
+        """Memory for steps with these neighbours; of the old one nothing is used."""
+        net, head = self.packed
+        offsets = neighbors.offsets
+        atoms, edges = len(offsets) - 1, len(neighbors.senders)
+        rows = np.repeat(np.arange(atoms), np.diff(offsets))
+        if (np.diff(rows * atoms + neighbors.senders) < 0).any():
             raise ValueError(
                 "edges are not sorted by receiver, then sender: expected a Graph of NeighborList"
             )
-        self.slots = make_tdn_slots(atoms, edges, net)
-        self.plan = make_plan(self.pairs, net, threads)
-        self.work = make_tdn_work(net, head, self.pairs, self.plan)
+        groups = [0]
+        for i in range(1, atoms):
+            begin = groups[-1]
+            if i - begin == BLOCK or offsets[i + 1] - offsets[begin] > GROUP_EDGES:
+                groups.append(i)
+        features = net.chunks * net.components * LANES * self.arithmetic.itemsize
+        room = max(1, threads * CHUNK_BYTES // features)
+        receivers = [0]
+        for first, end in pairwise([*groups[1:], atoms]):
+            if offsets[end] - offsets[receivers[-1]] > room:
+                receivers.append(first)
+        groups.append(atoms)
+        receivers.append(atoms)
+        return Memory(
+            make_slots(atoms, edges, 1, self.arithmetic),
+            make_tdn_work(net, head, offsets, groups, receivers, threads),
+            tdn_schedule(net.layers, even(atoms, BLOCK, threads), tuple(groups), receivers),
+        )

@@ -1,25 +1,24 @@
-"""The whole pass of a TDN: positions in, outputs, forces and virial out, in one compiled call.
+"""The whole pass of a TDN: positions in, outputs, forces and virial out.
 
 A thread takes receivers in groups of some dozens of edges: their messages stay in its cache from
 the gather to the sum. The last layer goes on from there to the energies of the group and back,
-the others compute their messages twice. What is to be done in which order is a list (`Plan`),
-and each of its entries is shared by all threads: one parallel loop compiles much faster than
-seven.
+the others compute their messages twice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
 from numba import prange
 
 from .compiled import internal
-from .edges import Pairs, collect
+from .neighbors import Neighbors, Slots, collect, place
 from .perceptron import Perceptron
 from .tdn_edges import attend, attend_back, collect_sent, embed, embed_back, gather
-from .tdn_geometry import Slots, place, turn
-from .tdn_network import ATTEND, BACK, COLLECT, EMBED, FINISH, UPDATE, Network, Plan, Work
+from .tdn_harmonics import orient, turn_harmonics
+from .tdn_network import PackedTDN, TDNWork
 from .tdn_nodes import (
     embed_atoms,
     embed_atoms_back,
@@ -29,100 +28,120 @@ from .tdn_nodes import (
     feed_forward_back,
     read_out,
 )
+from .team import Schedule, Stage, Tasks, counters, done, join, make_schedule, next_task
+
+# What a stage does; the way back of each is its negative.
+PLACE, SUM, EMBED, ENTER, ATTEND, FEED, READ_OUT = range(1, 8)
+AGAIN = 8
+"""The messages of `ATTEND` once more, without their sum."""
+RETURN = 9
+"""What `-ATTEND` leaves for senders, summed by these."""
+
+
+def tdn_schedule(
+    layers: int, bounds: tuple[int, ...], groups: tuple[int, ...], receivers: Sequence[int]
+) -> Schedule:
+    """The stages forward, the readout, and those of the way back: the same, reversed.
+
+    ``bounds`` are of the blocks of atoms, ``groups`` of the groups of receivers, and
+    ``receivers`` of their chunks: the way back of the attention is made chunk by chunk.
+    """
+    blocks, forces = Tasks("atoms", bounds), Tasks("forces", bounds)
+    chunks = [
+        Tasks("groups", tuple(g for g in groups if first <= g <= end))
+        for first, end in pairwise(receivers)
+    ]
+    stages: list[Stage] = [(blocks, what, 0, 0) for what in (PLACE, SUM, EMBED)]
+    for layer in range(layers):
+        stages.append((blocks, ENTER, layer, 0))
+        if layer < layers - 1:
+            stages += [(Tasks("groups", groups), ATTEND, layer, 0), (blocks, FEED, layer, 0)]
+    if layers == 0:
+        stages.append((blocks, READ_OUT, 0, 0))
+    for layer in reversed(range(layers)):
+        before = [ATTEND, FEED, READ_OUT, -FEED] if layer == layers - 1 else [AGAIN]
+        if layer < layers - 1:
+            stages.append((blocks, -FEED, layer, 0))
+        for k, chunk in enumerate(chunks):
+            stages += [(chunk, what, layer, k) for what in (*before, -ATTEND)]
+            stages.append((blocks, RETURN, layer, k))
+        stages.append((blocks, -ENTER, layer, 0))
+    stages += [(blocks, -EMBED, 0, 0), (blocks, -SUM, 0, 0), (forces, -PLACE, 0, 0)]
+    return make_schedule(stages)
 
 
 def tdn_step(
+    schedule: Schedule,
+    threads: int,
     positions: Any,
     species: Any,
-    pairs: Pairs,
+    neighbors: Neighbors,
     slots: Slots,
-    net: Network,
-    head: Perceptron,
-    work: Work,
-    plan: Plan,
+    work: TDNWork,
     factor: float,
     forces: Any,
     virial: Any,
+    net: PackedTDN,
+    head: Perceptron,
 ) -> None:
-    """Energies' gradient with respect to positions, and the outputs of the network.
-
-    Parameters
-    ----------
-    positions
-        (N, 3) float64, Angstrom.
-    species
-        (N,) int64, rows of the network's table of elements.
-    pairs
-        Neighbours, with their skin, in order of receiver and sender.
-    slots, net, work, plan
-        See there.
-    head
-        Of the readout.
-    factor
-        What takes the derivative of an output to eV/A.
-    forces, virial
-        (N, 3) and (N, 3, 3) float64, written.
-    """
-    for phase in range(plan.phases.shape[0]):
-        for share in prange(plan.atoms.size - 1):
-            perform(
-                phase, np.int64(share), positions, species, pairs, slots, net, head, work, plan,
-                factor, forces, virial,
-            )  # fmt: skip
+    """See `tensornet_step`; neighbours are in order of receiver and sender."""
+    state = counters(schedule.tasks.size)
+    for _ in prange(threads):
+        thread = join(state)
+        phase, task = next_task(state, schedule.tasks, 0)
+        while phase < schedule.tasks.size:
+            for stage in range(schedule.starts[phase], schedule.starts[phase + 1]):
+                perform(
+                    stage, phase, task, thread, schedule, positions, species, neighbors, slots,
+                    work, factor, forces, virial, net, head,
+                )  # fmt: skip
+            done(state, phase)
+            phase, task = next_task(state, schedule.tasks, phase)
 
 
 @internal
 def perform(
-    phase: int, share: int, positions: Any, species: Any, pairs: Pairs, slots: Slots,
-    net: Network, head: Perceptron, work: Work, plan: Plan, factor: float, forces: Any,
-    virial: Any,
+    stage: int, phase: int, task: int, thread: int, schedule: Schedule, positions: Any,
+    species: Any, neighbors: Neighbors, slots: Slots, work: TDNWork, factor: float, forces: Any,
+    virial: Any, net: PackedTDN, head: Perceptron,
 ) -> None:  # fmt: skip
-    """One thread's share of a phase: its atoms in blocks, or its groups of receivers."""
-    what, layer, chunk = plan.phases[phase, 0], plan.phases[phase, 1], plan.phases[phase, 2]
-    scratch, own = work.scratch[share], work.own[share]
-    begin, end = plan.atoms[share], plan.atoms[share + 1]
-    if what in (ATTEND, BACK):
-        base = pairs.offsets[plan.groups[plan.chunks[chunk]]]
-        for group in range(plan.shares[chunk, share], plan.shares[chunk, share + 1]):
-            first, last = plan.groups[group], plan.groups[group + 1]
-            attend(first, last, layer, net, pairs, slots, work, scratch)
-            if what == ATTEND or layer + 1 == net.layers:
-                gather(first, last, layer, net, pairs, slots, work, scratch)
-            if what == BACK:
-                if layer + 1 == net.layers:
-                    feed_forward(first, last, layer, net, work, scratch)
-                    read_out(first, last, net, head, work, scratch)
-                    feed_forward_back(first, last, layer, net, work, scratch)
-                attend_back(first, last, layer, base, net, pairs, slots, work, scratch)
-        return
-    for first in range(begin, end, work.block):
-        last = min(first + work.block, end)
-        if what == EMBED:
-            place(first, last, positions, pairs, slots, net, own)
-            embed(first, last, net, pairs, slots, work)
-            embed_atoms(first, last, species, net, work)
-            if net.layers > 0:
-                enter_layer(first, last, 0, net, work, scratch)
-            else:
-                read_out(first, last, net, head, work, scratch)
-                embed_atoms_back(first, last, net, work)
-        elif what == UPDATE:
-            feed_forward(first, last, layer, net, work, scratch)
-            enter_layer(first, last, layer + 1, net, work, scratch)
-        elif what == COLLECT:
-            receivers, stop = plan.groups[plan.chunks[chunk]], plan.groups[plan.chunks[chunk + 1]]
-            base = pairs.offsets[receivers]
-            collect_sent(first, last, receivers, stop, base, net, pairs, slots, work)
-            if stop == species.size:
-                enter_layer_back(first, last, layer, net, work, scratch)
-                if layer > 0:
-                    feed_forward_back(first, last, layer - 1, net, work, scratch)
-                else:
-                    embed_atoms_back(first, last, net, work)
-        elif what == FINISH:
-            embed_back(first, last, net, pairs, slots, work, scratch)
-            for i in range(first, last):
-                for slot in range(pairs.offsets[i], pairs.offsets[i] + slots.counts[i]):
-                    turn(slots, slot, net, own)
-        else:
-            collect(first, last, pairs, slots, factor, net.unit, forces, virial)
+    """One stage of a task."""
+    what, layer, chunk = schedule.stages[stage]
+    begin = schedule.ranges[phase, 0] + task
+    first, last = schedule.bounds[begin], schedule.bounds[begin + 1]
+    scratch, own = work.scratch[thread], work.own[thread]
+    receivers = work.receivers[chunk]
+    base = neighbors.offsets[receivers]
+    if what == PLACE:
+        place(first, last, positions, neighbors, slots, net.unit, 0.0, net.cutoff, net.intervals)
+        orient(first, last, positions, neighbors, slots, net, work, own)
+    elif what == SUM:
+        embed(first, last, net, neighbors, slots, work)
+    elif what == EMBED:
+        embed_atoms(first, last, species, net, work)
+    elif what == ENTER:
+        enter_layer(first, last, layer, net, work, scratch)
+    elif what in (ATTEND, AGAIN):
+        attend(first, last, layer, net, neighbors, slots, work, scratch)
+        if what == ATTEND:
+            gather(first, last, layer, net, neighbors, slots, work, scratch)
+    elif what == FEED:
+        feed_forward(first, last, layer, net, work, scratch)
+    elif what == READ_OUT:
+        read_out(first, last, net, head, work, scratch)
+    elif what == -FEED:
+        feed_forward_back(first, last, layer, net, work, scratch)
+    elif what == -ATTEND:
+        attend_back(first, last, layer, base, net, neighbors, slots, work, scratch)
+    elif what == RETURN:
+        end = work.receivers[chunk + 1]
+        collect_sent(first, last, receivers, end, base, net, neighbors, slots, work)
+    elif what == -ENTER:
+        enter_layer_back(first, last, layer, net, work, scratch)
+    elif what == -EMBED:
+        embed_atoms_back(first, last, net, work)
+    elif what == -SUM:
+        embed_back(first, last, net, neighbors, slots, work, scratch)
+        turn_harmonics(first, last, neighbors, slots, net, work, own)
+    else:
+        collect(first, last, neighbors, slots, factor, net.unit, forces, virial)

@@ -8,7 +8,9 @@ machine, or with fewer threads than were asked for, the others do the work.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import binding, ir
@@ -16,6 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
+from numpy.typing import NDArray
 
 from .compiled import inlined
 
@@ -23,6 +26,60 @@ LINE = 8
 """int64 in a cache line: counters are kept apart."""
 YIELD_EVERY = 1_000
 """Looks at a counter before another thread is let run, which may have the task in hand."""
+
+
+class Schedule(NamedTuple):
+    """What is to be done in which order: phases of stages, shared by tasks."""
+
+    stages: NDArray[np.int64]
+    """(stages, 3): what is done, in which layer, with which chunk of receivers."""
+    starts: NDArray[np.int64]
+    """(phases + 1,), first stage of each phase, and their number."""
+    tasks: NDArray[np.int64]
+    """(phases,), how many."""
+    ranges: NDArray[np.int64]
+    """(phases, 2): where in ``bounds`` its ranges of atoms begin, and how many there are; tasks
+    beyond these begin with the first range again, for the next chunk of channels."""
+    bounds: NDArray[np.int64]
+    """First atom of each range, and the end of each list of ranges."""
+
+
+class Tasks(NamedTuple):
+    """Those of a phase: its ranges of atoms, each as often as there are ``repeats``."""
+
+    name: str
+    """Stages that follow one another go by the same name if none waits for another's atoms."""
+    bounds: tuple[int, ...]
+    """First atom of each range, and the end of the last."""
+    repeats: int = 1
+
+
+Stage = tuple[Tasks, int, int, int]
+"""Its tasks, what is done, in which layer, with which chunk of receivers."""
+
+
+def make_schedule(stages: Iterable[Stage]) -> Schedule:
+    """Phases of stages that share their tasks, as long as they follow one another."""
+    phases = [(tasks, list(each)) for tasks, each in groupby(stages, lambda stage: stage[0])]
+    lists = {tasks.bounds: 0 for tasks, _ in phases}
+    end = 0
+    for bounds in lists:
+        lists[bounds] = end
+        end += len(bounds)
+    return Schedule(
+        stages=np.array([stage[1:] for _, each in phases for stage in each]),
+        starts=np.cumsum([0, *(len(each) for _, each in phases)]),
+        tasks=np.array([(len(t.bounds) - 1) * t.repeats for t, _ in phases]),
+        ranges=np.array([(lists[t.bounds], len(t.bounds) - 1) for t, _ in phases]),
+        bounds=np.array([atom for bounds in lists for atom in bounds]),
+    )
+
+
+def even(atoms: int, most: int, threads: int = 1) -> tuple[int, ...]:
+    """Bounds of ranges of at most so many atoms each, as many for each thread."""
+    count = threads * -(-atoms // (most * threads))
+    size = max(1, -(-atoms // max(1, count)))
+    return (*range(0, atoms, size), atoms)
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
@@ -52,15 +109,18 @@ def fresh(typing: Any, array: Any, index: Any) -> Any:
     return types.int64(array, types.intp), generate
 
 
+def _call(builder: Any, name: str, result: Any) -> None:
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, []), name)
+    builder.call(function, [])
+
+
 @intrinsic
 def pause(typing: Any) -> Any:
     """Tell the processor that this thread waits for another."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if binding.get_default_triple().startswith("x86_64"):
-            kind = ir.FunctionType(ir.VoidType(), [])
-            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause")
-            builder.call(function, [])
+            _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
         return context.get_dummy_value()
 
     return types.void(), generate
@@ -72,9 +132,7 @@ def yield_processor(typing: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if binding.address_of_symbol("sched_yield"):
-            kind = ir.FunctionType(ir.IntType(32), [])
-            function = cgutils.get_or_insert_function(builder.module, kind, "sched_yield")
-            builder.call(function, [])
+            _call(builder, "sched_yield", ir.IntType(32))
         return context.get_dummy_value()
 
     return types.void(), generate
@@ -93,24 +151,26 @@ def join(state: Any) -> int:
 
 
 @inlined
-def take(state: Any, phase: int) -> int:
-    """The next task of a phase, from zero."""
-    return fetch_add(state, (1 + 2 * phase) * LINE, 1)
+def next_task(state: Any, tasks: Any, phase: int) -> Any:
+    """The phase and number, from zero, of the next task; beyond the last phase there is none.
+
+    Waits between two phases until all tasks of the first are done.
+    """
+    while phase < tasks.size:
+        task = fetch_add(state, (1 + 2 * phase) * LINE, 1)
+        if task < tasks[phase]:
+            return phase, task
+        phase += 1
+        looks = 0
+        while phase < tasks.size and fresh(state, 2 * phase * LINE) < tasks[phase - 1]:
+            pause()
+            looks += 1
+            if looks % YIELD_EVERY == 0:
+                yield_processor()
+    return phase, np.int64(0)
 
 
 @inlined
 def done(state: Any, phase: int) -> None:
     """Tell that a task of the phase is done."""
     fetch_add(state, (2 + 2 * phase) * LINE, 1)
-
-
-@inlined
-def finish(state: Any, phase: int, tasks: int) -> int:
-    """Wait until all tasks of a phase are done; returns the next phase."""
-    looks = 0
-    while fresh(state, (2 + 2 * phase) * LINE) < tasks:
-        pause()
-        looks += 1
-        if looks % YIELD_EVERY == 0:
-            yield_processor()
-    return phase + 1

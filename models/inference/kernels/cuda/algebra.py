@@ -1,11 +1,12 @@
 """Triton kernels over atoms and channels: products of 3x3 tensors, norms, gates.
 
-One element for each atom and channel, its nine components in registers; every kernel reads
-and writes features once. The equations are those of the functions of the same names in
-`equations`.
+One element for each atom and channel, its nine components in registers as a tuple; every kernel
+reads and writes features once. What each computes say the functions of the same names in
+``tests/support/kernel_equations.py``.
 """
 
 # Kernels carry no types, and their compile-time constants are in capitals, as usual in Triton.
+# Triton makes tuples of what is written as lists.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 # ruff: noqa: N803
 
@@ -14,359 +15,261 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .edges import SQRT_HALF, SQRT_SIXTH, SQRT_THIRD, load9, store9
+SQRT_HALF = tl.constexpr(0.5**0.5)
+SQRT_THIRD = tl.constexpr((1 / 3) ** 0.5)
+SQRT_SIXTH = tl.constexpr((1 / 6) ** 0.5)
 
 
 @triton.jit
-def _compose(x0, x1, x2, x3, x4, x5, x6, x7, x8):
+def load9(x, stride, live):
+    """The nine components of features; ``x`` points to the first."""
+    return [tl.load(x + k * stride, mask=live, other=0.0) for k in (0, 1, 2, 3, 4, 5, 6, 7, 8)]
+
+
+@triton.jit
+def store9(x, stride, live, values):
+    """The counterpart of `load9`."""
+    for k in tl.static_range(9):
+        tl.store(x + k * stride, values[k], mask=live)
+
+
+@triton.jit
+def times(factor, x):
+    """Every component times one factor."""
+    return [factor * each for each in x]
+
+
+@triton.jit
+def scaled(factors, x):
+    """I, A and S times a factor each."""
+    i, a, s = factors
+    return (
+        i * x[0], a * x[1], a * x[2], a * x[3], s * x[4], s * x[5], s * x[6], s * x[7], s * x[8]
+    )  # fmt: skip
+
+
+@triton.jit
+def plus(x, y):
+    """X + Y."""
+    return [x[k] + y[k] for k in (0, 1, 2, 3, 4, 5, 6, 7, 8)]
+
+
+@triton.jit
+def transposed(x):
+    """X^T: A changes its sign."""
+    return (x[0], -x[1], -x[2], -x[3], x[4], x[5], x[6], x[7], x[8])
+
+
+@triton.jit
+def dots(x, y):
+    """Sums over the components of I, of A and of S of X Y."""
+    return (
+        x[0] * y[0],
+        x[1] * y[1] + x[2] * y[2] + x[3] * y[3],
+        x[4] * y[4] + x[5] * y[5] + x[6] * y[6] + x[7] * y[7] + x[8] * y[8],
+    )
+
+
+@triton.jit
+def dot(x, y):
+    """Sum over components of X Y."""
+    vector = x[1] * y[1] + x[2] * y[2] + x[3] * y[3]
+    return (
+        x[0] * y[0] + vector + x[4] * y[4] + x[5] * y[5] + x[6] * y[6] + x[7] * y[7] + x[8] * y[8]
+    )
+
+
+@triton.jit
+def _compose(x):
     """Components -> matrix, row by row (`cartesian.BASIS`)."""
-    i = x0 * SQRT_THIRD
-    s = x8 * SQRT_SIXTH
-    d = x7 * SQRT_HALF
+    i = x[0] * SQRT_THIRD
+    s = x[8] * SQRT_SIXTH
+    d = x[7] * SQRT_HALF
     return (
         i + d - s,
-        (x4 - x3) * SQRT_HALF,
-        (x6 + x2) * SQRT_HALF,
-        (x4 + x3) * SQRT_HALF,
+        (x[4] - x[3]) * SQRT_HALF,
+        (x[6] + x[2]) * SQRT_HALF,
+        (x[4] + x[3]) * SQRT_HALF,
         i - d - s,
-        (x5 - x1) * SQRT_HALF,
-        (x6 - x2) * SQRT_HALF,
-        (x5 + x1) * SQRT_HALF,
+        (x[5] - x[1]) * SQRT_HALF,
+        (x[6] - x[2]) * SQRT_HALF,
+        (x[5] + x[1]) * SQRT_HALF,
         i + s * 2,
     )
 
 
 @triton.jit
-def _decompose(m00, m01, m02, m10, m11, m12, m20, m21, m22):
+def _decompose(m):
     """Matrix -> components: the transpose of `_compose`, because the basis is orthonormal."""
     return (
-        (m00 + m11 + m22) * SQRT_THIRD,
-        (m21 - m12) * SQRT_HALF,
-        (m02 - m20) * SQRT_HALF,
-        (m10 - m01) * SQRT_HALF,
-        (m01 + m10) * SQRT_HALF,
-        (m12 + m21) * SQRT_HALF,
-        (m02 + m20) * SQRT_HALF,
-        (m00 - m11) * SQRT_HALF,
-        (m22 * 2 - m00 - m11) * SQRT_SIXTH,
+        (m[0] + m[4] + m[8]) * SQRT_THIRD,
+        (m[7] - m[5]) * SQRT_HALF,
+        (m[2] - m[6]) * SQRT_HALF,
+        (m[3] - m[1]) * SQRT_HALF,
+        (m[1] + m[3]) * SQRT_HALF,
+        (m[5] + m[7]) * SQRT_HALF,
+        (m[2] + m[6]) * SQRT_HALF,
+        (m[0] - m[4]) * SQRT_HALF,
+        (m[8] * 2 - m[0] - m[4]) * SQRT_SIXTH,
     )
 
 
 @triton.jit
-def _matmul(
-    a00, a01, a02, a10, a11, a12, a20, a21, a22, b00, b01, b02, b10, b11, b12, b20, b21, b22
-):
+def _entry(a, b, ROW: tl.constexpr, COLUMN: tl.constexpr):
+    """Of the matrix product."""
+    first = a[3 * ROW] * b[COLUMN] + a[3 * ROW + 1] * b[3 + COLUMN]
+    return first + a[3 * ROW + 2] * b[6 + COLUMN]
+
+
+@triton.jit
+def _matmul(a, b):
     return (
-        a00 * b00 + a01 * b10 + a02 * b20,
-        a00 * b01 + a01 * b11 + a02 * b21,
-        a00 * b02 + a01 * b12 + a02 * b22,
-        a10 * b00 + a11 * b10 + a12 * b20,
-        a10 * b01 + a11 * b11 + a12 * b21,
-        a10 * b02 + a11 * b12 + a12 * b22,
-        a20 * b00 + a21 * b10 + a22 * b20,
-        a20 * b01 + a21 * b11 + a22 * b21,
-        a20 * b02 + a21 * b12 + a22 * b22,
-    )
+        _entry(a, b, 0, 0), _entry(a, b, 0, 1), _entry(a, b, 0, 2),
+        _entry(a, b, 1, 0), _entry(a, b, 1, 1), _entry(a, b, 1, 2),
+        _entry(a, b, 2, 0), _entry(a, b, 2, 1), _entry(a, b, 2, 2),
+    )  # fmt: skip
 
 
 @triton.jit
-def _product(x0, x1, x2, x3, x4, x5, x6, x7, x8, y0, y1, y2, y3, y4, y5, y6, y7, y8):
+def product(x, y):
     """Components of X Y."""
-    a00, a01, a02, a10, a11, a12, a20, a21, a22 = _compose(x0, x1, x2, x3, x4, x5, x6, x7, x8)
-    b00, b01, b02, b10, b11, b12, b20, b21, b22 = _compose(y0, y1, y2, y3, y4, y5, y6, y7, y8)
-    c00, c01, c02, c10, c11, c12, c20, c21, c22 = _matmul(
-        a00, a01, a02, a10, a11, a12, a20, a21, a22, b00, b01, b02, b10, b11, b12, b20, b21, b22
-    )
-    return _decompose(c00, c01, c02, c10, c11, c12, c20, c21, c22)
+    return _decompose(_matmul(_compose(x), _compose(y)))
 
 
 @triton.jit
-def _anticommutator(x0, x1, x2, x3, x4, x5, x6, x7, x8, y0, y1, y2, y3, y4, y5, y6, y7, y8):
+def anticommutator(x, y):
     """Components of X Y + Y X."""
-    a00, a01, a02, a10, a11, a12, a20, a21, a22 = _compose(x0, x1, x2, x3, x4, x5, x6, x7, x8)
-    b00, b01, b02, b10, b11, b12, b20, b21, b22 = _compose(y0, y1, y2, y3, y4, y5, y6, y7, y8)
-    c00, c01, c02, c10, c11, c12, c20, c21, c22 = _matmul(
-        a00, a01, a02, a10, a11, a12, a20, a21, a22, b00, b01, b02, b10, b11, b12, b20, b21, b22
-    )
-    d00, d01, d02, d10, d11, d12, d20, d21, d22 = _matmul(
-        b00, b01, b02, b10, b11, b12, b20, b21, b22, a00, a01, a02, a10, a11, a12, a20, a21, a22
-    )
-    return _decompose(
-        c00 + d00,
-        c01 + d01,
-        c02 + d02,
-        c10 + d10,
-        c11 + d11,
-        c12 + d12,
-        c20 + d20,
-        c21 + d21,
-        c22 + d22,
-    )
+    a = _compose(x)
+    b = _compose(y)
+    return _decompose(plus(_matmul(a, b), _matmul(b, a)))
 
 
 @triton.jit
-def _dot(x0, x1, x2, x3, x4, x5, x6, x7, x8, y0, y1, y2, y3, y4, y5, y6, y7, y8):
-    """Sum over components of X Y."""
-    vector = x1 * y1 + x2 * y2 + x3 * y3
-    return x0 * y0 + vector + x4 * y4 + x5 * y5 + x6 * y6 + x7 * y7 + x8 * y8
-
-
-@triton.jit
-def _combined(
-    y0, y1, y2, y3, y4, y5, y6, y7, y8, m0, m1, m2, m3, m4, m5, m6, m7, m8, q, PARITY: tl.constexpr
-):
-    """C of `equations.combine` before it is normalised."""
+def _combined(y, m, q, PARITY: tl.constexpr):
+    """C of `combine` before it is normalised."""
     if PARITY:
-        c0, c1, c2, c3, c4, c5, c6, c7, c8 = _anticommutator(
-            y0, y1, y2, y3, y4, y5, y6, y7, y8, m0, m1, m2, m3, m4, m5, m6, m7, m8
-        )
-        factor = q
-    else:
-        c0, c1, c2, c3, c4, c5, c6, c7, c8 = _product(
-            y0, y1, y2, y3, y4, y5, y6, y7, y8, m0, m1, m2, m3, m4, m5, m6, m7, m8
-        )
-        factor = 2
-    return (
-        c0 * factor,
-        c1 * factor,
-        c2 * factor,
-        c3 * factor,
-        c4 * factor,
-        c5 * factor,
-        c6 * factor,
-        c7 * factor,
-        c8 * factor,
-    )
+        return times(q, anticommutator(y, m))
+    else:  # a branch of the compiler
+        return times(2, product(y, m))
+
+
+@triton.jit
+def _normalize_adjoint(x, g):
+    """From the gradient of x / (|x|^2 + 1) to that of x."""
+    r = 1 / (dot(x, x) + 1)
+    return plus(times(r, g), times(-2 * dot(x, g) * r * r, x))
+
+
+@triton.jit
+def _elements(size, BLOCK: tl.constexpr):
+    """Those of this program, and which of them there are."""
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return n, n < size
 
 
 @triton.jit
 def normalize_kernel(x, out, size, BLOCK: tl.constexpr):
-    """`equations.normalize`; ``size`` is N F, here and below the stride of a component."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = n < size
-    x0, x1, x2, x3, x4, x5, x6, x7, x8 = load9(x + n, size, live)
-    s = _dot(x0, x1, x2, x3, x4, x5, x6, x7, x8, x0, x1, x2, x3, x4, x5, x6, x7, x8)
-    r = 1 / (s + 1)
-    store9(
-        out + n, size, live, x0 * r, x1 * r, x2 * r, x3 * r, x4 * r, x5 * r, x6 * r, x7 * r, x8 * r
-    )
+    """``size`` is N F, here and below the stride of a component."""
+    n, live = _elements(size, BLOCK)
+    x_ = load9(x + n, size, live)
+    store9(out + n, size, live, times(1 / (dot(x_, x_) + 1), x_))
 
 
 @triton.jit
 def normalize_adjoint_kernel(x, g, out, size, BLOCK: tl.constexpr):
-    """`equations.normalize_adjoint`."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = n < size
-    x0, x1, x2, x3, x4, x5, x6, x7, x8 = load9(x + n, size, live)
-    g0, g1, g2, g3, g4, g5, g6, g7, g8 = load9(g + n, size, live)
-    s = _dot(x0, x1, x2, x3, x4, x5, x6, x7, x8, x0, x1, x2, x3, x4, x5, x6, x7, x8)
-    p = _dot(x0, x1, x2, x3, x4, x5, x6, x7, x8, g0, g1, g2, g3, g4, g5, g6, g7, g8)
-    r = 1 / (s + 1)
-    p = 2 * p * r * r
-    store9(
-        out + n,
-        size,
-        live,
-        g0 * r - x0 * p,
-        g1 * r - x1 * p,
-        g2 * r - x2 * p,
-        g3 * r - x3 * p,
-        g4 * r - x4 * p,
-        g5 * r - x5 * p,
-        g6 * r - x6 * p,
-        g7 * r - x7 * p,
-        g8 * r - x8 * p,
-    )
+    """See `_normalize_adjoint`."""
+    n, live = _elements(size, BLOCK)
+    g_ = load9(g + n, size, live)
+    store9(out + n, size, live, _normalize_adjoint(load9(x + n, size, live), g_))
 
 
 @triton.jit
 def combine_kernel(
-    y,
-    m,
-    charge_factor,
-    out,
-    size,
-    CHANNELS: tl.constexpr,
-    PARITY: tl.constexpr,
+    y, m, charge_factor, out, size, CHANNELS: tl.constexpr, PARITY: tl.constexpr,
     BLOCK: tl.constexpr,
-):
-    """`equations.combine`."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = n < size
+):  # fmt: skip
+    """C / (|C|^2 + 1)."""
+    n, live = _elements(size, BLOCK)
     q = tl.load(charge_factor + n // CHANNELS, mask=live, other=0.0)
-    y0, y1, y2, y3, y4, y5, y6, y7, y8 = load9(y + n, size, live)
-    m0, m1, m2, m3, m4, m5, m6, m7, m8 = load9(m + n, size, live)
-    c0, c1, c2, c3, c4, c5, c6, c7, c8 = _combined(
-        y0, y1, y2, y3, y4, y5, y6, y7, y8, m0, m1, m2, m3, m4, m5, m6, m7, m8, q, PARITY
-    )
-    s = _dot(c0, c1, c2, c3, c4, c5, c6, c7, c8, c0, c1, c2, c3, c4, c5, c6, c7, c8)
-    r = 1 / (s + 1)
-    store9(
-        out + n, size, live, c0 * r, c1 * r, c2 * r, c3 * r, c4 * r, c5 * r, c6 * r, c7 * r, c8 * r
-    )
+    c = _combined(load9(y + n, size, live), load9(m + n, size, live), q, PARITY)
+    store9(out + n, size, live, times(1 / (dot(c, c) + 1), c))
 
 
 @triton.jit
 def combine_adjoint_kernel(
-    y,
-    m,
-    charge_factor,
-    g,
-    d_y,
-    d_m,
-    size,
-    CHANNELS: tl.constexpr,
-    PARITY: tl.constexpr,
+    y, m, charge_factor, g, d_y, d_m, size, CHANNELS: tl.constexpr, PARITY: tl.constexpr,
     BLOCK: tl.constexpr,
-):
-    """`equations.combine_adjoint`."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = n < size
+):  # fmt: skip
+    """Gradients of Y and of M."""
+    n, live = _elements(size, BLOCK)
     q = tl.load(charge_factor + n // CHANNELS, mask=live, other=0.0)
-    y0, y1, y2, y3, y4, y5, y6, y7, y8 = load9(y + n, size, live)
-    m0, m1, m2, m3, m4, m5, m6, m7, m8 = load9(m + n, size, live)
-    g0, g1, g2, g3, g4, g5, g6, g7, g8 = load9(g + n, size, live)
-    c0, c1, c2, c3, c4, c5, c6, c7, c8 = _combined(
-        y0, y1, y2, y3, y4, y5, y6, y7, y8, m0, m1, m2, m3, m4, m5, m6, m7, m8, q, PARITY
-    )
-    s = _dot(c0, c1, c2, c3, c4, c5, c6, c7, c8, c0, c1, c2, c3, c4, c5, c6, c7, c8)
-    p = _dot(c0, c1, c2, c3, c4, c5, c6, c7, c8, g0, g1, g2, g3, g4, g5, g6, g7, g8)
-    r = 1 / (s + 1)
-    p = 2 * p * r * r
-    # The gradient h of C, times the factor of the product
-    factor = q if PARITY else 2
-    g0 = (g0 * r - c0 * p) * factor
-    g1 = (g1 * r - c1 * p) * factor
-    g2 = (g2 * r - c2 * p) * factor
-    g3 = (g3 * r - c3 * p) * factor
-    g4 = (g4 * r - c4 * p) * factor
-    g5 = (g5 * r - c5 * p) * factor
-    g6 = (g6 * r - c6 * p) * factor
-    g7 = (g7 * r - c7 * p) * factor
-    g8 = (g8 * r - c8 * p) * factor
-    # A changes its sign in the transpose.
+    y_ = load9(y + n, size, live)
+    m_ = load9(m + n, size, live)
+    h = _normalize_adjoint(_combined(y_, m_, q, PARITY), load9(g + n, size, live))
     if PARITY:
-        c0, c1, c2, c3, c4, c5, c6, c7, c8 = _anticommutator(
-            g0, g1, g2, g3, g4, g5, g6, g7, g8, m0, -m1, -m2, -m3, m4, m5, m6, m7, m8
-        )
-        g0, g1, g2, g3, g4, g5, g6, g7, g8 = _anticommutator(
-            g0, g1, g2, g3, g4, g5, g6, g7, g8, y0, -y1, -y2, -y3, y4, y5, y6, y7, y8
-        )
+        h = times(q, h)
+        store9(d_y + n, size, live, anticommutator(h, transposed(m_)))
+        store9(d_m + n, size, live, anticommutator(h, transposed(y_)))
     else:
-        c0, c1, c2, c3, c4, c5, c6, c7, c8 = _product(
-            g0, g1, g2, g3, g4, g5, g6, g7, g8, m0, -m1, -m2, -m3, m4, m5, m6, m7, m8
-        )
-        g0, g1, g2, g3, g4, g5, g6, g7, g8 = _product(
-            y0, -y1, -y2, -y3, y4, y5, y6, y7, y8, g0, g1, g2, g3, g4, g5, g6, g7, g8
-        )
-    store9(d_y + n, size, live, c0, c1, c2, c3, c4, c5, c6, c7, c8)
-    store9(d_m + n, size, live, g0, g1, g2, g3, g4, g5, g6, g7, g8)
+        h = times(2, h)
+        store9(d_y + n, size, live, product(h, transposed(m_)))
+        store9(d_m + n, size, live, product(transposed(y_), h))
 
 
 @triton.jit
 def update_kernel(x, dx, charge_factor, out, size, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """`equations.update`."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = n < size
+    """X + dX + q dX^2."""
+    n, live = _elements(size, BLOCK)
     q = tl.load(charge_factor + n // CHANNELS, mask=live, other=0.0)
-    x0, x1, x2, x3, x4, x5, x6, x7, x8 = load9(x + n, size, live)
-    d0, d1, d2, d3, d4, d5, d6, d7, d8 = load9(dx + n, size, live)
-    s0, s1, s2, s3, s4, s5, s6, s7, s8 = _product(
-        d0, d1, d2, d3, d4, d5, d6, d7, d8, d0, d1, d2, d3, d4, d5, d6, d7, d8
-    )
-    store9(
-        out + n,
-        size,
-        live,
-        x0 + d0 + q * s0,
-        x1 + d1 + q * s1,
-        x2 + d2 + q * s2,
-        x3 + d3 + q * s3,
-        x4 + d4 + q * s4,
-        x5 + d5 + q * s5,
-        x6 + d6 + q * s6,
-        x7 + d7 + q * s7,
-        x8 + d8 + q * s8,
-    )
+    d = load9(dx + n, size, live)
+    sums = plus(load9(x + n, size, live), d)
+    store9(out + n, size, live, plus(sums, times(q, product(d, d))))
 
 
 @triton.jit
 def update_adjoint_kernel(
     dx, charge_factor, g, out, size, CHANNELS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """`equations.update_adjoint`."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = n < size
+    """Gradient of dX."""
+    n, live = _elements(size, BLOCK)
     q = tl.load(charge_factor + n // CHANNELS, mask=live, other=0.0)
-    d0, d1, d2, d3, d4, d5, d6, d7, d8 = load9(dx + n, size, live)
-    g0, g1, g2, g3, g4, g5, g6, g7, g8 = load9(g + n, size, live)
-    s0, s1, s2, s3, s4, s5, s6, s7, s8 = _anticommutator(
-        g0, g1, g2, g3, g4, g5, g6, g7, g8, d0, -d1, -d2, -d3, d4, d5, d6, d7, d8
-    )
-    store9(
-        out + n,
-        size,
-        live,
-        g0 + q * s0,
-        g1 + q * s1,
-        g2 + q * s2,
-        g3 + q * s3,
-        g4 + q * s4,
-        g5 + q * s5,
-        g6 + q * s6,
-        g7 + q * s7,
-        g8 + q * s8,
-    )
+    g_ = load9(g + n, size, live)
+    across = anticommutator(g_, transposed(load9(dx + n, size, live)))
+    store9(out + n, size, live, plus(g_, times(q, across)))
 
 
 @triton.jit
 def norm_squared_kernel(x, out, size, BLOCK: tl.constexpr):
-    """`cartesian.norm_squared`."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = n < size
-    x0, x1, x2, x3, x4, x5, x6, x7, x8 = load9(x + n, size, live)
-    s = _dot(x0, x1, x2, x3, x4, x5, x6, x7, x8, x0, x1, x2, x3, x4, x5, x6, x7, x8)
-    tl.store(out + n, s, mask=live)
+    """|X|^2."""
+    n, live = _elements(size, BLOCK)
+    x_ = load9(x + n, size, live)
+    tl.store(out + n, dot(x_, x_), mask=live)
+
+
+@triton.jit
+def norm_squared_adjoint_kernel(x, g, out, size, BLOCK: tl.constexpr):
+    """2 g X."""
+    n, live = _elements(size, BLOCK)
+    factor = tl.load(g + n, mask=live, other=0.0) * 2
+    store9(out + n, size, live, times(factor, load9(x + n, size, live)))
 
 
 @triton.jit
 def irrep_dots_kernel(x, y, out, size, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """<X, Y> of I, A and S, (N, 3F): norms with Y = X, `equations.gate_adjoint` with Y = g."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = n < size
+    """<X, Y> of I, A and S, (N, 3F): norms with Y = X, the gradient of a gate with Y = g."""
+    n, live = _elements(size, BLOCK)
     at = out + (n // CHANNELS) * (2 * CHANNELS) + n
-    x0, x1, x2, x3, x4, x5, x6, x7, x8 = load9(x + n, size, live)
-    y0, y1, y2, y3, y4, y5, y6, y7, y8 = load9(y + n, size, live)
-    tl.store(at, x0 * y0, mask=live)
-    tl.store(at + CHANNELS, x1 * y1 + x2 * y2 + x3 * y3, mask=live)
-    s = x4 * y4 + x5 * y5 + x6 * y6 + x7 * y7 + x8 * y8
-    tl.store(at + 2 * CHANNELS, s, mask=live)
+    sums = dots(load9(x + n, size, live), load9(y + n, size, live))
+    for k in tl.static_range(3):
+        tl.store(at + k * CHANNELS, sums[k], mask=live)
 
 
 @triton.jit
 def scale_kernel(
     x, factors, out, size, SCALE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """I, A and S times their factor (N, 3F) and the number SCALE: `equations.gate`."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = n < size
+    """I, A and S times their factor (N, 3F) and the number SCALE."""
+    n, live = _elements(size, BLOCK)
     at = factors + (n // CHANNELS) * (2 * CHANNELS) + n
-    x0, x1, x2, x3, x4, x5, x6, x7, x8 = load9(x + n, size, live)
-    i = tl.load(at, mask=live, other=0.0) * SCALE
-    a = tl.load(at + CHANNELS, mask=live, other=0.0) * SCALE
-    s = tl.load(at + 2 * CHANNELS, mask=live, other=0.0) * SCALE
-    store9(
-        out + n, size, live, x0 * i, x1 * a, x2 * a, x3 * a, x4 * s, x5 * s, x6 * s, x7 * s, x8 * s
-    )
-
-
-@triton.jit
-def norm_squared_adjoint_kernel(x, g, out, size, BLOCK: tl.constexpr):
-    """`equations.norm_squared_adjoint`."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = n < size
-    x0, x1, x2, x3, x4, x5, x6, x7, x8 = load9(x + n, size, live)
-    s = tl.load(g + n, mask=live, other=0.0) * 2
-    store9(
-        out + n, size, live, x0 * s, x1 * s, x2 * s, x3 * s, x4 * s, x5 * s, x6 * s, x7 * s, x8 * s
-    )
+    of_each = [tl.load(at + k * CHANNELS, mask=live, other=0.0) * SCALE for k in (0, 1, 2)]
+    store9(out + n, size, live, scaled(of_each, load9(x + n, size, live)))

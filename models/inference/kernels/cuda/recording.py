@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ....potential import Prediction
-from ..step import StepInputs
+from .step import StepInputs
 
 Run = Callable[[], Prediction]
 Replay = Callable[[], object]
@@ -102,7 +102,7 @@ class _Recording:
         """Copy the inputs into the buffers; asynchronous.
 
         Edges are copied only when they come in other tensors: nobody writes into those of
-        `Edges`. Into the other tensors somebody may, unseen by torch.
+        `EdgeRows`. Into the other tensors somebody may, unseen by torch.
         """
         moving, edges = slice(0, 5), slice(5, 9)
         for buffer, tensor in zip(self.buffers[moving], inputs[moving], strict=True):

@@ -1,4 +1,4 @@
-"""Recording and replaying the pass, and lists that live on the device.
+"""Recording and replaying the pass.
 
 The logic of recordings is tested anywhere with a stand-in for CUDA's capture; what needs a
 device is skipped without one.
@@ -21,19 +21,18 @@ from support.helpers import (
     crystal,
     ethanol,
     make_potential,
-    slab,
     supercell,
     tiny,
 )
 from support.kernel_cases import random_graph
+from support.kernel_equations import TorchOperators, plain_pass
 
-from tensormd.models import NeighborList, batch_graphs
+from tensormd.models import batch_graphs
 from tensormd.models.graph import Graph
+from tensormd.models.inference.kernels.cuda.potential import CUDATensorNet
 from tensormd.models.inference.kernels.cuda.recording import CudaGraphStep, Room, Run, room_for
-from tensormd.models.inference.kernels.cuda.resident import ResidentSystem
-from tensormd.models.inference.kernels.edges import edges_of
-from tensormd.models.inference.kernels.fused import FusedTensorNet
-from tensormd.models.inference.kernels.step import StepInputs
+from tensormd.models.inference.kernels.cuda.rows import edge_rows
+from tensormd.models.inference.kernels.cuda.step import StepInputs
 from tensormd.models.inference.tables import build_table
 from tensormd.models.potential import Potential, Prediction
 
@@ -78,8 +77,8 @@ def potential() -> Potential:
 
 
 @pytest.fixture(scope="module")
-def fused(potential: Potential) -> FusedTensorNet:
-    return FusedTensorNet(potential)
+def fused(potential: Potential) -> CUDATensorNet:
+    return plain_pass(potential)
 
 
 @pytest.fixture
@@ -88,13 +87,13 @@ def capture() -> FakeCapture:
 
 
 @pytest.fixture
-def recorded(fused: FusedTensorNet, capture: FakeCapture) -> CudaGraphStep:
-    return CudaGraphStep(fused._evaluate, capture, keep=2)
+def recorded(fused: CUDATensorNet, capture: FakeCapture) -> CudaGraphStep:
+    return CudaGraphStep(fused.step, capture, keep=2)
 
 
 def inputs_of(graph: Graph) -> StepInputs:
     return StepInputs(
-        graph.positions, graph.cell, graph.system, graph.numbers, graph.charge, *edges_of(graph)
+        graph.positions, graph.cell, graph.system, graph.numbers, graph.charge, *edge_rows(graph)
     )
 
 
@@ -108,27 +107,27 @@ def test_room_grows_in_small_steps() -> None:
 
 
 def test_replays_give_what_the_pass_gives(
-    fused: FusedTensorNet, recorded: CudaGraphStep, capture: FakeCapture
+    fused: CUDATensorNet, recorded: CudaGraphStep, capture: FakeCapture
 ) -> None:
     graphs = [ethanol(seed=seed, charge=seed).graph(cutoff=3.0) for seed in range(1, 4)]
     assert len({g.edge_index.shape[1] for g in graphs}) > 1
     for graph in graphs:
         inputs = inputs_of(graph)
-        assert_same(recorded(inputs), fused._evaluate(inputs), 1e-13)
+        assert_same(recorded(inputs), fused.step(inputs), 1e-13)
     assert (recorded.captures, capture.replays) == (1, 3)
 
 
 def test_more_edges_than_room_lead_to_another_recording(
-    fused: FusedTensorNet, recorded: CudaGraphStep
+    fused: CUDATensorNet, recorded: CudaGraphStep
 ) -> None:
     near, cell = ethanol(), supercell(crystal(), (4, 1, 1))
     for system, captures in ((near, 1), (cell, 2), (near, 2), (cell, 2)):
         inputs = inputs_of(system.graph())
-        assert_same(recorded(inputs), fused._evaluate(inputs), 1e-13)
+        assert_same(recorded(inputs), fused.step(inputs), 1e-13)
         assert recorded.captures == captures
 
 
-def test_the_last_recordings_are_kept(fused: FusedTensorNet, recorded: CudaGraphStep) -> None:
+def test_the_last_recordings_are_kept(fused: CUDATensorNet, recorded: CudaGraphStep) -> None:
     small, medium, large = (inputs_of(supercell(crystal(), (n, 1, 1)).graph()) for n in (1, 4, 8))
     assert len({room_for(i) for i in (small, medium, large)}) == 3
     for inputs, captures in (
@@ -139,27 +138,27 @@ def test_the_last_recordings_are_kept(fused: FusedTensorNet, recorded: CudaGraph
         (small, 3),
         (medium, 4),
     ):
-        assert_same(recorded(inputs), fused._evaluate(inputs), 1e-13)
+        assert_same(recorded(inputs), fused.step(inputs), 1e-13)
         assert recorded.captures == captures
 
 
-def test_fewer_atoms_in_the_same_room(fused: FusedTensorNet, recorded: CudaGraphStep) -> None:
+def test_fewer_atoms_in_the_same_room(fused: CUDATensorNet, recorded: CudaGraphStep) -> None:
     for system in (ethanol(), System(np.array([8]), np.zeros((1, 3))), crystal(-1.0), tiny(2)):
         inputs = inputs_of(system.graph(cutoff=4.0))
         assert room_for(inputs) == (16, 256, 2)
-        assert_same(recorded(inputs), fused._evaluate(inputs), 1e-13)
+        assert_same(recorded(inputs), fused.step(inputs), 1e-13)
     assert recorded.captures == 1
 
 
 def test_positions_written_behind_torchs_back_are_seen(
-    fused: FusedTensorNet, recorded: CudaGraphStep
+    fused: CUDATensorNet, recorded: CudaGraphStep
 ) -> None:
     graph = ethanol().graph()
     inputs = inputs_of(graph)
     before = recorded(inputs)
     graph.positions.numpy()[0] += 0.1
     after = recorded(inputs)
-    assert_same(after, fused._evaluate(inputs), 1e-13)
+    assert_same(after, fused.step(inputs), 1e-13)
     assert (after.forces - before.forces).abs().max() > 1e-3
 
 
@@ -172,104 +171,39 @@ def test_results_are_not_overwritten(recorded: CudaGraphStep) -> None:
 
 
 def test_a_failed_recording_leaves_no_trace(
-    fused: FusedTensorNet, recorded: CudaGraphStep, capture: FakeCapture
+    fused: CUDATensorNet, recorded: CudaGraphStep, capture: FakeCapture
 ) -> None:
     inputs = inputs_of(ethanol().graph())
     capture.fail = True
     with pytest.raises(RuntimeError, match="out of memory"):
         recorded(inputs)
     capture.fail = False
-    assert_same(recorded(inputs), fused._evaluate(inputs), 1e-13)
+    assert_same(recorded(inputs), fused.step(inputs), 1e-13)
     assert recorded.captures == 1
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_a_copy_records_for_itself(potential: Potential, copied: Any) -> None:
-    original = FusedTensorNet(potential, build_table(potential)[0], graphs=True)
-    assert isinstance(original._run, CudaGraphStep)
-    original._run._recordings[Room(16, 256, 2)] = lambda: None  # type: ignore[assignment]
+    operators: Any = TorchOperators()
+    original = CUDATensorNet(potential, operators, build_table(potential)[0], graphs=True)
+    assert isinstance(original._step, CudaGraphStep)
+    original._step._recordings[Room(16, 256, 2)] = lambda: None  # type: ignore[assignment]
     again = copied(original)
-    assert isinstance(again._run, CudaGraphStep)
-    assert not again._run._recordings
-    assert again._run._run.__self__ is again
+    assert isinstance(again._step, CudaGraphStep)
+    assert not again._step._recordings
+    assert again._step._run.__self__ is again
 
 
-def test_nothing_to_keep_is_refused(fused: FusedTensorNet) -> None:
+def test_nothing_to_keep_is_refused(fused: CUDATensorNet) -> None:
     with pytest.raises(ValueError, match="expected at least 1"):
-        CudaGraphStep(fused._evaluate, keep=0)
-
-
-# A list on the device
-
-
-def resident(fused: FusedTensorNet, system: System, skin: float, device: str) -> ResidentSystem:
-    return ResidentSystem(
-        fused,
-        torch.tensor(system.numbers, device=device),
-        torch.tensor(np.broadcast_to(system.pbc, 3).copy(), device=device),
-        system.charge,
-        skin,
-    )
-
-
-def walk(system: System, steps: int, stride: float) -> Iterator[System]:
-    """Atoms that drift, each in its own direction."""
-    drift = np.random.default_rng(5).normal(size=system.positions.shape)
-    drift *= stride / np.linalg.norm(drift, axis=1, keepdims=True)
-    for k in range(steps):
-        yield system.moved(system.positions + k * drift)
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
-@pytest.mark.parametrize("system", [ethanol(charge=1.0), slab()], ids=["molecule", "slab"])
-def test_resident_system(potential: Potential, system: System, device: str) -> None:
-    fused = FusedTensorNet(potential, build_table(potential)[0], backend(device)).to(device)
-    evaluate = resident(fused, system, 0.5, device)
-    cell = np.zeros((3, 3)) if system.cell is None else system.cell
-    for moved in walk(system, 12, 0.06):
-        found = evaluate(
-            torch.tensor(moved.positions, device=device), torch.tensor(cell, device=device)
-        )
-        assert_same(found, fused(move(moved.graph(), device)), 1e-11)
-    # 0.25 A, half of the skin, are passed at steps 5 and 10.
-    assert evaluate.builds == 3
-
-
-def test_resident_system_sees_a_new_cell(fused: FusedTensorNet) -> None:
-    system = crystal()
-    assert system.cell is not None
-    evaluate = resident(fused, system, 0.5, "cpu")
-    for strain in (0.0, 0.01, 0.01):
-        moved = system.strained(strain * np.eye(3))
-        found = evaluate(torch.tensor(moved.positions), torch.tensor(moved.cell))
-        assert_same(found, fused(moved.graph()), 1e-11)
-    assert evaluate.builds == 2
-
-
-def test_an_expired_list_would_be_wrong(fused: FusedTensorNet) -> None:
-    system = slab()
-    first, *_, last = walk(system, 12, 0.3)
-    stale = (
-        NeighborList(fused.cutoff, 0.5)
-        .graph(*first)
-        ._replace(positions=torch.tensor(last.positions))
-    )
-    wrong, right = fused(stale), fused(last.graph())
-    assert (wrong.forces - right.forces).abs().max() > 1e-3
-
-
-def test_a_negative_skin_is_refused(fused: FusedTensorNet) -> None:
-    with pytest.raises(ValueError, match=r"skin is -1\.0 A"):
-        resident(fused, ethanol(), -1.0, "cpu")
+        CudaGraphStep(fused.step, keep=0)
 
 
 # On a device
 
 
-def backend(device: str) -> Any:
-    """The operators of a device."""
-    if device == "cpu":
-        return None
+def triton_operators() -> Any:
+    """Triton may be missing where there is no device."""
     from tensormd.models.inference.kernels.cuda.operators import TritonOperators
 
     return TritonOperators()
@@ -296,8 +230,8 @@ def no_transfers() -> Iterator[None]:
 def test_parity_on_the_device(dtype: torch.dtype, channels: int, graphs: bool) -> None:
     potential = make_potential(channels=channels, references=REFERENCES, zbl=2.0)
     table, _ = build_table(potential)
-    expected_of = FusedTensorNet(potential, table)
-    fused = FusedTensorNet(potential.to("cuda", dtype), table, backend("cuda"), graphs=graphs)
+    expected_of = plain_pass(potential, table)
+    fused = CUDATensorNet(potential.to("cuda", dtype), triton_operators(), table, graphs=graphs)
     bound = 1e-10 if dtype == torch.float64 else 2e-5
     alone = System(np.array([6]), np.zeros((1, 3)))
     for systems in ([ethanol()], [crystal(1.0), tiny(1), alone], [ethanol(seed=3)]):
@@ -308,9 +242,9 @@ def test_parity_on_the_device(dtype: torch.dtype, channels: int, graphs: bool) -
 @needs_cuda
 def test_replay_and_another_recording_on_the_device(potential: Potential) -> None:
     table, _ = build_table(potential)
-    expected_of = FusedTensorNet(potential, table)
-    fused = FusedTensorNet(potential, table, backend("cuda")).to("cuda")
-    assert isinstance(fused._run, CudaGraphStep)
+    expected_of = plain_pass(potential, table)
+    fused = CUDATensorNet(copy.deepcopy(potential).to("cuda"), triton_operators(), table)
+    assert isinstance(fused._step, CudaGraphStep)
     for system, captures in (
         (ethanol(seed=1), 1),
         (ethanol(seed=2), 1),
@@ -319,13 +253,13 @@ def test_replay_and_another_recording_on_the_device(potential: Potential) -> Non
     ):
         graph = system.graph()
         assert_same(fused(move(graph, "cuda")), expected_of(graph), 1e-10)
-        assert fused._run.captures == captures
+        assert fused._step.captures == captures
 
 
 @needs_cuda
 @pytest.mark.parametrize("zbl", [0.0, 2.0], ids=["", "ZBL"])
 def test_a_step_does_not_wait_for_the_device(zbl: float) -> None:
-    fused = FusedTensorNet(make_potential(zbl=zbl).to("cuda"), None, backend("cuda"))
+    fused = CUDATensorNet(make_potential(zbl=zbl).to("cuda"), triton_operators())
     graph = move(crystal().graph(skin=0.5), "cuda")
     first = fused(graph)
     moved = graph._replace(positions=graph.positions + 0.01)
@@ -338,7 +272,7 @@ def test_a_step_does_not_wait_for_the_device(zbl: float) -> None:
 
 @needs_cuda
 def test_runs_repeat_to_the_last_bit(potential: Potential) -> None:
-    fused = FusedTensorNet(potential, None, backend("cuda")).to("cuda").float()
+    fused = CUDATensorNet(copy.deepcopy(potential).to("cuda").float(), triton_operators())
     graph = move(supercell(crystal(), (2, 2, 2)).graph(), "cuda")
     first = fused(graph)
     for _ in range(5):

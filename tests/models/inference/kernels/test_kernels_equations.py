@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import kernel_equations as equations
 from support.helpers import (
     REFERENCES,
     System,
@@ -19,16 +20,21 @@ from support.helpers import (
     tiny,
 )
 from support.kernel_cases import CUTOFF, INTERVALS, LOWER, SPACING, Case, make_case, random_graph
+from support.kernel_equations import TorchOperators, plain_pass
 from torch import Tensor
 
 from tensormd.models import TensorNet, batch_graphs
 from tensormd.models.analysis.pruning import pruned
 from tensormd.models.graph import Graph, displacements
-from tensormd.models.inference.kernels import equations, perceptrons
-from tensormd.models.inference.kernels.edges import Edges, Geometry, edges_of
-from tensormd.models.inference.kernels.fused import FusedTensorNet
-from tensormd.models.inference.kernels.packing import by_component, pack_weights
-from tensormd.models.inference.kernels.step import StepInputs, TorchOperators, tensornet_step
+from tensormd.models.inference.kernels.cuda import perceptrons
+from tensormd.models.inference.kernels.cuda.packing import by_component, pack_weights
+from tensormd.models.inference.kernels.cuda.rows import EdgeRows, Geometry, edge_rows
+from tensormd.models.inference.kernels.cuda.step import (
+    StepInputs,
+    mix,
+    mix_adjoint,
+    tensornet_step,
+)
 from tensormd.models.inference.kernels.weights import Dense, extract_weights
 from tensormd.models.maths.activations import LOG_2
 from tensormd.models.maths.cartesian import TensorLinear, irrep_norms_squared, norm_squared
@@ -76,7 +82,7 @@ def geometry_of(vectors: Tensor) -> Geometry:
     )
 
 
-def geometry(graph: Graph, edges: Edges, length: float = 1.0) -> Geometry:
+def geometry(graph: Graph, edges: EdgeRows, length: float = 1.0) -> Geometry:
     return equations.geometry(
         graph.positions,
         graph.cell,
@@ -92,7 +98,7 @@ def geometry(graph: Graph, edges: Edges, length: float = 1.0) -> Geometry:
 
 def test_edges_of_a_graph() -> None:
     graph = random_graph(20)
-    edges = edges_of(graph)
+    edges = edge_rows(graph)
     i, j = equations.receivers(edges), edges.senders.long()
     reverse = edges.reverse.long()
     assert torch.equal(i, graph.edge_index[0])
@@ -109,7 +115,7 @@ def test_edges_of_a_shuffled_graph_are_the_same() -> None:
     shuffled = graph._replace(
         edge_index=graph.edge_index[:, order], edge_shift=graph.edge_shift[order]
     )
-    for a, b in zip(edges_of(graph), edges_of(shuffled), strict=True):
+    for a, b in zip(edge_rows(graph), edge_rows(shuffled), strict=True):
         assert torch.equal(a, b)
 
 
@@ -119,7 +125,7 @@ def test_edges_between_atoms_many_cells_apart(cells: int) -> None:
     steps = torch.randint(-cells, cells, (20, 3), generator=torch.Generator().manual_seed(0))
     i, j = graph.edge_index
     shift = graph.edge_shift + steps[i] - steps[j]
-    moved, edges = edges_of(graph._replace(edge_shift=shift)), edges_of(graph)
+    moved, edges = edge_rows(graph._replace(edge_shift=shift)), edge_rows(graph)
     receiver, sender = equations.receivers(moved), moved.senders.long()
     assert torch.equal(moved.offsets, edges.offsets)
     assert torch.equal(sender, edges.senders.long())
@@ -134,7 +140,7 @@ def test_an_edge_without_its_reverse_is_refused() -> None:
     graph = random_graph(20)
     broken = graph._replace(edge_index=graph.edge_index[:, 1:], edge_shift=graph.edge_shift[1:])
     with pytest.raises(ValueError, match="no reverse"):
-        edges_of(broken)
+        edge_rows(broken)
 
 
 def test_geometry(case: Case) -> None:
@@ -247,8 +253,8 @@ def test_mix(case: Case) -> None:
     linear = TensorLinear(6).double().requires_grad_(False)
     expected = linear(x)
     weight = by_component(linear.weight)
-    assert_equal(equations.mix(case.x, weight), expected)
-    assert_equal(equations.mix_adjoint(weight, case.g), gradients(expected, case.g, x)[0])
+    assert_equal(mix(case.x, weight), expected)
+    assert_equal(mix_adjoint(weight, case.g), gradients(expected, case.g, x)[0])
 
 
 def test_layer_norm(case: Case) -> None:
@@ -257,10 +263,10 @@ def test_layer_norm(case: Case) -> None:
     norm.bias.normal_()
     x = case.factors.clone().requires_grad_(True)
     g = torch.randn_like(x)
-    found, *moments = perceptrons.layer_norm(case.factors, norm.weight, norm.bias)
+    found, *moments = perceptrons.layer_norm(case.factors, norm.weight, norm.bias, 18)
     assert_equal(found, norm(x))
     (expected,) = gradients(norm(x), g, x)
-    found = perceptrons.layer_norm_adjoint(case.factors, norm.weight, norm.bias, *moments, g)
+    found = perceptrons.layer_norm_adjoint(case.factors, norm.weight, norm.bias, *moments, g, 18)
     assert_equal(found, expected)
 
 
@@ -289,14 +295,6 @@ def test_perceptron(name: str) -> None:
     assert_equal(found, y)
     (expected,) = gradients(y, g, x)
     assert_equal(perceptrons.perceptron_adjoint(layers, linear, g), expected)
-
-
-def test_an_unknown_activation_is_refused() -> None:
-    x = torch.zeros(1)
-    with pytest.raises(ValueError, match="'relu'"):
-        perceptrons.activate("relu", x)
-    with pytest.raises(ValueError, match="'relu'"):
-        perceptrons.activate_adjoint("relu", x, x)
 
 
 # The whole pass
@@ -363,7 +361,7 @@ def test_pass_is_that_of_the_network_with_tables(variant: str) -> None:
 
 def assert_pass_is_that_of_the_network(potential: Potential) -> None:
     table = table_of(potential, 256)
-    fused, reference = FusedTensorNet(potential, table), with_table(potential, table)
+    fused, reference = plain_pass(potential, table), with_table(potential, table)
     systems = [ethanol(charge=1.0), crystal(charge=-2.0), slab(), tiny(2)]
     graph = batch_graphs([s.graph(float(potential.cutoff), skin=0.6) for s in systems])
     found, expected = fused(graph), reference(graph)
@@ -377,7 +375,7 @@ def assert_pass_is_that_of_the_network(potential: Potential) -> None:
 @pytest.mark.parametrize("variant", ["mlp", "bessel"])
 def test_pass_is_that_of_the_network(variant: str) -> None:
     potential = make_potential(**VARIANTS[variant])
-    fused, coarse = (FusedTensorNet(potential, table_of(potential, n)) for n in (2048, 64))
+    fused, coarse = (plain_pass(potential, table_of(potential, n)) for n in (2048, 64))
     graph = ethanol(charge=1.0).graph(float(potential.cutoff))
     expected = potential(graph)
     errors = largest_errors(fused(graph), expected)
@@ -389,34 +387,35 @@ def test_pass_is_that_of_the_network(variant: str) -> None:
 
 def test_without_a_table_one_is_built() -> None:
     potential = make_potential()
-    fused = FusedTensorNet(potential)
+    fused = plain_pass(potential)
     errors = largest_errors(fused(crystal().graph()), predict(potential, crystal()))
     assert 0 < errors["forces"] < fused.table_info.bound == 2e-5
-    assert fused.engine == TorchOperators.engine
 
 
 def test_float32() -> None:
     potential = make_potential(references=REFERENCES)
-    fused = FusedTensorNet(copy.deepcopy(potential).float(), table_of(potential, 2048))
+    fused = plain_pass(copy.deepcopy(potential).float(), table_of(potential, 2048))
     graph = ethanol().graph()
     found, expected = fused(graph), potential(graph)
     assert all(t.dtype == torch.float64 for t in found)
     errors = largest_errors(found, expected)
     assert 0 < errors["energy"] < 2e-5
     assert 0 < errors["forces"] < 2e-5
-    assert largest_errors(fused.double()(graph), expected)["forces"] < 1e-6
 
 
 def test_half_precision_is_refused() -> None:
     potential = make_potential(layers=0)
+    table = table_of(potential, 64)
     with pytest.raises(ValueError, match="expected one of 'float32', 'float64'"):
-        FusedTensorNet(potential, table_of(potential, 64)).half()
+        plain_pass(copy.deepcopy(potential).half(), table)
+    with pytest.raises(ValueError, match="keeps its dtype"):
+        plain_pass(potential, table).float()
 
 
 @pytest.mark.parametrize("layers", [0, 2])
 def test_atoms_without_neighbours(layers: int) -> None:
     potential = make_potential(layers=layers)
-    fused = FusedTensorNet(potential, table_of(potential, 2048))
+    fused = plain_pass(potential, table_of(potential, 2048))
     alone = System(np.array([6]), np.zeros((1, 3)))
     apart = System(np.array([6, 1, 8]), np.array([[0.0, 0, 0], [1.1, 0, 0], [30.0, 0, 0]]))
     for system in (alone, apart):
@@ -428,26 +427,26 @@ def test_atoms_without_neighbours(layers: int) -> None:
 
 
 def test_no_atom() -> None:
-    found = FusedTensorNet(make_potential(), table_of(make_potential(), 64))(random_graph(0))
+    found = plain_pass(make_potential(), table_of(make_potential(), 64))(random_graph(0))
     assert found.energy.tolist() == [0.0]
     assert found.forces.shape == (0, 3)
 
 
 def test_edges_are_kept_until_the_list_changes() -> None:
     potential = make_potential()
-    fused = FusedTensorNet(potential, table_of(potential, 2048))
+    fused = plain_pass(potential, table_of(potential, 2048))
     first, second = ethanol(seed=1).graph(), crystal().graph()
     for graph in (first, second, first):
         assert largest_errors(fused(graph), potential(graph))["forces"] < 1e-6
-    known = fused._edges_of(first)
-    assert fused._edges_of(first) is known
+    known = fused.rows_of(first)
+    assert fused.rows_of(first) is known
     first.edge_index[:] = first.edge_index[:, torch.arange(first.edge_index.shape[1]).flip(0)]
-    assert fused._edges_of(first) is not known
+    assert fused.rows_of(first) is not known
 
 
 def test_inference_mode() -> None:
     potential = make_potential()
-    fused = FusedTensorNet(potential, table_of(potential, 64))
+    fused = plain_pass(potential, table_of(potential, 64))
     expected = fused(crystal().graph())
     with torch.inference_mode():
         found = fused(crystal().graph())
@@ -460,8 +459,8 @@ def test_room_behind_the_edges_is_not_read() -> None:
     weights = extract_weights(potential, table_of(potential, 64))
     weights = pack_weights(weights, torch.float64, "cpu")
     graph = random_graph(12)
-    edges = edges_of(graph)
-    garbage = Edges(
+    edges = edge_rows(graph)
+    garbage = EdgeRows(
         edges.offsets,
         torch.cat([edges.senders, torch.full((7,), 3, dtype=torch.int32)]),
         torch.cat([edges.shift, torch.full((7, 3), torch.nan, dtype=torch.float64)]),

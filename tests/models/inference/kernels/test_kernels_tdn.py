@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import tdn_equations as twin
 from support.helpers import (
     System,
     crystal,
@@ -23,14 +24,13 @@ from support.helpers import (
     tiny,
 )
 from support.kernel_cases import water
+from support.tdn_weights import extract_tdn_weights
 from torch import nn
 
 from tensormd.models import TDN, Potential, ScalarReadout
 from tensormd.models.graph import within
 from tensormd.models.inference.kernels import fuse
-from tensormd.models.inference.kernels import tdn_equations as twin
-from tensormd.models.inference.kernels.cpu.tdn_potential import FusedTDN
-from tensormd.models.inference.kernels.tdn_weights import extract_tdn_weights
+from tensormd.models.inference.kernels.cpu.tdn_potential import CPUTDN
 from tensormd.models.inference.tables import FORCE_BOUND, build_table, tabulated_potential
 from tensormd.models.maths.harmonics import SphericalHarmonics
 from tensormd.models.neighbors import NeighborList
@@ -81,8 +81,8 @@ def potential_of(name: str) -> Potential:
 
 
 @functools.cache
-def fused_of(name: str, dtype: torch.dtype = torch.float64) -> FusedTDN:
-    return FusedTDN(copy.deepcopy(potential_of(name)).to(dtype))
+def fused_of(name: str, dtype: torch.dtype = torch.float64) -> CPUTDN:
+    return CPUTDN(copy.deepcopy(potential_of(name)).to(dtype))
 
 
 @functools.cache
@@ -182,14 +182,14 @@ def test_other_kernels(name: str, dtype: torch.dtype) -> None:
 
 def test_many_groups_and_chunks_of_receivers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk small enough that senders are summed in many parts: to the bit the same."""
-    from tensormd.models.inference.kernels.cpu import tdn_pack
+    from tensormd.models.inference.kernels.cpu import tdn_potential
 
     system = water(150)
     expected = predict(tabulated_of("L1"), system)
     whole = predict(fused_of("L1"), system, skin=0.5)
     assert_same(whole, expected, 1e-10)
-    monkeypatch.setattr(tdn_pack, "CHUNK_BYTES", 1 << 16)
-    parts = predict(FusedTDN(potential_of("L1")), system, skin=0.5)
+    monkeypatch.setattr(tdn_potential, "CHUNK_BYTES", 1 << 16)
+    parts = predict(CPUTDN(potential_of("L1")), system, skin=0.5)
     assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True))
 
 
@@ -210,7 +210,7 @@ def test_energies_per_atom_are_honoured() -> None:
         plain.representation, readout.double(), elements=plain.elements, scale=0.3, mean=2.0
     )
     potential = potential.double().eval()
-    fused, expected = FusedTDN(potential), tabulated_potential(potential)
+    fused, expected = CPUTDN(potential), tabulated_potential(potential)
     systems = [SYSTEMS[kind] for kind in ("molecule", "crystal", "atom")]
     assert_same(predict_batch(fused, systems), predict_batch(expected, systems))
 
@@ -273,7 +273,7 @@ def test_another_architecture_is_refused() -> None:
 def test_a_potential_is_left_as_it_is() -> None:
     potential = make_tdn()
     before = {name: value.clone() for name, value in potential.state_dict().items()}
-    FusedTDN(potential)
+    CPUTDN(potential)
     assert all(torch.equal(before[name], v) for name, v in potential.state_dict().items())
     assert isinstance(potential.representation, TDN)
     assert next(potential.parameters()).requires_grad

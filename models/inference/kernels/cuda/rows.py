@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...graph import Graph
+from ....graph import Graph
 
 
-class Edges(NamedTuple):
+class EdgeRows(NamedTuple):
     """Edges sorted by receiver, sender and shift, in compressed rows.
 
     Those of receiver i are ``offsets[i]`` to ``offsets[i + 1] - 1``. Behind ``offsets[N]``
@@ -41,15 +41,10 @@ class Geometry(NamedTuple):
     """(E,), place in the interval, 0 to 1."""
 
 
-def edges_of(graph: Graph) -> Edges:
-    """The edges of a graph, in whatever order it holds them.
+def edge_rows(graph: Graph) -> EdgeRows:
+    """The edges of a graph, in whatever order it holds them; a ValueError if one has no reverse.
 
     Reads from the device: a list is made once for many steps.
-
-    Raises
-    ------
-    ValueError
-        If an edge has no reverse.
     """
     atoms = graph.numbers.shape[0]
     i, j = graph.edge_index[0], graph.edge_index[1]
@@ -68,7 +63,7 @@ def edges_of(graph: Graph) -> Edges:
     reverse[place] = torch.arange(place.shape[0], device=place.device)
     receivers = i.index_select(0, order)
     rows = torch.arange(atoms + 1, device=i.device)
-    return Edges(
+    return EdgeRows(
         offsets=torch.searchsorted(receivers, rows).to(torch.int32),
         senders=j.index_select(0, order).to(torch.int32),
         shift=graph.edge_shift.index_select(0, order).double().contiguous(),

@@ -1,28 +1,116 @@
-"""A network's weights, a neighbour list and the memory of a step, as the kernels want them."""
+"""The weights of a TensorNet and the memory of a step, as the kernels read them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ....maths.cartesian import COMPONENTS
-from ..packing import with_slopes
-from ..weights import TensorNetWeights
-from .compiled import inlined
+from ..weights import TensorNetWeights, with_slopes
 from .components import shape_of
 from .dense import pack_matrix
-from .edges import FRAME, WEIGHTS, Pairs, Slots
-from .nodes import Network, Work
 from .perceptron import Perceptron, pack_perceptron, padded
 from .simd import LANES
 
 
-def pack_network(weights: TensorNetWeights, dtype: np.dtype[Any]) -> Network:
-    """Weights in float64 -> arrays of a dtype, padded to multiples of sixteen channels."""
+class PackedTensorNet(NamedTuple):
+    """The weights of a TensorNet, packed; channels padded with zeros to chunks of sixteen.
+
+    Where I, A and S are spoken of, 3 stands for as many of them as there are.
+    """
+
+    shape: NDArray[Any]
+    """Tells the number of components when compiled, see `components`; it holds nothing."""
+    sizes: NDArray[np.int64]
+    """Components of each irrep."""
+    channels: int
+    """Without padding."""
+    chunks: int
+    parity_conserving: bool
+    layers: int
+    unit: float
+    """The network's unit of length, Angstrom."""
+    lower: float
+    cutoff: float
+    """In that unit."""
+    rows: int
+    """Of each radial table."""
+    receiver: NDArray[Any]
+    sender: NDArray[Any]
+    """Flat (elements, channels)."""
+    tables: NDArray[Any]
+    """Flat (1 + layers, chunks, rows, 6, 16): the embedding's, then each layer's."""
+    embedding_at_zero: NDArray[Any]
+    """(channels,)."""
+    at_zero: NDArray[Any]
+    """Flat (layers, chunks, 3, 16)."""
+    norm_weight: NDArray[Any]
+    norm_bias: NDArray[Any]
+    mixes: NDArray[Any]
+    """Packed matrices of I, A and S: the embedding's, then each layer's mix_in and mix_out."""
+    mixes_transposed: NDArray[Any]
+    readout_norm_weight: NDArray[Any]
+    readout_norm_bias: NDArray[Any]
+    readout_norm_size: int
+    """Numbers that the norm is taken of; those beyond the invariants are zero."""
+    zeros: NDArray[Any]
+    """Where a product has no bias."""
+
+
+class TensorNetWork(NamedTuple):
+    """Memory of a step, for all atoms and for each thread."""
+
+    block: int
+    """Atoms that are done together."""
+    charge: NDArray[Any]
+    """(N,), 1 + q / 10."""
+    embedded: NDArray[Any]
+    """X of the embedding's sum."""
+    mixed: NDArray[Any]
+    """The same, mixed."""
+    scale: NDArray[Any]
+    """Flat (3 chunks, N, 16), of the mixed one."""
+    statistics: NDArray[np.float64]
+    """(N, 2), mean and 1 / deviation of the gate's layer norm."""
+    gate_slopes: NDArray[Any]
+    """Of each block of atoms."""
+    x: NDArray[Any]
+    """(layers + 1, features): what enters each layer, and what leaves the last."""
+    y: NDArray[Any]
+    """(layers, features)."""
+    message: NDArray[Any]
+    """(layers, features); on the way back its gradient."""
+    delta: NDArray[Any]
+    """(layers, features); on the way back the gradient of Y."""
+    gradient: NDArray[Any]
+    """Of X, features."""
+    outputs: NDArray[np.float64]
+    """(N,), of the network."""
+    rows: NDArray[np.int64]
+    """(block,), offsets of the rows of scalars."""
+    irrep_rows: NDArray[np.int64]
+    """(3, 5 block), offsets of the rows of features that belong to each irrep."""
+    scratch: NDArray[Any]
+    """(threads, ...): two features of a block, then scalars."""
+    scalars: int
+    """Where the scalars begin in the scratch memory."""
+    half: int
+    """Where their second half begins."""
+    slopes: NDArray[Any]
+    """(threads, ...), of the readout's two perceptrons."""
+
+
+def pack_tensornet(
+    weights: TensorNetWeights, unit: float, dtype: np.dtype[Any]
+) -> PackedTensorNet:
+    """Weights in float64 -> arrays of a dtype, padded to multiples of sixteen channels.
+
+    ``unit`` is the network's unit of length, Angstrom.
+    """
     chunks, irreps = -(-weights.channels // LANES), len(weights.irreps)
     sizes = [COMPONENTS[irrep] for irrep in weights.irreps]
 
@@ -30,7 +118,7 @@ def pack_network(weights: TensorNetWeights, dtype: np.dtype[Any]) -> Network:
         return padded(array.numpy(), array.ndim - 1, parts).astype(dtype).ravel()
 
     def table(coefficients: Tensor) -> NDArray[Any]:
-        """(rows, 3F) -> flat (chunks, rows, 6, 16), see `edges.table_row`."""
+        """(rows, 3F) -> flat (chunks, rows, 6, 16), see `table_row`."""
         spacing = (weights.cutoff - weights.lower) / weights.intervals
         both = with_slopes(coefficients, spacing).numpy()
         rows = padded(both, 1, 2 * irreps).reshape(-1, 2 * irreps, chunks, LANES)
@@ -47,17 +135,22 @@ def pack_network(weights: TensorNetWeights, dtype: np.dtype[Any]) -> Network:
     # y = x W^T: (irreps, inputs, outputs), and the way back (irreps, outputs, inputs).
     back = [padded(padded(mix.numpy(), 1), 2).astype(dtype) for mix in mixes]
     matrices = [matrix.transpose(0, 2, 1) for matrix in back]
-    return Network(
+    return PackedTensorNet(
         shape=shape_of(sum(sizes)),
         sizes=np.array(sizes),
         channels=weights.channels,
         chunks=chunks,
         parity_conserving=weights.parity_conserving,
         layers=len(weights.layers),
+        unit=unit,
+        lower=weights.lower,
+        cutoff=weights.cutoff,
         rows=weights.intervals + 3,
         receiver=flat(weights.receiver),
         sender=flat(weights.sender),
-        tables=np.concatenate([table(t) for t in (weights.table, *_tables(weights))]),
+        tables=np.concatenate(
+            [table(t) for t in (weights.table, *(layer.table for layer in weights.layers))]
+        ),
         embedding_at_zero=flat(weights.at_zero),
         at_zero=np.concatenate(
             [np.zeros(0, dtype), *(by_chunk(layer.at_zero) for layer in weights.layers)]
@@ -85,94 +178,15 @@ def pack_perceptrons(
     )
 
 
-def _tables(weights: TensorNetWeights) -> list[Tensor]:
-    return [layer.table for layer in weights.layers]
-
-
-@inlined
-def match_reverse(offsets: Any, senders: Any, images: Any, reverse: Any) -> bool:
-    """Find each edge's reverse: whether all have one, and receivers come in order."""
-    atoms = offsets.size - 1
-    for i in range(atoms):
-        for edge in range(offsets[i], offsets[i + 1]):
-            j = senders[edge]
-            reverse[edge] = -1
-            for back in range(offsets[j], offsets[j + 1]):
-                if (
-                    senders[back] == i
-                    and images[back, 0] == -images[edge, 0]
-                    and images[back, 1] == -images[edge, 1]
-                    and images[back, 2] == -images[edge, 2]
-                ):
-                    reverse[edge] = back
-                    break
-            if reverse[edge] < 0:
-                return False
-    return True
-
-
-def pack_pairs(
-    edge_index: NDArray[np.int64], images: NDArray[np.float64], shifts: NDArray[np.float64],
-    atoms: int,
-) -> Pairs:  # fmt: skip
-    """A neighbour list by receiver.
-
-    Parameters
-    ----------
-    edge_index
-        (2, E), sorted by receiver; every pair in both directions.
-    images
-        (E, 3), whole numbers of lattice vectors.
-    shifts
-        (E, 3), the same in Angstrom.
-    atoms
-        N.
-
-    Raises
-    ------
-    ValueError
-        If the edges are not sorted, or one has no reverse.
-    """
-    receivers = edge_index[0]
-    if (np.diff(receivers) < 0).any():
-        raise ValueError("edges are not sorted by receiver: expected a Graph of NeighborList")
-    offsets = np.searchsorted(receivers, np.arange(atoms + 1))
-    senders = edge_index[1].astype(np.int32)
-    reverse = np.empty(len(senders), np.int32)
-    if not match_reverse(offsets, senders, images, reverse):
-        edge = int(np.flatnonzero(reverse < 0)[0])
-        raise ValueError(
-            f"edge {edge} has no reverse: expected every pair in both directions, as "
-            "NeighborList makes them"
-        )
-    return Pairs(offsets, senders, np.ascontiguousarray(shifts), reverse)
-
-
-def make_slots(atoms: int, edges: int, chunks: int, dtype: np.dtype[Any]) -> Slots:
-    """Room for as many edges as the neighbour list has."""
-    return Slots(
-        counts=np.zeros(atoms, np.int32),
-        edge=np.zeros(edges, np.int32),
-        slot=np.zeros(edges, np.int32),
-        sender=np.zeros(edges, np.int32),
-        row=np.zeros(edges, np.int32),
-        weights=np.zeros(edges * WEIGHTS, dtype),
-        frame=np.zeros(edges * FRAME, dtype),
-        slope=np.zeros(edges * chunks, dtype),
-        gradient=np.zeros((edges, 3), dtype),
-    )
-
-
-LARGEST_BLOCK = 32
-"""Atoms: their features, and the matrices, stay in the cache of a core."""
-
-
-def make_work(net: Network, perceptrons: Sequence[Perceptron], atoms: int, threads: int) -> Work:
-    """Memory for steps of so many atoms."""
-    dtype = net.tables.dtype
-    blocks = threads * -(-atoms // (LARGEST_BLOCK * threads))
-    block = max(1, -(-atoms // max(1, blocks)))
-    blocks = -(-atoms // block)
+def make_tensornet_work(
+    net: PackedTensorNet,
+    perceptrons: Sequence[Perceptron],
+    bounds: Sequence[int],
+    threads: int,
+) -> TensorNetWork:
+    """Memory for steps of so many atoms, in the blocks that ``bounds`` delimit."""
+    dtype, atoms, blocks = net.tables.dtype, bounds[-1], len(bounds) - 1
+    block = bounds[1]
     irreps, size = len(net.sizes), LANES * int(net.sizes.sum())
     features = atoms * net.chunks * size
     row, place = block * LANES, np.arange(block)
@@ -187,7 +201,7 @@ def make_work(net: Network, perceptrons: Sequence[Perceptron], atoms: int, threa
         rows[: block * count] = (size * place[:, None] + components).ravel()
         first += count
 
-    return Work(
+    return TensorNetWork(
         block=block,
         charge=np.ones(atoms, dtype),
         embedded=np.empty(features, dtype),

@@ -1,4 +1,4 @@
-"""What the fused kernels need of a TDN potential, in float64 and in one place.
+"""The weights of a TDN potential, in float64 and as `tdn_equations` reads them.
 
 Radial networks are given as cubic tables (see `radial_table`), tensor products as one bilinear
 map, perceptrons as lists of dense layers.
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...heads.energy import ScalarReadout
-from ...maths.splines import RadialTable
-from ...networks.tdn import TDN, Block
-from ...networks.tdn_layers import DegreeLinear, DegreeNorm, GatedLinear
-from ...networks.tdn_product import ExactCoupling, FactoredCoupling
-from ...potential import Potential
-from .weights import Dense, dense_layers
+from tensormd.models.heads.energy import ScalarReadout
+from tensormd.models.inference.kernels.weights import Dense, dense_layers
+from tensormd.models.maths.splines import RadialTable
+from tensormd.models.networks.tdn import TDN, Block
+from tensormd.models.networks.tdn_layers import DegreeLinear, DegreeNorm, GatedLinear
+from tensormd.models.networks.tdn_product import ExactCoupling, FactoredCoupling
+from tensormd.models.potential import Potential
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from support.tdn_weights import BlockWeights, Gated, Linear, Norm, TDNWeights
 from torch import Tensor
 
-from .tdn_weights import BlockWeights, Gated, Linear, Norm, TDNWeights
-from .weights import LAYER_NORM_EPSILON
+from tensormd.models.inference.kernels.weights import LAYER_NORM_EPSILON
 
 
 class Edges(NamedTuple):

@@ -1,7 +1,7 @@
 r"""What TensorNet does with each atom, forward and backward, a block of atoms at a time.
 
-The equations are those of `models/tensornet.py`; a bar denotes the gradient of the energy. For
-the maps that occur more than once,
+The equations are those of `models/networks/tensornet.py`; a bar denotes the gradient of the
+energy. For the maps that occur more than once,
 
 .. math::
     u = x / (|x|^2 + 1) &\;\Rightarrow\;
@@ -15,10 +15,7 @@ block, in the scratch memory of a thread, the same with the atoms of the block.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from .algebra import (
     anticommutator,
@@ -37,94 +34,13 @@ from .components import load_all, plus, plus_times, store_all, times
 from .dense import multiply
 from .perceptron import Perceptron, backward, forward, normalise, normalise_back
 from .simd import LANES, lane, like, load, splat, store
-
-
-class Network(NamedTuple):
-    """The weights of a TensorNet, packed; channels padded with zeros to chunks of sixteen.
-
-    Where I, A and S are spoken of, 3 stands for as many of them as there are.
-    """
-
-    shape: NDArray[Any]
-    """Tells the number of components when compiled, see `components`; it holds nothing."""
-    sizes: NDArray[np.int64]
-    """Components of each irrep."""
-    channels: int
-    """Without padding."""
-    chunks: int
-    parity_conserving: bool
-    layers: int
-    rows: int
-    """Of each radial table."""
-    receiver: NDArray[Any]
-    sender: NDArray[Any]
-    """Flat (elements, channels)."""
-    tables: NDArray[Any]
-    """Flat (1 + layers, chunks, rows, 6, 16): the embedding's, then each layer's."""
-    embedding_at_zero: NDArray[Any]
-    """(channels,)."""
-    at_zero: NDArray[Any]
-    """Flat (layers, chunks, 3, 16)."""
-    norm_weight: NDArray[Any]
-    norm_bias: NDArray[Any]
-    mixes: NDArray[Any]
-    """Packed matrices of I, A and S: the embedding's, then each layer's mix_in and mix_out."""
-    mixes_transposed: NDArray[Any]
-    readout_norm_weight: NDArray[Any]
-    readout_norm_bias: NDArray[Any]
-    readout_norm_size: int
-    """Numbers that the norm is taken of; those beyond the invariants are zero."""
-    zeros: NDArray[Any]
-    """Where a product has no bias."""
-
-
-class Work(NamedTuple):
-    """Memory of a step, for all atoms and for each thread."""
-
-    block: int
-    """Atoms that are done together."""
-    charge: NDArray[Any]
-    """(N,), 1 + q / 10."""
-    embedded: NDArray[Any]
-    """X of the embedding's sum."""
-    mixed: NDArray[Any]
-    """The same, mixed."""
-    scale: NDArray[Any]
-    """Flat (3 chunks, N, 16), of the mixed one."""
-    statistics: NDArray[np.float64]
-    """(N, 2), mean and 1 / deviation of the gate's layer norm."""
-    gate_slopes: NDArray[Any]
-    """Of each block of atoms."""
-    x: NDArray[Any]
-    """(layers + 1, features): what enters each layer, and what leaves the last."""
-    y: NDArray[Any]
-    """(layers, features)."""
-    message: NDArray[Any]
-    """(layers, features); on the way back its gradient."""
-    delta: NDArray[Any]
-    """(layers, features); on the way back the gradient of Y."""
-    gradient: NDArray[Any]
-    """Of X, features."""
-    outputs: NDArray[np.float64]
-    """(N,), of the network."""
-    rows: NDArray[np.int64]
-    """(block,), offsets of the rows of scalars."""
-    irrep_rows: NDArray[np.int64]
-    """(3, 5 block), offsets of the rows of features that belong to each irrep."""
-    scratch: NDArray[Any]
-    """(threads, ...): two features of a block, then scalars."""
-    scalars: int
-    """Where the scalars begin in the scratch memory."""
-    half: int
-    """Where their second half begins."""
-    slopes: NDArray[Any]
-    """(threads, ...), of the readout's two perceptrons."""
+from .tensornet_network import PackedTensorNet, TensorNetWork
 
 
 @inlined
 def mix(
-    net: Network, matrices: Any, which: int, x: Any, x_start: int, x_stride: int, y: Any,
-    y_start: int, y_stride: int, n: int, work: Work,
+    net: PackedTensorNet, matrices: Any, which: int, x: Any, x_start: int, x_stride: int, y: Any,
+    y_start: int, y_stride: int, n: int, work: TensorNetWork,
 ) -> None:  # fmt: skip
     """One matrix on the channels for each irrep."""
     chunks, irreps = net.chunks, net.sizes.size
@@ -155,7 +71,7 @@ def compressed_back(x: Any, g: Any) -> Any:
 
 @inlined
 def embed_atoms(
-    first: int, last: int, thread: int, net: Network, gate: Perceptron, work: Work
+    first: int, last: int, thread: int, net: PackedTensorNet, gate: Perceptron, work: TensorNetWork
 ) -> None:
     """From the embedding's sums to what enters the first layer."""
     n, atoms, block = last - first, work.outputs.size, work.block
@@ -189,7 +105,9 @@ def embed_atoms(
 
 
 @inlined
-def enter_layer(first: int, last: int, thread: int, layer: int, net: Network, work: Work) -> None:
+def enter_layer(
+    first: int, last: int, thread: int, layer: int, net: PackedTensorNet, work: TensorNetWork
+) -> None:
     """Y of the layer, which is what is sent."""
     n, atoms, block = last - first, work.outputs.size, work.block
     size = features(net.shape)
@@ -205,7 +123,9 @@ def enter_layer(first: int, last: int, thread: int, layer: int, net: Network, wo
 
 
 @inlined
-def interact(first: int, last: int, thread: int, layer: int, net: Network, work: Work) -> None:
+def interact(
+    first: int, last: int, thread: int, layer: int, net: PackedTensorNet, work: TensorNetWork
+) -> None:
     """From Y and its message to what leaves the layer."""
     n, atoms, block = last - first, work.outputs.size, work.block
     size = features(net.shape)
@@ -244,7 +164,7 @@ def interaction(y: Any, m: Any, q: Any, parity_conserving: bool) -> Any:
 
 @inlined
 def interact_back(
-    first: int, last: int, thread: int, layer: int, net: Network, work: Work
+    first: int, last: int, thread: int, layer: int, net: PackedTensorNet, work: TensorNetWork
 ) -> None:
     """From the gradient of what leaves the layer to those of the message and, so far, of Y."""
     n, atoms, block = last - first, work.outputs.size, work.block
@@ -285,7 +205,7 @@ def interact_back(
 
 @inlined
 def enter_layer_back(
-    first: int, last: int, thread: int, layer: int, net: Network, work: Work
+    first: int, last: int, thread: int, layer: int, net: PackedTensorNet, work: TensorNetWork
 ) -> None:
     """The gradient of what entered the layer from those of Y and of what left it."""
     n, atoms, block = last - first, work.outputs.size, work.block
@@ -306,7 +226,7 @@ def enter_layer_back(
 
 @inlined
 def embed_atoms_back(
-    first: int, last: int, thread: int, net: Network, gate: Perceptron, work: Work
+    first: int, last: int, thread: int, net: PackedTensorNet, gate: Perceptron, work: TensorNetWork
 ) -> None:
     """The gradient of the embedding's sums."""
     n, atoms, block = last - first, work.outputs.size, work.block
@@ -352,14 +272,9 @@ def embed_atoms_back(
 
 @inlined
 def read_out(
-    first: int,
-    last: int,
-    thread: int,
-    net: Network,
-    values: Perceptron,
-    gates: Perceptron,
-    work: Work,
-) -> None:
+    first: int, last: int, thread: int, net: PackedTensorNet, values: Perceptron,
+    gates: Perceptron, work: TensorNetWork,
+) -> None:  # fmt: skip
     """Outputs of the network, and the gradient of what left the last layer."""
     n, atoms, block = last - first, work.outputs.size, work.block
     size = features(net.shape)
@@ -413,7 +328,7 @@ def read_out(
 
 
 @inlined
-def normalise_row(x: Any, at: int, row: int, net: Network, y: Any, y_at: int) -> Any:
+def normalise_row(x: Any, at: int, row: int, net: PackedTensorNet, y: Any, y_at: int) -> Any:
     """The readout's layer norm of one atom's invariants."""
     return normalise(
         x, at, row, irreps_of(net.shape) * net.chunks, net.readout_norm_size,

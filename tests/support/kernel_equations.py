@@ -1,7 +1,6 @@
 r"""Every operator of the fused pass as a plain function of tensors, forward and backward.
 
-The twin that each backend is tested against, and the place to read what a backend computes; layer
-norms and perceptrons are in `perceptrons`.
+The twin that the kernels are tested against, and the place to read what they compute.
 A function's adjoint (``..._adjoint``, ``..._backward``) takes the gradient g of the energy
 with respect to the function's result and returns that with respect to its arguments.
 
@@ -15,19 +14,25 @@ many factors as there are irreps, and products are projected onto these.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...maths.cartesian import (
+from tensormd.models import Potential
+from tensormd.models.inference.kernels.cuda.potential import CUDATensorNet
+from tensormd.models.inference.kernels.cuda.rows import EdgeRows, Geometry
+from tensormd.models.maths.cartesian import (
     BASIS,
     BY_COMPONENTS,
+    COMPONENTS,
     TensorAlgebra,
+    irrep_norms_squared,
     norm_squared,
     scale_irreps,
     split_irreps,
 )
-from .edges import Edges, Geometry
+from tensormd.models.maths.splines import RadialTable
 
 _ALGEBRAS = {n: TensorAlgebra(irreps) for n, irreps in BY_COMPONENTS.items()}
 
@@ -36,7 +41,7 @@ def geometry(
     positions: Tensor,
     cell: Tensor,
     system: Tensor,
-    edges: Edges,
+    edges: EdgeRows,
     *,
     length: float,
     lower: float,
@@ -83,13 +88,13 @@ def geometry(
     )
 
 
-def exists(edges: Edges) -> Tensor:
+def exists(edges: EdgeRows) -> Tensor:
     """(E,) bool: whether a place of the list holds an edge."""
     places = torch.arange(edges.senders.shape[0], device=edges.senders.device)
     return places < edges.offsets[-1]
 
 
-def receivers(edges: Edges) -> Tensor:
+def receivers(edges: EdgeRows) -> Tensor:
     """(E,) int64, the receiver of every edge."""
     places = torch.arange(edges.senders.shape[0], device=edges.senders.device)
     rows = torch.searchsorted(edges.offsets.long(), places, right=True) - 1
@@ -110,7 +115,7 @@ def spline(table: Tensor, at: Geometry) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     table
-        (intervals + 3, 2K): c, and the differences over h (`packing.with_slopes`).
+        (intervals + 3, 2K): c, and the differences over h (`with_slopes`).
     at
         Where; 0 from the cutoff on.
 
@@ -144,7 +149,7 @@ def spline_weights(t: Tensor) -> tuple[list[Tensor], list[Tensor]]:
 
 def embed(
     at: Geometry,
-    edges: Edges,
+    edges: EdgeRows,
     table: Tensor,
     at_zero: Tensor,
     receiver: Tensor,
@@ -192,7 +197,7 @@ def embed(
 
 def embed_backward(
     at: Geometry,
-    edges: Edges,
+    edges: EdgeRows,
     table: Tensor,
     receiver: Tensor,
     sender: Tensor,
@@ -233,7 +238,7 @@ def embed_backward(
     return -d_distance.sum(1, keepdim=True) * at.unit - across / at.distance.unsqueeze(1)
 
 
-def message(at: Geometry, edges: Edges, table: Tensor, at_zero: Tensor, y: Tensor) -> Tensor:
+def message(at: Geometry, edges: EdgeRows, table: Tensor, at_zero: Tensor, y: Tensor) -> Tensor:
     r"""The sum over neighbours of an interaction layer (eq. 11 of the paper).
 
     .. math:: M_i = \sum_j f(d) \odot Y_j + f_0 \odot Y_i
@@ -262,7 +267,7 @@ def message(at: Geometry, edges: Edges, table: Tensor, at_zero: Tensor, y: Tenso
 
 def message_backward(
     at: Geometry,
-    edges: Edges,
+    edges: EdgeRows,
     table: Tensor,
     at_zero: Tensor,
     y: Tensor,
@@ -291,7 +296,7 @@ def message_backward(
 
 
 def forces(
-    at: Geometry, edges: Edges, d_vector: Tensor, d_distance: Tensor
+    at: Geometry, edges: EdgeRows, d_vector: Tensor, d_distance: Tensor
 ) -> tuple[Tensor, Tensor]:
     r"""Forces and each atom's share of the virial, from the gradients of the edges.
 
@@ -425,20 +430,45 @@ def gate_adjoint(x: Tensor, factors: Tensor, g: Tensor) -> tuple[Tensor, Tensor]
     return gate(g, factors), torch.cat([part.sum(0) for part in split_irreps(x * g)], dim=1)
 
 
-def mix(x: Tensor, weight: Tensor) -> Tensor:
-    """One matrix on the channels for each component: X W^T; weight (9, F, F).
-
-    Those of an irrep's components are the same (`packing.by_component`).
-    """
-    return torch.bmm(x, weight.mT)
-
-
-def mix_adjoint(weight: Tensor, g: Tensor) -> Tensor:
-    """Gradient of `mix` with respect to X, g W."""
-    return torch.bmm(g, weight)
-
-
 def _by_irrep(factors: Tensor, irreps: str) -> Tensor:
     """(E, 3F) -> (3, E, F)."""
     parts = len(irreps)
     return factors.view(factors.shape[0], parts, factors.shape[1] // parts).transpose(0, 1)
+
+
+class TorchOperators:
+    """These functions as the operators of `tensornet_step`: any device, any size.
+
+    Tensors of the edges are stored, and there may be fewer irreps than I, A and S.
+    """
+
+    def __init__(self, irreps: str = "IAS") -> None:
+        self.components = sum(COMPONENTS[irrep] for irrep in irreps)
+
+    def embed(self, *arguments: Any) -> Tensor:
+        return embed(*arguments, self.components)
+
+    geometry = staticmethod(geometry)
+    embed_backward = staticmethod(embed_backward)
+    message = staticmethod(message)
+    message_backward = staticmethod(message_backward)
+    forces = staticmethod(forces)
+    sum_by_system = staticmethod(sum_by_system)
+    normalize = staticmethod(normalize)
+    normalize_adjoint = staticmethod(normalize_adjoint)
+    combine = staticmethod(combine)
+    combine_adjoint = staticmethod(combine_adjoint)
+    update = staticmethod(update)
+    update_adjoint = staticmethod(update_adjoint)
+    norm_squared = staticmethod(norm_squared)
+    norm_squared_adjoint = staticmethod(norm_squared_adjoint)
+    irrep_norms_squared = staticmethod(irrep_norms_squared)
+    irrep_norms_squared_adjoint = staticmethod(irrep_norms_squared_adjoint)
+    gate = staticmethod(gate)
+    gate_adjoint = staticmethod(gate_adjoint)
+
+
+def plain_pass(potential: Potential, table: RadialTable | None = None) -> CUDATensorNet:
+    """The fused pass of a potential with these functions in the place of the kernels."""
+    operators: Any = TorchOperators(potential.representation.irreps)
+    return CUDATensorNet(potential, operators, table)

@@ -1,0 +1,143 @@
+"""The whole pass of a TensorNet: positions in, outputs, forces and virial out.
+
+The sums over neighbours are shared by chunk of channels and part of the atoms, so that a chunk's
+table and features stay in the cache; everything else by block of atoms.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numba import prange
+
+from .algebra import irreps_of
+from .compiled import internal
+from .neighbors import Neighbors, Slots, collect, place
+from .perceptron import Perceptron
+from .simd import LANES
+from .team import Schedule, Tasks, counters, done, even, join, make_schedule, next_task
+from .tensornet_edges import embed, embed_back, gather, gather_back, table_row
+from .tensornet_network import PackedTensorNet, TensorNetWork
+from .tensornet_nodes import (
+    embed_atoms,
+    embed_atoms_back,
+    enter_layer,
+    enter_layer_back,
+    interact,
+    interact_back,
+    read_out,
+)
+
+# What a stage does; the way back of each is its negative.
+PLACE, SUM, EMBED, ENTER, GATHER, INTERACT, READ_OUT = range(1, 8)
+
+
+def tensornet_schedule(
+    layers: int, chunks: int, bounds: tuple[int, ...], threads: int
+) -> Schedule:
+    """The stages forward, the readout, and those of the way back: the same, reversed.
+
+    ``bounds`` are of the blocks of atoms.
+    """
+    atoms, parts = bounds[-1], threads // math.gcd(chunks, threads)
+    blocks = Tasks("atoms", bounds)
+    sums = Tasks("sums", even(atoms, -(-atoms // parts)), chunks)
+    tasks = {SUM: sums, GATHER: sums, -GATHER: sums, -PLACE: Tasks("forces", bounds)}
+    there = [(PLACE, 0), (SUM, 0), (EMBED, 0)]
+    there += [(what, layer) for layer in range(layers) for what in (ENTER, GATHER, INTERACT)]
+    back = [(-what, layer) for what, layer in reversed(there)]
+    stages = [*there, (READ_OUT, 0), *back]
+    return make_schedule((tasks.get(what, blocks), what, layer, 0) for what, layer in stages)
+
+
+def tensornet_step(
+    schedule: Schedule,
+    threads: int,
+    positions: Any,
+    species: Any,
+    neighbors: Neighbors,
+    slots: Slots,
+    work: TensorNetWork,
+    factor: float,
+    forces: Any,
+    virial: Any,
+    net: PackedTensorNet,
+    gate: Perceptron,
+    values: Perceptron,
+    gates: Perceptron,
+) -> None:
+    """Energies' gradient with respect to positions, and the outputs of the network.
+
+    ``positions`` (N, 3) are in Angstrom, ``species`` (N,) rows of the network's tables of
+    elements; ``factor`` takes the derivative of an output to eV/A; ``forces`` (N, 3) and
+    ``virial`` (N, 3, 3) are written. ``gate`` is the embedding's; the product of ``values`` and
+    ``gates``, if these have layers, is the output.
+    """
+    state = counters(schedule.tasks.size)
+    for _ in prange(threads):
+        thread = join(state)
+        phase, task = next_task(state, schedule.tasks, 0)
+        while phase < schedule.tasks.size:
+            for stage in range(schedule.starts[phase], schedule.starts[phase + 1]):
+                perform(
+                    stage, phase, task, thread, schedule, positions, species, neighbors, slots,
+                    work, factor, forces, virial, net, gate, values, gates,
+                )  # fmt: skip
+            done(state, phase)
+            phase, task = next_task(state, schedule.tasks, phase)
+
+
+@internal
+def perform(
+    stage: int, phase: int, task: int, thread: int, schedule: Schedule, positions: Any,
+    species: Any, neighbors: Neighbors, slots: Slots, work: TensorNetWork, factor: float,
+    forces: Any, virial: Any, net: PackedTensorNet, gate: Perceptron, values: Perceptron,
+    gates: Perceptron,
+) -> None:  # fmt: skip
+    """One stage of a task."""
+    what, layer = schedule.stages[stage, 0], schedule.stages[stage, 1]
+    begin, ranges = schedule.ranges[phase, 0], schedule.ranges[phase, 1]
+    chunk, place_of_range = task // ranges, begin + task % ranges
+    first, last = schedule.bounds[place_of_range], schedule.bounds[place_of_range + 1]
+    atoms, chunks, rows, row = species.size, net.chunks, net.rows, table_row(net.shape)
+    table, zero = ((layer + 1) * chunks + chunk) * rows * row, (layer * chunks + chunk) * LANES
+    if what == PLACE:
+        place(first, last, positions, neighbors, slots, net.unit, net.lower, net.cutoff, rows - 3)
+    elif what == SUM:
+        embed(
+            first, last, chunk, chunks, net.shape, species, net.receiver, net.sender, net.tables,
+            net.embedding_at_zero, rows, neighbors, slots, work.embedded,
+        )  # fmt: skip
+    elif what == EMBED:
+        embed_atoms(first, last, thread, net, gate, work)
+    elif what == ENTER:
+        enter_layer(first, last, thread, layer, net, work)
+    elif what == GATHER:
+        gather(
+            first, last, chunk, atoms, net.shape, net.tables, table, net.at_zero,
+            zero * irreps_of(net.shape), neighbors, slots, work.y[layer], work.message[layer],
+        )  # fmt: skip
+    elif what == INTERACT:
+        interact(first, last, thread, layer, net, work)
+    elif what == READ_OUT:
+        read_out(first, last, thread, net, values, gates, work)
+    elif what == -INTERACT:
+        interact_back(first, last, thread, layer, net, work)
+    elif what == -GATHER:
+        gather_back(
+            first, last, chunk, atoms, net.shape, net.tables, table, net.at_zero,
+            zero * irreps_of(net.shape), neighbors, slots, work.y[layer], work.message[layer],
+            work.delta[layer], layer == net.layers - 1,
+        )  # fmt: skip
+    elif what == -ENTER:
+        enter_layer_back(first, last, thread, layer, net, work)
+    elif what == -EMBED:
+        embed_atoms_back(first, last, thread, net, gate, work)
+    elif what == -SUM:
+        embed_back(
+            first, last, chunks, net.shape, species, net.receiver, net.sender, net.tables, rows,
+            neighbors, slots, work.gradient, net.layers,
+        )  # fmt: skip
+    else:
+        collect(first, last, neighbors, slots, factor, net.unit, forces, virial)

@@ -1,0 +1,100 @@
+"""What potentials that run as fused kernels have in common, on any device."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ...graph import Graph, displacements, within
+from ...maths.splines import RadialTable
+from ...potential import Potential, Prediction, assemble, parse_dtype
+from ..tables import build_table
+
+
+class FusedPotential(nn.Module):
+    """Energies, forces and virial of a `Potential`, for inference.
+
+    Radial networks are replaced by tables (see `tables`), the derivatives are derived by hand,
+    and there is no autograd tape. Graphs may hold any number of systems, edges beyond the
+    cutoff, and atoms without neighbours.
+
+    Parameters
+    ----------
+    potential
+        Its dtype and device are those of the arithmetic. Its weights are copied.
+    table
+        Of the network's edge factors, in float64; None builds it.
+
+    Raises
+    ------
+    ValueError
+        If the potential is neither float32 nor float64.
+    """
+
+    engine: str
+    """What a person is told of it."""
+
+    def __init__(self, potential: Potential, table: RadialTable | None = None) -> None:
+        super().__init__()
+        self.dtype = parse_dtype(potential.dtype)
+        self.cutoff = potential.cutoff
+        self.length_in_angstrom = potential.length_in_angstrom
+        self.energy_in_ev = potential.energy_in_ev
+        self.atomic_scale = copy.deepcopy(potential.atomic_scale)
+        self.repulsion = copy.deepcopy(potential.repulsion)
+        if table is None:
+            table, self.table_info = build_table(potential)
+        self.table = table
+
+    def forward(self, graph: Graph) -> Prediction:
+        """Energies, forces and virials of the systems of a graph."""
+        prediction = self.evaluate(graph)
+        if self.repulsion is None:
+            return prediction
+        pairs = self._repulsion(graph)
+        return Prediction(*(a + b for a, b in zip(prediction, pairs, strict=True)))
+
+    def evaluate(self, graph: Graph) -> Prediction:
+        """All but the repulsion."""
+        raise NotImplementedError
+
+    def _repulsion(self, graph: Graph) -> Prediction:
+        assert self.repulsion is not None
+        near, vectors = graph, displacements(graph)
+        if not vectors.is_cuda:  # there the number of pairs would have to be waited for
+            near, vectors = within(graph, self.repulsion.cutoff * self.length_in_angstrom)
+        vectors = vectors.detach().requires_grad_(True)
+        with torch.set_grad_enabled(True):
+            energies = self.repulsion(near, vectors / self.length_in_angstrom) * self.energy_in_ev
+            gradient = torch.autograd.grad([energies.sum()], [vectors])[0]
+        return assemble(near, energies.detach(), vectors.detach(), gradient)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedPotential:
+        raise ValueError(
+            "a fused potential keeps its dtype and its device: convert the potential that it was "
+            "made from, and fuse that"
+        )
+
+
+class Versions:
+    """Tensors as they were: the same ones later, if nothing was written to them."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._tensors = tensors
+        self._versions = [_version(tensor) for tensor in tensors]
+
+    def are(self, *tensors: Tensor) -> bool:
+        """Whether these are the same objects, as they were."""
+        return all(
+            new is old and _version(new) == version
+            for new, old, version in zip(tensors, self._tensors, self._versions, strict=True)
+        )
+
+
+def _version(tensor: Tensor) -> float:
+    """How often it was written to; not a number where torch does not count (inference mode)."""
+    return math.nan if tensor.is_inference() else tensor._version
