@@ -51,7 +51,7 @@ def relax(
     units: Units = None,
     as_json: Json = False,
 ) -> None:
-    """Relax structures with ASE's optimizers. Exit code 1 if one does not converge."""
+    """Relax structures with ASE's optimizers. Exit code 1 if one does not converge or fails."""
     settings = RelaxSettings(
         fmax=fmax, optimizer=optimizer, steps=steps, cell=cell, pressure=pressure
     )
@@ -64,11 +64,23 @@ def relax(
             f"eV/A (wanted {fmax:g})  -> {result.output}"
         )
 
-    results = relax_files(structures, how, settings, out, observer=relax_progress, done=done)
+    failures: list[str] = []
+
+    def failed(name: str, error: Exception) -> None:
+        failures.append(name)
+        reason = " ".join(str(error).split())
+        say(f"tensormd: {reason if reason.startswith(name) else f'{name}: {reason}'}")
+
+    results = relax_files(
+        structures, how, settings, out, observer=relax_progress, done=done, failed=failed
+    )
     if as_json:
         show_json([result.to_json() for result in results])
+    if failures:
+        say(f"failed: {', '.join(failures)}; the others are done")
     if not all(result.converged for result in results):
         say(
             "not converged: the structures so far are saved; allow more --steps or a larger --fmax"
         )
+    if failures or not all(result.converged for result in results):
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ...models.units import bar_in_ev_per_angstrom3
 from ..runs.folder import Restart
 from ..runs.settings import MDSettings
+from ..runs.structures import runnable
 from .barostat import estimate_compressibility, pressure_of
 from .engine import BreakdownError, Sample, set_state, trouble_with
 from .ensembles import Integrator, thermalizes_rigid_motion
@@ -82,7 +83,7 @@ class ASEEngine:
         potential = float(atoms.get_potential_energy())
         results = {"energy": potential, "forces": atoms.get_forces(apply_constraint=False)}
         found = Sample(
-            frame=atoms.copy(),
+            frame=runnable(atoms),
             potential_ev=potential,
             kinetic_ev=float(atoms.get_kinetic_energy()),
             temperature_k=temperature_of(atoms, self._integrator.freedom),

@@ -14,7 +14,7 @@ from ..runs.models import absolute, default_model, default_threads, load_calcula
 from ..runs.settings import MDSettings, ModelSettings, model_settings, option, to_json
 from ..runs.structures import describe, read_structure
 from .loop import ALREADY, MDSummary, Observer, resume_md, start_md
-from .openmm_system import is_mmcif, read_topology, require_openmm, select_atoms
+from .openmm_system import read_topology, require_openmm, select_atoms
 
 
 def launch_md(
@@ -58,8 +58,7 @@ def _read(source: str, settings: MDSettings) -> tuple[Atoms, Atoms, Path | None]
     if settings.ml_atoms is not None:
         topology, atoms = read_topology(path)
         return atoms, atoms[select_atoms(settings.ml_atoms, topology)], path
-    # ASE reads crystallographic CIF only.
-    atoms = read_topology(path)[1] if is_mmcif(path) else read_structure(source)
+    atoms = read_structure(source)
     return atoms, atoms, None
 
 

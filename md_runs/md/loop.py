@@ -13,10 +13,10 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from ..runs.errors import RunStopped
-from ..runs.folder import RESTART, Restart, RunFolder, refuse_existing
+from ..runs.folder import RESTART, TRAJECTORY, Restart, RunFolder, refuse_existing
 from ..runs.settings import MDSettings, md_settings, to_json
 from ..runs.signals import StopRequest
-from ..runs.structures import frame_text
+from ..runs.structures import frame_text, runnable, warn_of_frames
 from ..runs.versions import versions
 from .choose import make_engine
 from .engine import BreakdownError, Engine, Row, set_state
@@ -101,8 +101,9 @@ def start_md(
     refuse_existing(path, ALREADY.format(path))
     # What is wrong with the structure shows before a folder is made.
     engine = make_engine(atoms, settings, topology)
+    warn_of_frames(engine.atoms, path / TRAJECTORY)
     with RunFolder.create(path, ALREADY.format(path)) as folder:
-        folder.write_start(engine.atoms)
+        folder.write_start(runnable(engine.atoms))
         if topology is not None:
             folder.keep_topology(topology)
         folder.write_config(

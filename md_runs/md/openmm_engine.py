@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ...models.units import bar_in_ev_per_angstrom3, kj_per_mol_in_ev, nm_in_angstrom
 from ..runs.folder import Restart
 from ..runs.settings import MDSettings
+from ..runs.structures import runnable
 from .engine import BreakdownError, Sample, set_state, trouble_with
 from .ensembles import thermalizes_rigid_motion
 from .openmm_barostat import STRIDE, MonteCarloBarostat, molecular_pressure
@@ -82,7 +83,7 @@ class OpenMMEngine:
         platform = choose_platform(settings, calculator.device)
         force = choose_force_engine(settings, calculator.device, platform)
         self.settings = dataclasses.replace(settings, platform=platform, engine_force=force)
-        self.atoms = reduced(atoms)
+        self.atoms = reduced(runnable(atoms))
         if settings.ml_atoms is None:
             prepared = learned_system(self.atoms, calculator, force)
         elif topology is None:
@@ -93,6 +94,7 @@ class OpenMMEngine:
             system = prepared.system
             masses = [system.getParticleMass(k)._value for k in range(len(self.atoms))]
             self.atoms.set_masses(masses)
+            self.atoms.info.pop("charge", None)  # that of the chosen atoms, not of all
         self.step_number = 0
         self._molecules = prepared.molecules
         self._constraints = prepared.constraints

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from ...calculators.checks import check_geometry
 from ...calculators.openmm import create_force
 from ...calculators.openmm_versions import INSTALL, choose_force_class, python_problem
+from ...models.data.structures import Notes, check_distances
+from ...models.data.structures.parts import placeholder_box, set_isotopes
 from ...models.units import nm_in_angstrom
 from ..runs.folder import topology_suffix
 from ..runs.settings import MDSettings
@@ -135,18 +137,17 @@ def read_topology(source: Path) -> tuple[openmm.app.Topology, Atoms]:
     box = topology.getPeriodicBoxVectors()
     atoms = Atoms([e.atomic_number for e in elements], np.array(positions))
     if box is not None:
-        atoms.set_cell(np.array(box.value_in_unit(unit.angstrom)))
-        atoms.pbc = True
+        cell = np.array(box.value_in_unit(unit.angstrom))
+        lengths = np.linalg.norm(cell, axis=1)
+        if placeholder_box(lengths, Notes(source)):
+            topology.setPeriodicBoxVectors(None)
+        else:
+            atoms.set_cell(cell)
+            atoms.pbc = True
+    heavy = [e.mass.value_in_unit(unit.dalton) if e.symbol == "D" else None for e in elements]
+    set_isotopes(atoms, heavy)
+    check_distances(atoms, str(source))
     return topology, atoms
-
-
-def is_mmcif(path: Path) -> bool:
-    """Whether a file is a macromolecular CIF, with Cartesian coordinates."""
-    return (
-        topology_suffix(path) == ".cif"
-        and path.is_file()
-        and b"_atom_site.Cartn_x" in path.read_bytes()
-    )
 
 
 def select_atoms(text: str, topology: openmm.app.Topology) -> list[int]:

@@ -13,13 +13,22 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
 
+from ...calculators.checks import check_elements
 from ...models.units import bar_in_ev_per_angstrom3, ev_per_angstrom3_in_gpa
 from ..runs.errors import RunStopped
 from ..runs.folder import RELAXED, RunFolder, refuse_existing
 from ..runs.models import load_calculator
 from ..runs.settings import ModelSettings, RelaxSettings, to_json
 from ..runs.signals import StopRequest
-from ..runs.structures import describe, format_of, frame_text, read_structures, write_structure
+from ..runs.structures import (
+    Failed,
+    describe,
+    format_of,
+    frame_text,
+    read_each,
+    runnable,
+    write_structure,
+)
 from ..runs.versions import versions
 from .launch import resolve_model
 
@@ -54,10 +63,18 @@ class Task:
     """One structure to relax, and where the results go."""
 
     source: str
-    atoms: Atoms
+    structure: Atoms | Exception
+    """Or why it cannot be read."""
     folder: Path
     file: Path | None
     """A file in the user's format, besides the folder."""
+
+    @property
+    def atoms(self) -> Atoms:
+        """The structure; raises the error if it cannot be read."""
+        if isinstance(self.structure, Exception):
+            raise self.structure
+        return self.structure
 
 
 def relax_files(
@@ -68,6 +85,7 @@ def relax_files(
     *,
     observer: Callable[[Task], StepObserver] | None = None,
     done: Callable[[RelaxResult], None] | None = None,
+    failed: Failed | None = None,
 ) -> list[RelaxResult]:
     """Relax every structure of some files.
 
@@ -84,19 +102,42 @@ def relax_files(
         Called for each structure; what it returns is called after every step.
     done
         Called with each result.
+    failed
+        Called with the name of each structure that cannot be relaxed, ``file@number``, and the
+        reason: the others are relaxed. All are checked before the first is run. None raises the
+        first error.
 
     Raises
     ------
     ValueError, OSError
-        For inputs that cannot be used, before anything is computed or written.
+        For inputs that cannot be used, before anything is computed or written; with ``failed``
+        only if there is no other input, or for an option that does not fit.
     """
-    tasks = plan(sources, out)
-    for task in tasks:
-        check_relaxation(task.atoms, settings, task.source)
+    failures: list[tuple[str, Exception]] = []
+
+    def passing(tasks: list[Task], check: Callable[[Task], None]) -> list[Task]:
+        """Tasks that a check lets through; those that failed so far are told of."""
+        rest = [task for task in tasks if _passes(task, check, failures)]
+        if not rest and failures:
+            raise _nothing_left(failures, failed)
+        for name, error in failures:
+            if failed is None:
+                raise error
+            failed(name, error)
+        failures.clear()
+        return rest
+
+    entries = plan(sources, out)
+    failures += [(e.source, e.structure) for e in entries if isinstance(e.structure, Exception)]
+    tasks = [entry for entry in entries if not isinstance(entry.structure, Exception)]
+    tasks = passing(tasks, lambda task: check_relaxation(task.atoms, settings, task.source))
     model = resolve_model(model, [task.atoms for task in tasks])
     calculator, record = load_calculator(model)
-    results = []
-    for task in tasks:
+    elements = calculator.potential.elements
+    tasks = passing(tasks, lambda task: check_elements(task.atoms.numbers, elements))
+    results: list[RelaxResult] = []
+
+    def run(task: Task) -> None:
         task.atoms.calc = calculator
         result = relax(
             task.atoms,
@@ -113,19 +154,51 @@ def relax_files(
         results.append(result)
         if done:
             done(result)
+
+    passing(tasks, run)
     return results
+
+
+def _passes(
+    task: Task, check: Callable[[Task], None], failures: list[tuple[str, Exception]]
+) -> bool:
+    try:
+        check(task)
+    except (ValueError, RunStopped) as error:
+        failures.append((task.source, error))
+        return False
+    return True
+
+
+def _nothing_left(failures: list[tuple[str, Exception]], failed: Failed | None) -> Exception:
+    """The error of a command that can run none of its structures."""
+    if len(failures) == 1 or failed is None:
+        return failures[0][1]
+    for name, error in failures:
+        failed(name, error)
+    broke_down = any(isinstance(error, RunStopped) for _, error in failures)
+    return (RunStopped if broke_down else ValueError)(
+        f"none of {len(failures)} structures could be relaxed"
+    )
 
 
 def plan(sources: Sequence[str], out: Path | None) -> list[Task]:
     """Read all structures and decide where each one's results go.
+
+    A structure that cannot be read is a task too, which keeps the error: the others are numbered
+    as in their files.
 
     Raises
     ------
     ValueError
         If something is there already or cannot be written in that format.
     """
-    read = [(source, read_structures(source)) for source in sources]
-    found = [(source, atoms) for source, frames in read for atoms in frames]
+    found: list[tuple[str, str, Atoms | Exception]] = []
+    for source in sources:
+        try:
+            found += [(source, name, structure) for name, structure in read_each(source)]
+        except (ValueError, OSError) as error:
+            found.append((source, source, error))
     file: Path | None = None
     if len(found) == 1:
         folder = Path(f"{_stem(found[0][0])}_relaxed") if out is None else out
@@ -142,12 +215,12 @@ def plan(sources: Sequence[str], out: Path | None) -> list[Task]:
                 f"-o {parent} names a file, but there are {len(found)} structures: "
                 "expected a folder"
             )
-        folders = [parent / name for name in _names([source for source, _ in found])]
+        folders = [parent / name for name in _names([source for source, _, _ in found])]
     for folder in folders:
         refuse_existing(folder, "choose another folder with -o")
     return [
-        Task(source, atoms, folder, file)
-        for (source, atoms), folder in zip(found, folders, strict=True)
+        Task(name, structure, folder, file)
+        for (_, name, structure), folder in zip(found, folders, strict=True)
     ]
 
 
@@ -210,7 +283,7 @@ def relax(
         else atoms
     )
     with RunFolder.create(path, "choose another folder with -o") as folder:
-        folder.write_start(atoms)
+        folder.write_start(runnable(atoms))
         folder.write_config(
             {
                 "kind": "relax",
@@ -293,7 +366,7 @@ def _with_results(atoms: Atoms, has_stress: bool) -> Atoms:
     }
     if has_stress:
         results["stress"] = atoms.get_stress(apply_constraint=False)
-    copy: Atoms = atoms.copy()
+    copy = runnable(atoms)
     copy.calc = SinglePointCalculator(copy, **results)
     return copy
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io import read, write
+from ase.io import write
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
+from ...models.data.structures import Notes, iterate_atoms, split_source, xyz_frames
 from ...models.files import write_atomically
+
+Failed = Callable[[str, Exception], None]
+"""Called with the name of what cannot be run, and the reason."""
 
 
 def read_structures(source: str | Path) -> list[Atoms]:
@@ -22,35 +28,27 @@ def read_structures(source: str | Path) -> list[Atoms]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it holds nothing that can be run.
+        If it holds nothing that can be run, or a structure that cannot be right.
     """
-    name, _, index = str(source).rpartition("@")
-    if not name or Path(source).exists():
-        name, index = str(source), ""
-    path = Path(name)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: expected a structure file")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty: expected a structure")
-    try:
-        found = read(path, index=index or ":", do_not_split_by_at_sign=True)
-    except UnknownFileTypeError:
-        raise ValueError(f"{path}: ASE does not recognise this format") from None
-    except PermissionError:
-        raise PermissionError(f"{path}: permission denied") from None
-    except Exception as error:  # each of ASE's 80 readers fails in its own way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as a structure: {reason}") from error
-    structures = found if isinstance(found, list) else [found]
-    # ASE takes the END that follows the last ENDMDL of a PDB file for one more, empty, model.
-    structures = [atoms for atoms in structures if len(atoms)] or structures
-    if not structures:
-        raise ValueError(f"{path} holds no structure")
-    for atoms in structures:
-        check_structure(atoms, path)
-    return structures
+    return [atoms for _, atoms in iterate_atoms(source)]
+
+
+def read_each(source: str | Path) -> list[tuple[str, Atoms | ValueError]]:
+    """The structures of a file, or why one cannot be run, each with its name.
+
+    The name is ``file@number`` if the file holds several.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the file cannot be read.
+    """
+    found: dict[int, Atoms | ValueError] = {}
+    for number, atoms in iterate_atoms(source, failed=found.__setitem__):
+        found[number] = atoms
+    path, _ = split_source(source)
+    several = len(found) > 1
+    return [(f"{path}@{k}" if several else str(source), each) for k, each in found.items()]
 
 
 def read_structure(source: str | Path) -> Atoms:
@@ -70,21 +68,28 @@ def read_structure(source: str | Path) -> Atoms:
     return structures[0]
 
 
-def check_structure(atoms: Atoms, source: str | Path = "the structure") -> None:
-    """Raise a ValueError for what no run can start from."""
-    if len(atoms) == 0:
-        raise ValueError(f"{source} has no atoms: expected at least one")
-    finite = np.isfinite(atoms.positions).all(axis=1)
-    if not finite.all():
-        atom = int(np.argmin(finite))
-        raise ValueError(
-            f"{source}: position of atom {atom} is {atoms.positions[atom]}: "
-            "expected finite numbers"
-        )
+def runnable(atoms: Atoms) -> Atoms:
+    """What of a structure goes into a run and its files: a copy, without a calculator.
+
+    Atomic numbers, positions, cell, periodicity, masses, momenta, tags, constraints and the
+    total charge. Labels and other columns of the input stay behind: beside new positions they
+    would be wrong.
+    """
+    copy = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    for name in ("masses", "momenta", "tags"):
+        if atoms.has(name):
+            copy.arrays[name] = atoms.arrays[name].copy()
+    copy.set_constraint([constraint.copy() for constraint in atoms.constraints])
+    charge = getattr(atoms.calc, "charge", None)
+    if charge is None:
+        charge = atoms.info.get("charge")
+    if charge is not None:
+        copy.info["charge"] = charge
+    return copy
 
 
 def write_structure(path: Path, atoms: Atoms) -> None:
-    """Write in the format of the file's name, atomically.
+    """Write in the format of the file's name, atomically, and warn of what it cannot hold.
 
     Raises
     ------
@@ -104,6 +109,51 @@ def write_structure(path: Path, atoms: Atoms) -> None:
     except Exception as error:  # each of ASE's writers fails in its own way
         raise ValueError(f"{path} cannot be written: {error}") from error
     write_atomically(path, data)
+    _warn_of_loss(path, atoms)
+
+
+def _warn_of_loss(path: Path, atoms: Atoms) -> None:
+    """Read a file back, and say what of the structure it does not hold."""
+    if not (atoms.constraints or atoms.has("masses") or atoms.info.get("charge")):
+        return  # any format holds the rest, in its own digits
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _, back = next(iterate_atoms(path))
+    except (ValueError, OSError):
+        lost = ["a structure that can be read back"]
+    else:
+        lost = lost_parts(atoms, back)
+    if lost:
+        warnings.warn(f"{path} does not hold {', '.join(lost)}", UserWarning, stacklevel=3)
+
+
+def lost_parts(atoms: Atoms, back: Atoms) -> list[str]:
+    """What of charge, masses and constraints is not in ``back``, in words."""
+    lost = []
+    charge = atoms.info.get("charge", 0)
+    if charge != back.info.get("charge", 0):
+        lost.append(f"the charge {charge:+d} (give --charge again)")
+    if not np.allclose(atoms.get_masses(), back.get_masses(), rtol=1e-4):
+        lost.append("the masses")
+    if not _same_constraints(atoms, back):
+        kinds = sorted({type(constraint).__name__ for constraint in atoms.constraints})
+        lost.append(f"all of the constraints ({', '.join(kinds)})")
+    return lost
+
+
+def _same_constraints(one: Atoms, two: Atoms) -> bool:
+    """Whether both let the same displacements through."""
+    if not (one.constraints or two.constraints):
+        return True
+    wish = one.positions + 1e-3 * np.random.default_rng(0).normal(size=one.positions.shape)
+    moves = []
+    for atoms in (one, two):
+        probe = runnable(atoms)
+        probe.positions[:] = one.positions
+        probe.set_positions(wish)
+        moves.append(probe.positions)
+    return bool(np.abs(moves[0] - moves[1]).max() < 1e-6)
 
 
 def format_of(path: Path) -> str:
@@ -141,6 +191,15 @@ def whole_frames(path: Path) -> Iterator[list[bytes]]:
             if not lines[-1].endswith(b"\n"):
                 return
             yield lines
+
+
+def warn_of_frames(atoms: Atoms, name: Any) -> None:
+    """Say what of a structure the frames of a trajectory, extended XYZ, will not hold."""
+    text = frame_text(runnable(atoms))
+    back = next(xyz_frames(io.StringIO(text), Notes(name)))
+    lost = lost_parts(runnable(atoms), back)
+    if lost:
+        warnings.warn(f"{name} does not hold {', '.join(lost)}", UserWarning, stacklevel=2)
 
 
 def describe(atoms: Atoms) -> str:

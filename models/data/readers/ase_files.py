@@ -11,10 +11,16 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.db import connect
-from ase.io import iread
-from ase.io.formats import UnknownFileTypeError
 
 from ...quantities import FROM_VOIGT, QUANTITIES
+from ..structures import (
+    CLOSEST_LABELLED,
+    Notes,
+    clean,
+    is_truth_value,
+    iterate_atoms,
+    whole_charge,
+)
 from ..units import DataUnits
 from .structure import Keys, PathLike, Selection, Structure, existing_file
 
@@ -41,7 +47,8 @@ def ase_structures(
         If there is no such file, ASE cannot read it, or a frame lacks what ``keys`` names.
     """
     wanted = checked_keys(keys)
-    frames = _frames(path, selection.stop)
+    read = iterate_atoms(path, stop=selection.stop, closest=CLOSEST_LABELLED)
+    frames = (atoms for _, atoms in read)
     if selection.index is None and selection.seed is None:
         chosen: Iterator[tuple[int, Atoms]] = enumerate(islice(frames, selection.limit))
     else:
@@ -65,8 +72,11 @@ def database_structures(
         As for `ase_structures`.
     """
     wanted, path = checked_keys(keys), existing_file(path)
+    notes = Notes(path)
     for k, row_id, atoms in _database_rows(path, selection):
-        yield k, structure_of(atoms, f"frame {k} of {path} (row {row_id})", wanted, units)
+        name = f"frame {k} of {path} (row {row_id})"
+        clean(atoms, name, notes, CLOSEST_LABELLED)
+        yield k, structure_of(atoms, name, wanted, units)
 
 
 def _database_rows(path: Path, selection: Selection) -> Iterator[tuple[int, int, Atoms]]:
@@ -148,7 +158,7 @@ def structure_of(atoms: Any, name: str, keys: Keys, units: DataUnits) -> Structu
         labels,
         atoms.cell.array,
         atoms.pbc,
-        0.0 if charge is None else float(charge),
+        0.0 if charge is None else whole_charge(charge, name),
         stated or None,
         "" if labels else _hint(atoms),
     )
@@ -166,8 +176,12 @@ def _find(atoms: Any, quantity: str, keys: Keys, name: str) -> Any:
     elif quantity in keys:  # what was named comes before what ASE knows by this name
         places = (atoms.info, atoms.arrays, results)
     for place in places:
-        if place.get(key) is not None:
+        if place.get(key) is None:
+            continue
+        if not is_truth_value(place[key]):
             return place[key]
+        if quantity in keys:
+            raise ValueError(f"{name}: {key} is {place[key]}, a truth value: expected numbers")
     if quantity in keys:
         raise ValueError(f"{name} has no {key!r}, which keys names for {quantity}{_hint(atoms)}")
     return None
@@ -200,23 +214,6 @@ def checked_keys(keys: Keys) -> Keys:
         if value is not None and not isinstance(value, str):
             raise ValueError(f"keys: {name} is {value!r}: expected the name it has in the file")
     return keys
-
-
-def _frames(source: PathLike, stop: int | None) -> Iterator[Atoms]:
-    """Structures of a file as they are read, the first ``stop`` at least."""
-    name, _, index = str(source).rpartition("@")
-    if not name or Path(source).exists():
-        name, index = str(source), ""
-    path = existing_file(name)
-    frames = iread(path, index=index or slice(0, stop), do_not_split_by_at_sign=True)
-    try:
-        yield from (atoms for atoms in frames if len(atoms))
-    except UnknownFileTypeError:
-        raise ValueError(f"{path}: ASE does not recognise this format") from None
-    except PermissionError:
-        raise PermissionError(f"{path}: permission denied") from None
-    except Exception as error:  # each of ASE's 80 readers fails in its own way
-        raise ValueError(f"{path} cannot be read as structures: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
