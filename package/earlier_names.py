@@ -20,12 +20,23 @@ NEW_NAMES = {
     "tensormd.md_runs.settings": "tensormd.md_runs.runs.settings",
     "tensormd.md_runs.train_config": "tensormd.md_runs.train.config",
     "tensormd.md_runs.train_run": "tensormd.md_runs.train.run",
+    "tensormd.models.cartesian": "tensormd.models.maths.cartesian",
+    "tensormd.models.cp": "tensormd.models.maths.cp",
+    "tensormd.models.cp_fit": "tensormd.models.maths.cp_fit",
+    "tensormd.models.harmonics": "tensormd.models.maths.harmonics",
+    "tensormd.models.irreps": "tensormd.models.analysis",
+    "tensormd.models.irreps.maps": "tensormd.models.analysis.maps",
+    "tensormd.models.kernels": "tensormd.models.inference.kernels",
+    "tensormd.models.kernels.operator": "tensormd.calculators.torch_operator",
+    "tensormd.models.orders": "tensormd.models.analysis.pruning",
     "tensormd.models.properties": "tensormd.models.quantities",
+    "tensormd.models.tabulated": "tensormd.models.inference.tables",
+    "tensormd.models.tdn_product": "tensormd.models.networks.tdn_product",
 }
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Gives the module of today for a name of before."""
+    """Gives the present module for an earlier name."""
 
     _own: ModuleSpec | None = None
 
@@ -44,11 +55,12 @@ class _Finder(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing to run: give the module of today its own spec back."""
+        """Give the present module, which has run already, its own spec back."""
         module.__spec__ = self._own
 
 
 def install() -> None:
-    """Let the names of before be imported."""
+    """Make the earlier names importable."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+        # First: of a package by another name, Python would load the modules a second time.
+        sys.meta_path.insert(0, _Finder())
