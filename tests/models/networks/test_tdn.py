@@ -95,7 +95,7 @@ def test_exact_products_equal_an_implementation_with_e3nn(
     options: dict[str, Any], kind: str
 ) -> None:
     pytest.importorskip("e3nn", reason="compares with e3nn's tensor products")
-    from tdn_reference import energies
+    from support.tdn_reference import energies
 
     system = ethanol()
     if kind == "two fragments":
