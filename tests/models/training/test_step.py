@@ -80,7 +80,7 @@ def test_gradients_are_those_of_the_potential_itself() -> None:
         "forces": prediction.forces,
         "stress": -prediction.virial / volume.view(-1, 1, 1),
     }
-    terms = loss_terms(found, batch.labels._asdict(), atoms, settings)
+    terms = loss_terms(found, batch.labels, atoms, settings)
     loss = 0.5 * terms["energy"] + terms["forces"] + 2 * terms["stress"]
     loss.backward()
     wanted = {name: p.grad for name, p in potential.named_parameters() if p.grad is not None}
