@@ -14,7 +14,7 @@ FloatArray = NDArray[np.float64]
 class Graph(NamedTuple):
     """Atoms of one or more systems and the pairs of atoms within the cutoff.
 
-    Geometry is float64 whatever the model's dtype: only displacements, which are short, are
+    Geometry is float64 for every dtype of the model: only displacements, which are short, are
     cast down. Each pair is listed in both directions; there is no self-edge, but an atom may
     neighbour its own periodic image. The list may hold pairs beyond the cutoff (a Verlet
     skin): `Potential` drops them.

@@ -55,7 +55,7 @@ class AtomicScale(DoubleConstants):
 
     .. math:: E_i = \sigma e_i + E_{ref}(Z_i) + \mu / N
 
-    The table stays float64 whatever the dtype of the network: total energies are thousands of
+    The table stays float64 regardless of the network's dtype: total energies are thousands of
     eV, and float32 would leave 1e-4 eV of noise in them.
 
     Parameters
