@@ -235,7 +235,13 @@ class TDN(Network):
         return FeatureLayout(irreps, axis=1, norms=False, tensor_basis=basis)
 
     def new_readout(self, head: str | None = None) -> ScalarReadout:
-        """`ScalarReadout`; there is only one kind."""
+        """`ScalarReadout`; there is only one kind.
+
+        Raises
+        ------
+        ValueError
+            If ``head`` is not None.
+        """
         if head is not None:
             raise ValueError(f"head is {head!r}: the readout of a TDN has none to choose from")
         return ScalarReadout(self.channels)
@@ -296,7 +302,13 @@ class TDN(Network):
             del layer.attention.radial  # type: ignore[union-attr]
 
     def parse_kept(self, kept: Kept) -> tuple[int, ...]:
-        """Check that the network has these degrees, 0 among them, and return them."""
+        """Check that the network has these degrees, 0 among them, and return them.
+
+        Raises
+        ------
+        ValueError
+            If it does not, or ``kept`` is not a sequence of degrees.
+        """
         if isinstance(kept, str):
             raise ValueError(f"a TDN has degrees, not irreps {kept}: expected (0, 2) or the like")
         found = check_degrees(kept)

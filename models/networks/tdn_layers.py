@@ -121,6 +121,11 @@ class TrainedGaussianBasis(nn.Module):
     .. math::
         g_k(r) = \frac{1}{\sqrt{2 \pi} s_k} e^{-(x - m_k)^2 / 2 s_k^2}, \qquad
         x = w \, r / r_c + b, \quad s_k = |\mathrm{std}_k| + 10^{-5}
+
+    Raises
+    ------
+    ValueError
+        If there is no function.
     """
 
     def __init__(self, cutoff: float, size: int) -> None:

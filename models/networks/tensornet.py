@@ -220,7 +220,13 @@ class TensorNet(Network):
             del layer.radial
 
     def parse_kept(self, kept: Kept) -> str:
-        """Check that the network has these irreps, and return them."""
+        """Check that the network has these irreps, and return them.
+
+        Raises
+        ------
+        ValueError
+            If it does not, or ``kept`` is not a string of irreps.
+        """
         if not isinstance(kept, str):
             raise ValueError(
                 f"a TensorNet has irreps, not degrees {list(kept)}: expected IS, IA or I"
@@ -246,7 +252,13 @@ class TensorNet(Network):
         return irreps
 
     def smaller(self, kept: Kept, readout: Readout, tensors: Mapping[str, Tensor]) -> Smaller:
-        """The network without the rows, matrices and radial functions of other irreps."""
+        """The network without the rows, matrices and radial functions of other irreps.
+
+        Raises
+        ------
+        ValueError
+            If the network does not have the irreps, or the readout is not an `EnergyReadout`.
+        """
         irreps = self.parse_kept(kept)
         if not isinstance(readout, EnergyReadout):
             raise ValueError(f"a {type(readout).__name__} reads no irreps: expected EnergyReadout")
