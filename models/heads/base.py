@@ -20,7 +20,7 @@ class HeadConstants(DoubleConstants):
     elements
         Size of the table of references; None: no table.
     fixed
-        Table that is not part of the weights, or None. It must not be computed when the head is
+        Table that is not part of the weights, or None. It must be computed before the head is
         built, because heads of checkpoints are built without memory.
     """
 

@@ -24,6 +24,11 @@ class GatedReadout(Head):
 
     with h the invariants of the atom (see `FeatureLayout`; TensorNet: squared norms of I, A and
     S; TDN: degree 0) and x the components of the irrep.
+
+    Raises
+    ------
+    ValueError
+        If the representation is not a `Network`, or has no irrep of the degree.
     """
 
     def __init__(self, representation: nn.Module, needed_for: str, **config: Any) -> None:

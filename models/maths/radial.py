@@ -71,7 +71,13 @@ class ExpNormalBasis(nn.Module):
 
 
 class GaussianBasis(nn.Module):
-    r"""Gaussians on a grid of distances, :math:`\exp(\gamma (r - \mu_k)^2)`, no envelope."""
+    r"""Gaussians on a grid of distances, :math:`\exp(\gamma (r - \mu_k)^2)`, no envelope.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two.
+    """
 
     centres: Tensor
     coefficient: Tensor
