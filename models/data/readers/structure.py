@@ -140,8 +140,8 @@ class Collector:
         Raises
         ------
         ValueError
-            If it has no labels, other labels than the first one, or labels that are not valid; if its
-            neighbours cannot be searched.
+            If it has no labels, other labels than the first structure or labels that are not
+            valid, or if its neighbours cannot be searched.
         """
         name, labels = structure.name, structure.labels
         require_labels(structure)
