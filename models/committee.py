@@ -1,4 +1,4 @@
-"""Several potentials that answer together: the mean, and how far they disagree."""
+"""Committees: the mean prediction of several potentials, and the spread between them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class CommitteePrediction(NamedTuple):
 
     mean: Prediction
     energy_std: Tensor
-    """(B,), eV."""
+    """Spread of the energies, (B,), eV."""
     forces_std: Tensor
-    """(N, 3), eV/Angstrom, of each component."""
+    """Spread of each force component, (N, 3), eV/Angstrom."""
 
 
 class Committee(nn.Module):
@@ -58,16 +58,16 @@ class Committee(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the first member's weights."""
+        """Dtype of the first member's weights."""
         return next(self.members[0].parameters()).dtype
 
     def forward(self, graph: Graph) -> CommitteePrediction:
-        """Mean and standard deviation for the systems of a graph."""
+        """Mean and standard deviation of the predictions for a graph."""
         return combine([member(graph) for member in self.members])
 
 
 def mean(values: list[Tensor]) -> Tensor:
-    """The mean over the members of a committee, or the one value that there is."""
+    """Mean over the members of a committee; a single value is returned unchanged."""
     return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, through a kill or a full disk."""
+"""Atomic writing: a file is complete or absent, even after a kill or on a full disk."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import IO
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary file to write, which takes the name ``path`` once it is whole.
+    """Yield a temporary file that replaces ``path`` once it is complete.
 
-    It lies in the same folder, reaches the disk (fsync), and only then takes the name. A kill
-    or a full disk at any moment leaves the old file intact.
+    The temporary file is in the same folder, and is flushed to disk (fsync) before it is renamed.
+    A kill or a full disk at any moment leaves the old file intact.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def cache_folder() -> Path:
-    """Folder of downloads and compiled kernels: ``TENSORMD_CACHE``, or the user's cache."""
+    """Folder for downloads and compiled kernels: ``TENSORMD_CACHE``, or the user's cache."""
     if given := os.environ.get("TENSORMD_CACHE"):
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -55,13 +55,13 @@ def cache_folder() -> Path:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the file at ``path`` by ``data``, or leave it as it was; see `replacing`."""
+    """Replace the file at ``path`` by ``data``, or leave it unchanged; see `replacing`."""
     with replacing(path) as temporary, temporary.open("wb") as stream:
         write_all(stream, data)
 
 
 def write_all(stream: IO[bytes], data: bytes) -> None:
-    """Write to an open file: the one call that a full disk makes fail."""
+    """Write to an open file; this is the only call that fails on a full disk."""
     stream.write(data)
 
 
@@ -73,7 +73,7 @@ def unwritable(path: Path, error: OSError) -> OSError:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in the folder last; where folders cannot be opened, nothing."""
+    """Make a rename in the folder durable; does nothing where folders cannot be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""The one data type that travels through the models."""
+"""`Graph`: the input of every model."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,36 +14,36 @@ FloatArray = NDArray[np.float64]
 class Graph(NamedTuple):
     """Atoms of one or more systems and the pairs of atoms within the cutoff.
 
-    Geometry is float64 whatever the model's dtype: only displacements, which are short, are
+    Geometry is float64 for every dtype of the model: only displacements, which are short, are
     cast down. Each pair is listed in both directions; there is no self-edge, but an atom may
     neighbour its own periodic image. The list may hold pairs beyond the cutoff (a Verlet
     skin): `Potential` drops them.
     """
 
     numbers: Tensor
-    """(N,) int64, atomic numbers."""
+    """Atomic numbers, (N,) int64."""
     positions: Tensor
-    """(N, 3) float64, Angstrom."""
+    """Positions, (N, 3) float64, Angstrom."""
     cell: Tensor
-    """(B, 3, 3) float64, rows are lattice vectors, Angstrom; zero for a molecule."""
+    """Lattice vectors as rows, (B, 3, 3) float64, Angstrom; zero for a molecule."""
     edge_index: Tensor
-    """(2, E) int64: i = edge_index[0] receives, j = edge_index[1] sends; sorted by
+    """Edges, (2, E) int64: i = edge_index[0] receives, j = edge_index[1] sends; sorted by
     i, then j, then shift."""
     edge_shift: Tensor
-    """(E, 3) float64, integer images: r_ij = r_j - r_i + edge_shift @ cell."""
+    """Integer images, (E, 3) float64: r_ij = r_j - r_i + edge_shift @ cell."""
     system: Tensor
-    """(N,) int64, which of the B systems an atom belongs to."""
+    """Index of the system (of B) that each atom belongs to, (N,) int64."""
     charge: Tensor
-    """(B,) float64, total charge of each system, e."""
+    """Total charge of each system, (B,) float64, e."""
 
 
 class Pairs(NamedTuple):
-    """Edges whose lengths are equal, being the two directions of one pair of atoms."""
+    """Pairs of atoms, each listed as two edges of equal length."""
 
     one: Tensor
-    """(P,) int64, an edge of each pair."""
+    """One edge of each pair, (P,) int64."""
     of_edge: Tensor
-    """(E,) int64, the pair of each edge."""
+    """Pair of each edge, (E,) int64."""
 
 
 def displacements(graph: Graph) -> Tensor:
@@ -73,7 +73,13 @@ def within(graph: Graph, cutoff: float) -> tuple[Graph, Tensor]:
 
 
 def batch_graphs(graphs: Sequence[Graph]) -> Graph:
-    """Join graphs into one whose systems are numbered in the order given."""
+    """Join graphs into one; systems are numbered in the order given.
+
+    Raises
+    ------
+    ValueError
+        If there is no graph.
+    """
     if not graphs:
         raise ValueError("no graph to batch: expected at least one")
     atoms = np.cumsum([0] + [len(g.numbers) for g in graphs])
@@ -92,7 +98,7 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
 
 
 def pair_edges(graph: Graph) -> Pairs:
-    """The pairs of a graph that lists each in both directions.
+    """Pairs of a graph, which lists each of them in both directions.
 
     Raises
     ------
@@ -107,9 +113,9 @@ def pair_edges(graph: Graph) -> Pairs:
 
 
 def reverse_edges(graph: Graph) -> Tensor:
-    """The edge that leads back, for each edge, in whatever order they are: (E,) int64.
+    """Index of the opposite edge of each edge, (E,) int64; edges may be in any order.
 
-    It reads from the device of the graph.
+    Synchronises with the device of the graph.
 
     Raises
     ------
@@ -119,7 +125,7 @@ def reverse_edges(graph: Graph) -> Tensor:
     atoms = graph.numbers.shape[0]
     i, j = graph.edge_index[0], graph.edge_index[1]
     images, there, back = _image_numbers(graph.edge_shift.to(torch.int64), atoms)
-    # One integer for each edge, and one for its counterpart.
+    # One integer per edge, and one for its counterpart.
     forward = (i * atoms + j) * images + there
     backward = (j * atoms + i) * images + back
     order, place = torch.argsort(forward), torch.argsort(backward)
@@ -131,7 +137,7 @@ def reverse_edges(graph: Graph) -> Tensor:
 
 
 def _image_numbers(shift: Tensor, atoms: int) -> tuple[int, Tensor, Tensor]:
-    """Numbers (E,) of the shifts and of their opposites, and a bound that they are below."""
+    """An exclusive bound; integers below it for the shifts and for their opposites, (E,)."""
     if shift.shape[0] == 0:
         return 1, shift[:, 0], shift[:, 0]
     x, y, z = (2 * int(reach) + 1 for reach in shift.abs().amax(0).tolist())
@@ -139,7 +145,7 @@ def _image_numbers(shift: Tensor, atoms: int) -> tuple[int, Tensor, Tensor]:
         there = (shift * torch.tensor([y * z, z, 1], device=shift.device)).sum(1)
         middle = (x * y * z) // 2
         return x * y * z, middle + there, middle - there
-    # Atoms so many cells apart that such a number would overflow: count the shifts that occur.
+    # Atoms are so many cells apart that the integer would overflow: number the distinct shifts.
     distinct, number = torch.unique(torch.cat([shift, -shift]), dim=0, return_inverse=True)
     there, back = number.chunk(2)
     return distinct.shape[0], there, back

@@ -11,18 +11,18 @@ from torch import Tensor
 from .graph import FloatArray, Graph
 
 SKIN = 1.0
-"""Angstrom: the Verlet skin of molecular dynamics unless another is asked for."""
+"""Default Verlet skin of molecular dynamics, Angstrom."""
 
 
 class _Fixed(NamedTuple):
-    """What stays the same between steps, and its tensors, which graphs share."""
+    """Inputs that rarely change between steps, and their tensors, which graphs share."""
 
     numbers: NDArray[np.int64]
     cell: FloatArray
     pbc: NDArray[np.bool_]
     charge: float
     tensors: tuple[Tensor, Tensor, Tensor, Tensor]
-    """Numbers, cell, system and charge."""
+    """Tensors of numbers, cell, system and charge."""
 
 
 class NeighborList:
@@ -31,22 +31,27 @@ class NeighborList:
     Edges are searched within ``cutoff + skin`` and stay valid until an atom has moved by more
     than ``skin / 2`` or the numbers, the cell or the periodicity change. Any mix of periodic
     directions, any cell (triclinic, left-handed, smaller than the cutoff) and unwrapped
-    positions are handled by vesin. The order of the edges does not depend on what was
-    searched before: results are the same to the last bit with and without reuse.
+    positions are handled by vesin. The order of the edges does not depend on earlier
+    searches: results with and without reuse are bitwise equal.
 
     Parameters
     ----------
     cutoff
-        Angstrom.
+        Cutoff distance, Angstrom.
     skin
-        Angstrom; 0 searches anew at every change of position.
+        Verlet skin, Angstrom; 0: search again whenever positions change.
     device
-        Where the tensors of the graph live.
+        Device of the graph's tensors.
 
     Attributes
     ----------
     builds
-        How many searches were made so far.
+        Number of searches so far.
+
+    Raises
+    ------
+    ValueError
+        If the cutoff is not positive, or the skin is negative.
     """
 
     def __init__(
@@ -68,7 +73,7 @@ class NeighborList:
         self._fixed: _Fixed | None = None
 
     def __reduce__(self) -> tuple[type, tuple[float, float, str]]:
-        # The search lives in C: a copy starts afresh and searches at its first use.
+        # The search object lives in C: a copy starts empty and searches on first use.
         return NeighborList, (self.cutoff, self.skin, str(self.device))
 
     def graph(
@@ -84,21 +89,21 @@ class NeighborList:
         Parameters
         ----------
         numbers
-            (N,) atomic numbers.
+            Atomic numbers, (N,).
         positions
-            (N, 3), Angstrom; need not lie inside the cell.
+            Positions, (N, 3), Angstrom; they need not lie inside the cell.
         cell
-            (3, 3), rows are lattice vectors, Angstrom; None for a molecule.
+            Lattice vectors as rows, (3, 3), Angstrom; None for a molecule.
         pbc
-            One truth value, or one for each lattice vector.
+            Periodicity: one boolean, or one per lattice vector.
         charge
             Total charge, e.
 
         Returns
         -------
         Graph
-            Its positions are its own; graphs of one list share the other tensors while these
-            stay the same.
+            Graph with its own positions; graphs from one list share the other tensors as long as
+            these do not change.
 
         Raises
         ------
@@ -126,7 +131,7 @@ class NeighborList:
     def _fix(
         self, numbers: NDArray[Any], cell: ArrayLike | None, pbc: ArrayLike, charge: float
     ) -> _Fixed:
-        """Take over what has changed, and forget the edges if they depend on it."""
+        """Store changed inputs, and discard the edges if they depend on them."""
         numbers = np.array(numbers, dtype=np.int64)
         lattice = np.zeros((3, 3)) if cell is None else np.array(cell, dtype=np.float64)
         periodic = np.broadcast_to(np.asarray(pbc, dtype=bool), 3).copy()
@@ -141,7 +146,7 @@ class NeighborList:
             and np.array_equal(periodic, old.pbc)
         ):
             self._searched = None
-        with torch.inference_mode(False):  # these may outlive the caller's inference mode
+        with torch.inference_mode(False):  # the tensors may outlive the caller's inference mode
             tensors = (
                 torch.tensor(numbers, device=self.device),
                 torch.tensor(lattice[None], device=self.device),
@@ -164,7 +169,7 @@ class NeighborList:
             raise ValueError(f"no neighbours can be searched: {error}") from None
         edge_index, edge_shift = _sorted_edges(i, j, shift, len(points))
         self.builds += 1
-        # Graphs hand out their positions: what the next ones are compared with is not shared.
+        # A copy: callers own the positions of a graph, and may change them.
         self._searched = points.copy()
         with torch.inference_mode(False):
             self._edges = (
@@ -176,7 +181,7 @@ class NeighborList:
 def _same(
     fixed: _Fixed, numbers: NDArray[Any], cell: ArrayLike | None, pbc: ArrayLike, charge: float
 ) -> bool:
-    """Whether nothing has changed, for the arguments of `NeighborList.graph`."""
+    """Whether the arguments of `NeighborList.graph` equal the stored ones."""
     if charge != fixed.charge or len(numbers) != len(fixed.numbers):
         return False
     if not (numbers == fixed.numbers).all() or not (np.asarray(pbc) == fixed.pbc).all():
@@ -187,21 +192,21 @@ def _same(
 
 
 _BLOCK = 1 << 15
-"""Edges whose numbers stay in the cache of a core."""
+"""Number of edges per block, whose data fit in the cache of a core."""
 
 
 def _sorted_edges(
     i: NDArray[Any], j: NDArray[Any], shift: NDArray[np.int32], atoms: int
 ) -> tuple[NDArray[np.int64], FloatArray]:
-    """Edges in the order of receiver, sender and shift: (2, E) and (E, 3).
+    """Edges sorted by receiver, sender and shift: (2, E) and (E, 3).
 
-    All five numbers of an edge are packed into one: sorting these is several times faster than
+    The five integers of an edge are packed into one: sorting these is several times faster than
     finding a permutation and applying it.
     """
     bits = max(atoms - 1, 0).bit_length()
     lowest = int(shift.min(initial=0))
     span = (int(shift.max(initial=0)) - lowest).bit_length()
-    if 2 * bits + 3 * span > 63:  # atoms that strayed through very many cells
+    if 2 * bits + 3 * span > 63:  # atoms that have drifted through very many cells
         order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], j, i))
         return np.stack([i, j]).astype(np.int64)[:, order], shift[order].astype(np.float64)
     key = np.empty(len(i), dtype=np.int64)

@@ -1,7 +1,7 @@
-"""Options that are checked when they are set: dataclasses whose fields say what they take.
+"""Options that are validated when they are set: dataclasses whose fields declare their limits.
 
-Values are taken as they are: a word is no number, and true is not 1. Limits and descriptions are
-those of the field, from which messages, documentation and examples are made.
+Values are not converted: a string is not a number, and true is not 1. Error messages,
+documentation and examples are generated from the descriptions and limits of the fields.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from pydantic.fields import FieldInfo
 T = TypeVar("T")
 
 STRICT = ConfigDict(strict=True, extra="forbid")
-"""Of the pydantic dataclasses that `one_line_errors` is for."""
+"""Configuration of pydantic dataclasses that use `one_line_errors`."""
 
 
 def option(text: str, default: Any = ..., unit: str = "", **limits: Any) -> Any:
-    """A field of such a dataclass.
+    """Field of an options dataclass.
 
     Parameters
     ----------
     text
-        One line of description.
+        Description, one line.
     default
-        Its default; without one it must be given, unless there is a ``default_factory``.
+        Default value; without one, and without a ``default_factory``, the option is required.
     unit
         Unit of its values.
     **limits
-        As pydantic's ``Field`` has them: ``ge``, ``gt``, ``le``, ``lt``, ``default_factory``.
+        Arguments of pydantic's ``Field``: ``ge``, ``gt``, ``le``, ``lt``, ``default_factory``.
     """
     if "default_factory" not in limits:
         limits["default"] = default
@@ -43,7 +43,7 @@ def option(text: str, default: Any = ..., unit: str = "", **limits: Any) -> Any:
 
 
 def one_line_errors(cls: type[T]) -> type[T]:
-    """Have a pydantic dataclass name the wrong field, its value and what was expected."""
+    """Make a pydantic dataclass report a wrong field, its value and what was expected."""
     init = cls.__init__
 
     @functools.wraps(init)
@@ -120,7 +120,7 @@ def parts_of(kind: Any) -> tuple[Any, ...]:
 
 
 def section_type(kind: Any) -> type | None:
-    """The dataclass in a type that is a dataclass, or one or nothing."""
+    """The dataclass in a type such as ``Section`` or ``Section | None``, or None."""
     return next((part for part in parts_of(kind) if dataclasses.is_dataclass(part)), None)  # type: ignore[return-value]
 
 
@@ -135,7 +135,7 @@ _NAMES = {
 
 
 def type_text(kind: Any) -> str:
-    """What a type is called in messages and in the documentation."""
+    """Name of a type in messages and in the documentation."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     parts = parts_of(kind)
     if origin is typing.Literal:

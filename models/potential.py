@@ -1,4 +1,4 @@
-"""The energy core: a graph in, energies, forces and the virial out, in eV and Angstrom.
+"""Energies, forces and virial of a graph, in eV and Angstrom.
 
 Conventions: forces = -dE/dR; virial = -dE/dstrain (symmetric strain), so that ASE's stress is
 ``-virial / volume``. See ``docs/reference/conventions.md``.
@@ -28,7 +28,7 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     Raises
     ------
     ValueError
-        For anything else.
+        If ``dtype`` is anything else.
     """
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
@@ -38,16 +38,16 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 class Prediction(NamedTuple):
-    """What a potential says of the B systems of a graph; float64."""
+    """Prediction of a potential for the B systems of a graph; float64."""
 
     energy: Tensor
-    """(B,), eV."""
+    """Energies of the systems, (B,), eV."""
     energies: Tensor
-    """(N,), eV: shares of the atoms, which sum to the energy of their system."""
+    """Energies of the atoms, (N,), eV; they sum to the energy of their system."""
     forces: Tensor
-    """(N, 3), eV/Angstrom."""
+    """Forces, (N, 3), eV/Angstrom."""
     virial: Tensor
-    """(B, 3, 3), eV: -dE/dstrain, symmetric."""
+    """Virial -dE/dstrain, (B, 3, 3), eV, symmetric."""
 
 
 class AtomicScale(DoubleConstants):
@@ -55,15 +55,15 @@ class AtomicScale(DoubleConstants):
 
     .. math:: E_i = \sigma e_i + E_{ref}(Z_i) + \mu / N
 
-    The table stays float64 whatever the dtype of the network: total energies are thousands of
+    The table stays float64 regardless of the network's dtype: total energies are thousands of
     eV, and float32 would leave 1e-4 eV of noise in them.
 
     Parameters
     ----------
     references, scale, mean
-        Of `Potential`.
+        Parameters of `Potential`.
     per_atom
-        Whether the outputs sum to an energy per atom: then :math:`\sigma` is times N.
+        Whether the outputs sum to an energy per atom: :math:`\sigma` is then multiplied by N.
     """
 
     references: Tensor
@@ -85,31 +85,31 @@ class AtomicScale(DoubleConstants):
         self.register_buffer("mean", torch.tensor(float(mean), dtype=torch.float64))
 
     def forward(self, outputs: Tensor, graph: Graph) -> Tensor:
-        """Outputs (N,) of the network -> energies (N,), float64, in its unit of energy."""
+        """Outputs (N,) of the network -> energies (N,), float64, in the network's unit."""
         shares = self.references[graph.numbers] + self.mean / self._sizes(graph)
         return self.slope(graph) * outputs.double() + shares
 
     def slope(self, graph: Graph) -> Tensor:
-        """Derivative of the energies with respect to the outputs, float64, (N,) or one number."""
+        """Derivative of the energies with respect to the outputs, float64, (N,) or a scalar."""
         return self.scale * self._sizes(graph) if self.per_atom else self.scale
 
     def _sizes(self, graph: Graph) -> Tensor:
-        """Atoms of the system of each atom, (N,) float64."""
-        # Not bincount, which reads its largest value back from a CUDA device.
+        """Number of atoms in the system of each atom, (N,) float64."""
+        # Not bincount, which copies its largest value from a CUDA device to the host.
         one = torch.ones_like(graph.system, dtype=torch.float64)
         sizes = torch.zeros_like(graph.charge).index_add(0, graph.system, one)
         return sizes.index_select(0, graph.system)
 
 
 class Potential(nn.Module):
-    """A representation, a readout and what turns its output into energies.
+    """A representation, a readout, and the scaling of its output to energies.
 
     Parameters
     ----------
     representation
         `TensorNet`, `TDN` or another `Network`.
     readout
-        ``features -> (N,)``.
+        Readout of the energies: ``features -> (N,)``.
     elements
         Atomic numbers the model was trained on.
     references
@@ -121,15 +121,16 @@ class Potential(nn.Module):
     length_unit, energy_unit
         The network's own units: names of `units`.
     metadata
-        What is worth knowing of the weights: name, training data, errors, licence, source.
+        Information about the weights: name, training data, errors, licence, source.
     heads
-        Readouts of other properties from the same features, by the names of `quantities.HEADS`.
+        Readouts of other properties from the same features, under their names in
+        `quantities.HEADS`.
 
     Raises
     ------
     ValueError
-        If an element has no place in the tables, a unit or a head is unknown, or the readout does
-        not fit the network.
+        If an element is outside the tables, a unit or a head is unknown, or the readout does not
+        fit the network.
     """
 
     def __init__(
@@ -182,22 +183,22 @@ class Potential(nn.Module):
         self.heads = nn.ModuleDict(heads)
 
     __jit_unused_properties__ = ("architecture", "dtype")
-    __jit_ignored_attributes__ = ("heads",)  # what is compiled gives energies and forces
+    __jit_ignored_attributes__ = ("heads",)  # compiled models give energies and forces only
 
     @property
     def architecture(self) -> str:
-        """Name of the network: ``TensorNet``, ..."""
+        """Name of the network's class: ``TensorNet``, ..."""
         return type(self.representation).__name__
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network's weights."""
+        """Dtype of the network's weights."""
         return next(self.representation.parameters()).dtype
 
     def forward(self, graph: Graph) -> Prediction:
         """Energies, forces and virials of the systems of a graph.
 
-        In training mode the forces can be differentiated once more.
+        In training mode the forces are differentiable.
         """
         graph, vectors = within(graph, self.cutoff)
         vectors = vectors.detach().requires_grad_(True)
@@ -232,7 +233,7 @@ class Potential(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`atom_energies` and `properties` from one pass through the representation.
 
-        Nothing is checked, and nothing read back: torch can trace it.
+        torch can trace it: there are no checks and no copies to the host.
         """
         vectors = self._in_own_unit(vectors)
         features = self.representation(graph, vectors, pairs)
@@ -247,32 +248,31 @@ class Potential(nn.Module):
         pairs: Pairs | None = None,
         names: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
-        """What the heads say of the B systems of a graph, float64.
+        """Properties that the heads predict for the B systems of a graph, float64.
 
         Parameters
         ----------
         graph
-            Differentiable in its positions, if ``vectors`` are left out.
+            Systems; without ``vectors``, results are differentiable in its positions.
         vectors
-            (E, 3) displacements of its edges, Angstrom, none longer than the cutoff; None: from
-            the positions. With them nothing is read back, and torch can trace it.
+            Displacements of the edges, (E, 3), Angstrom, none longer than the cutoff; None:
+            computed from the positions. With them torch can trace the call: there are no copies
+            to the host.
         pairs
-            Of the edges, if ``vectors`` are given.
+            Pairs of the edges, if ``vectors`` are given.
         names
-            Of the properties wanted; None: all that there are.
+            Names of the properties; None: all.
 
         Returns
         -------
-        dipole
-            (B, 3), e A.
-        polarizability
-            (B, 3, 3), e^2 A^2/eV.
+        dict[str, Tensor]
+            ``dipole``: (B, 3), e A; ``polarizability``: (B, 3, 3), e^2 A^2/eV.
 
         Raises
         ------
         ValueError
-            If there is no such head; without ``vectors`` also if a periodic system is asked for
-            what it has not, its dipole.
+            If there is no such head; without ``vectors`` also if the property is not defined for
+            a periodic system (its dipole).
         """
         names = list(self.heads) if names is None else list(names)
         missing = [name for name in names if name not in self.heads]
@@ -295,10 +295,10 @@ class Potential(nn.Module):
 def edge_gradient(
     energies: Tensor, vectors: Tensor, create_graph: bool = False, keep: bool = False
 ) -> Tensor:
-    """dE/dr_ij (E, 3), float64, of the sum of energies that edge vectors (E, 3) were made into.
+    """dE/dr_ij (E, 3), float64, of the sum of energies computed from edge vectors (E, 3).
 
-    ``create_graph``: it can be differentiated once more; ``keep``: what the energies were made
-    from can be differentiated again.
+    ``create_graph``: make the gradient itself differentiable; ``keep``: keep the autograd graph of
+    the energies for further gradients.
     """
     gradient = torch.autograd.grad(
         [energies.sum()], [vectors], retain_graph=keep or create_graph, create_graph=create_graph

@@ -1,7 +1,7 @@
-"""Every quantity that frames are labelled with, models predict and programs report: one table.
+"""The table of all quantities that label frames, are predicted by models or are reported.
 
-A new property of a network is a head (see `heads.base.Head`) and a row here: data sets, losses,
-evaluation and calculators read the table.
+A new property needs a head (see `heads.base.Head`) and a row here: data sets, losses, evaluation
+and calculators read the table.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 """Rows and columns of the six components of a symmetric tensor in ASE's order: xx, yy, zz, yz,
 xz, xy."""
 FROM_VOIGT = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
-"""Place in that order of each component of the tensor."""
+"""Index in that order of each component of the tensor."""
 
 
 class Reported(NamedTuple):
     """A unit in which errors are reported."""
 
     factor: float
-    """Size of 1 eV, A or e in it."""
+    """Factor from eV, A and e to this unit."""
     unit: str
-    """Its name."""
+    """Name of the unit."""
 
 
 @dataclass(frozen=True)
@@ -45,47 +45,46 @@ class Quantity:
     """One row of the table."""
 
     name: str
-    """Of its labels, its head and its result in ASE."""
+    """Name of its labels, its head and its result in ASE."""
     shape: tuple[int, ...]
-    """Of one system, or of one atom."""
+    """Shape of the value of one system, or of one atom."""
     unit: str
-    """Of labels and predictions."""
+    """Unit of labels and predictions."""
     text: str
-    """Its name in a sentence."""
+    """Name in a sentence."""
     reported: Reported
-    """Unit of errors in logs and results of trainings."""
+    """Unit of errors in training logs and results."""
     weight_unit: str
-    """Of its weight in the loss."""
+    """Unit of its weight in the loss."""
     units: Mapping[str, float]
-    """Names of units that data sets may have, lower case, and their size in ``unit``; the first
-    is what a data set has unless it says otherwise."""
+    """Units of data sets, lower case, and their size in ``unit``; the first one is the default."""
     customary: Reported | None = None
-    """Unit of errors in an evaluation, where it is not the one above."""
+    """Unit of errors in an evaluation; None: ``reported``."""
     per_atom: bool = False
     """Whether each atom has a value; otherwise each system has one."""
     weight_key: str = ""
-    """Name of its weight in the loss; ``{name}_weight`` unless given."""
+    """Name of its weight in the loss; empty: ``{name}_weight``."""
     per_length: int | None = None
-    """Of a derivative of the energy: power of length that it is divided by. Its unit is that of
-    the energy by that power, where a data set gives no other."""
+    """Power of length in the denominator of a derivative of the energy. Its default unit in a data
+    set is the unit of energy divided by this power of the unit of length."""
     head: type[Head] | None = None
-    """Readout that predicts it; None for the energy, its derivatives and what is computed from
-    another quantity."""
+    """Readout that predicts it; None for the energy, its derivatives and quantities computed from
+    another one."""
     of: str | None = None
-    """Quantity that it is computed from."""
+    """Name of the quantity that it is computed from."""
     derive: Callable[[Tensor], Tensor] | None = None
-    """Values of that quantity, (B, ...) -> values of this one."""
+    """Function from values of that quantity, (B, ...), to values of this one."""
     inverse: Callable[[Tensor], Tensor] | None = None
-    """A value of this quantity -> one of the values of that one that have it, to standardise its
-    head with; None where this says too little."""
+    """Function from a value of this quantity to one possible value of that one, which standardises
+    its head; None if the value does not determine enough."""
     not_periodic: str = ""
-    """Why a periodic system has none, if it has none."""
+    """Reason why it is undefined for a periodic system; empty if it is defined."""
     voigt: bool = field(default=False)
-    """Whether ASE has six components of the tensor, in the order of `VOIGT`."""
+    """Whether ASE stores it as six components, in the order of `VOIGT`."""
 
     @property
     def weight(self) -> str:
-        """Name of the weight of its loss in the settings of a training."""
+        """Name of its loss weight in the training settings."""
         return self.weight_key or f"{self.name}_weight"
 
     @property
@@ -190,7 +189,7 @@ _ROWS = (
     ),
 )
 QUANTITIES = {row.name: row for row in _ROWS}
-"""The table, by name."""
+"""Rows of the table by name."""
 HEADS: dict[str, type[Head]] = {
     name: row.head for name, row in QUANTITIES.items() if row.head is not None
 }
@@ -198,7 +197,7 @@ HEADS: dict[str, type[Head]] = {
 
 
 def with_derived(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Values (B, ...) of some quantities, and of all that can be computed from them."""
+    """Values (B, ...) of quantities, with all values that can be computed from them."""
     found = dict(values)
     for name, row in QUANTITIES.items():
         if name not in found and row.derive is not None and row.of in found:

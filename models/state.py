@@ -1,4 +1,4 @@
-"""Whether the tensors of a file are those of a model."""
+"""Check that the tensors of a file fit a model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], nam
     Parameters
     ----------
     expected
-        The state dict of the model, on any device.
+        State dict of the model, on any device.
     tensors
-        What the file has.
+        Tensors of the file.
     name
-        Of the file, for the message.
+        Name of the file, for the message.
 
     Raises
     ------
     ValueError
-        Naming what is missing, too much or misshapen.
+        If tensors are missing, unexpected or of another shape; the message names them.
     """
     missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing or extra:

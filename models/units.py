@@ -1,7 +1,7 @@
 """Every conversion factor of the package, computed from CODATA 2022 constants.
 
-The models work in eV and Angstrom (and e for charges); the units of other programs are
-converted where they enter and leave. A factor is named after what it turns into what:
+The models work in eV and Angstrom (and e for charges); quantities in other
+units are converted on input and output. A factor is named after both units:
 ``kcal_per_mol_in_ev * x`` is ``x`` kcal/mol in eV.
 """
 
@@ -69,16 +69,16 @@ STRESS_UNITS_IN_EV_PER_ANGSTROM3 = {
 
 
 def unit_factor(name: str, table: Mapping[str, float], kind: str) -> float:
-    """How much one unit of that name is.
+    """Size of a unit.
 
     Parameters
     ----------
     name
-        Of the unit, in any case.
+        Name of the unit, in any case.
     table
-        Sizes by names in lower case.
+        Sizes of units by lower-case name.
     kind
-        Of the quantity, for the message.
+        Kind of quantity, for the message.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def unit_factor(name: str, table: Mapping[str, float], kind: str) -> float:
 
 
 def length_in_angstrom(unit: str) -> float:
-    """How many Angstrom one ``unit`` of length is.
+    """Size of a unit of length in Angstrom.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def length_in_angstrom(unit: str) -> float:
 
 
 def energy_in_ev(unit: str) -> float:
-    """How many eV one ``unit`` of energy is.
+    """Size of a unit of energy in eV.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Which irreducible representations a trained network uses, and networks without the others."""
+"""Analysis of the irreducible representations that a network uses, and removal of others."""
 
 from .advice import Advice
 from .analysis import Analysis, analyse, fine_tuned, without_order

@@ -1,4 +1,4 @@
-"""From the errors without each order to a recommendation, in words with the numbers."""
+"""Recommendation which order to remove, from the errors without each order."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from typing import NamedTuple
 from .removal import Accuracy
 
 TOLERANCE = 0.1
-"""By how much of itself an error may grow when an order is recommended for removal."""
+"""Largest relative growth of an error for which removal is recommended."""
 NEGLIGIBLE = 1e-4
-"""An error may grow by so much of the spread of the labels, too: of a model that makes none."""
+"""Additional allowed growth, relative to the size of the labels, for models with tiny errors."""
 
 
 class Scale(NamedTuple):
-    """How large the labels are."""
+    """Size of the labels."""
 
     energy_mev: float
-    """Mean absolute deviation of the energies from their mean (after the references)."""
+    """Mean absolute deviation of the energies, less references, from their mean."""
     force_mev_per_angstrom: float
-    """Mean absolute component of a force."""
+    """Mean absolute force component."""
 
 
 class Advice(NamedTuple):
-    """What to do."""
+    """Recommendation."""
 
     order: str | None
-    """The order to prune; None: keep all."""
+    """Order to prune; None: keep all."""
     fine_tune: bool
-    """Whether the pruned network has to be fine-tuned for it."""
+    """Whether the pruned network must be fine-tuned."""
     text: str
+    """Explanation with the numbers."""
 
 
 def growth(without: Accuracy, whole: Accuracy, scale: Scale) -> float:
-    """How much the worse of the two errors grows, in units of what is tolerated."""
+    """Growth of the worse of the two errors, in units of the tolerated growth."""
     found = [0.0]
     for name, size in zip(("energy_mae_mev", "force_mae_mev_per_angstrom"), scale, strict=True):
         after, before = getattr(without, name), getattr(whole, name)
@@ -53,31 +54,31 @@ def advise(
     scale: Scale,
     names: Sequence[str],
 ) -> Advice:
-    """The order to prune, if any.
+    """Recommend the order to prune, if any.
 
     Parameters
     ----------
     whole
-        Errors of the network as it is.
+        Errors of the unchanged network.
     without
         Errors with each removable order projected out everywhere.
     tuned
-        Errors after fine-tuning of the pruned networks, and of the ``whole`` one; or None.
+        Errors of the pruned networks and the ``whole`` one after fine-tuning; or None.
     work
-        Work without each order over the work with it.
+        Work without each order, relative to the work with it.
     norms, energies
         Largest norm share and energy share of each order over the layers.
     scale
-        Of the labels.
+        Size of the labels.
     names
-        The removable orders.
+        Names of the removable orders.
     """
     if not names:
-        return Advice(None, False, "There is no order to prune: the network has scalars alone.")
+        return Advice(None, False, "There is no order to prune: the network has only scalars.")
     ranked = sorted(names, key=lambda name: growth(without[name], whole, scale))
     spare = [name for name in ranked if growth(without[name], whole, scale) <= 1]
     if spare:
-        # Of several the one whose work is saved.
+        # Among several, the one that saves most work.
         best = min(spare, key=lambda name: work[name])
         text = (
             f"Prune {best}: without it the errors are {_errors(without[best])}, with it "
@@ -88,28 +89,28 @@ def advise(
         return Advice(best, False, text)
     least = ranked[0]
     text = (
-        f"Prune nothing as it is: {least} is the order that matters least, and without it the "
-        f"errors are {_errors(without[least])}, with it {_errors(whole)}."
+        f"Prune nothing without fine-tuning: {least} is the order that matters least, and "
+        f"without it the errors are {_errors(without[least])}, with it {_errors(whole)}."
     )
     if tuned is None:
-        return Advice(None, False, text + " What fine-tuning recovers is measured by --fine-tune.")
+        return Advice(None, False, text + " --fine-tune measures what fine-tuning recovers.")
     ranked = sorted(names, key=lambda name: growth(tuned[name], tuned["whole"], scale))
     best = ranked[0]
     outcome = (
         f"{_errors(tuned[best])} without {best}, {_errors(tuned['whole'])} for the whole network "
-        "fine-tuned alike"
+        "after the same fine-tuning"
     )
     if growth(tuned[best], tuned["whole"], scale) <= 1:
         text += (
-            f" After fine-tuning {best} can go: {outcome}. An evaluation then takes "
+            f" After fine-tuning, {best} can be removed: {outcome}. An evaluation then takes "
             f"{100 * work[best]:.0f} % of the multiplications."
         )
         return Advice(best, True, text)
     return Advice(
         None,
         False,
-        text + f" After fine-tuning the best is {outcome}: more than "
-        f"{100 * TOLERANCE:.0f} % worse still.",
+        text + f" After fine-tuning, the best is {outcome}: still more than "
+        f"{100 * TOLERANCE:.0f} % worse.",
     )
 
 

@@ -1,4 +1,4 @@
-"""All that is measured of the orders of one network, on one set of frames."""
+"""Analysis of the orders of one network on one set of frames."""
 
 from __future__ import annotations
 
@@ -24,31 +24,34 @@ from .shares import Shares, measure_shares
 Tell = Callable[[str], None]
 
 FINE_TUNING_RATE = 5e-4
-"""Highest learning rate of the fine-tuning."""
+"""Highest learning rate in fine-tuning."""
 FINE_TUNING_BATCH = 8
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found; orders by their names."""
+    """Results of an analysis; orders by name."""
 
     layout: Layout
     frames: int
+    """Number of frames."""
     atoms: int
+    """Number of atoms in all frames."""
     neighbours: float
-    """Mean number of an atom, within the cutoff."""
+    """Mean number of neighbours within the cutoff."""
     shares: Shares
     whole: Accuracy
+    """Errors of the whole network."""
     at_layer: dict[str, list[Accuracy]]
-    """Without an order at one layer alone, for each layer; scalars too."""
+    """Errors without an order (scalars included) at one layer only, for each layer."""
     everywhere: dict[str, Accuracy]
-    """Without a removable order from the embedding to the readout: what pruning gives."""
+    """Errors without a removable order from embedding to readout, as after pruning."""
     tuned: dict[str, Accuracy]
-    """After fine-tuning of the pruned networks, and of the ``whole`` one; or nothing."""
+    """Errors of the pruned networks and the ``whole`` one after fine-tuning; may be empty."""
     networks: dict[str, Potential]
     """The fine-tuned networks."""
     work: dict[str, float]
-    """Multiplications without a removable order over those with it."""
+    """Multiplications without a removable order, relative to those with it."""
     maps: list[Map]
     advice: Advice
 
@@ -67,20 +70,20 @@ def analyse(
     Parameters
     ----------
     potential
-        A TensorNet or a TDN. What is measured is measured in float64, which keeps rounding out
-        of small numbers; fine-tuning is done in the dtype of the weights.
+        TensorNet or TDN. Measurements are in float64, so that rounding does not affect small
+        numbers; fine-tuning uses the dtype of the weights.
     frames
-        With energies, forces or both.
+        Frames with energies, forces or both.
     fit, epochs, seed
-        Frames to fine-tune on, disjoint from the others, how often to go through them (0: no
-        fine-tuning), and the seed of their order.
+        Frames for fine-tuning, disjoint from the others, number of epochs (0: no fine-tuning), and
+        seed of their order.
     tell
-        Called with what is being done.
+        Function called with a description of the current step.
 
     Raises
     ------
     ValueError
-        If the network has no orders, or the frames no labels or an unknown element.
+        If the network has no orders, or the frames have no labels or an unknown element.
     """
     layout = layout_of(potential)
     check_frames(potential, frames)
@@ -156,7 +159,7 @@ def analyse(
 
 
 def check_frames(potential: Potential, frames: Frames) -> None:
-    """Raise a ValueError where there is nothing to compare with, or an unknown element."""
+    """Raise a ValueError if the frames have no labels or an unknown element."""
     if not {"energy", "forces"} & set(frames.quantities):
         raise ValueError("the frames have neither energies nor forces: expected labelled ones")
     unknown = sorted(set(frames.elements) - set(potential.elements))
@@ -168,12 +171,12 @@ def check_frames(potential: Potential, frames: Frames) -> None:
 
 
 def without_order(potential: Potential, order: Irrep) -> Potential:
-    """A smaller network, which gives what this one gives with the order projected out."""
+    """Smaller network, equal to this one with the order projected out."""
     return pruned(potential, potential.representation.kept_without(order.name))
 
 
 def fine_tuned(potential: Potential, fit: Frames, epochs: int, seed: int = 0) -> Potential:
-    """A copy of the network, trained for some epochs on the labels that the frames have."""
+    """Copy of the network, trained for some epochs on all energies and forces of the frames."""
     batch = min(FINE_TUNING_BATCH, len(fit))
     steps = epochs * (len(fit) // batch)
     settings = TrainingSettings(
@@ -183,7 +186,7 @@ def fine_tuned(potential: Potential, fit: Frames, epochs: int, seed: int = 0) ->
         warm_up_steps=max(steps // 20, 1),
         energy_weight=0.5 if "energy" in fit.quantities else 0.0,
         force_weight=1.0 if "forces" in fit.quantities else 0.0,
-        # The average is over a tenth of the run at most.
+        # The average covers at most a tenth of the run.
         ema_decay=min(0.999, 1 - 10 / max(steps, 20)),
         dtype="float64" if potential.dtype == torch.float64 else "float32",
         seed=seed,
@@ -200,7 +203,7 @@ def neighbours_of(frames: Frames, cutoff: float) -> float:
 
 
 def scale_of(potential: Potential, frames: Frames) -> Scale:
-    """How large the labels are, less the energies of the elements."""
+    """Size of the labels, after subtracting the reference energies."""
     energy = force = 0.0
     if "energy" in frames.quantities:
         table = potential.atomic_scale.references.cpu() * potential.energy_in_ev

@@ -1,4 +1,4 @@
-"""Frames in batches that fit."""
+"""Batches of frames that fit in memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from ..data.frames import Frames
 from ..graph import Graph, batch_graphs
 
 EDGES_AT_ONCE = 8000
-"""Frames are evaluated together up to so many edges: 9 x 64 features of each are 37 MB."""
+"""Largest number of edges in a batch: 9 x 64 features of each edge take 37 MB."""
 
 
 def slices(frames: Frames) -> Iterator[slice]:
-    """Consecutive frames, as many as have `EDGES_AT_ONCE` edges, and at least one."""
+    """Slices of consecutive frames with at most `EDGES_AT_ONCE` edges, and at least one frame."""
     start, edges = 0, 0
     for k, graph in enumerate(frames.graphs):
         count = graph.edge_index.shape[1]
@@ -24,6 +24,6 @@ def slices(frames: Frames) -> Iterator[slice]:
 
 
 def batches(frames: Frames) -> Iterator[Graph]:
-    """The graphs of the frames, many in one."""
+    """Batched graphs of the frames."""
     for part in slices(frames):
         yield batch_graphs(frames.graphs[part])

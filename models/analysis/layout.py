@@ -1,8 +1,8 @@
-"""Which orders the features of a network have, and how to read and change them on the way.
+"""Orders of a network's features, and access to the features between layers.
 
-An order is one irreducible representation: I, A and S of TensorNet, a degree l of TDN. The
-features X^0 are those of the embedding, X^k those that layer k gives; they are reached by hooks,
-so that whatever the network computes is what is measured.
+An order is one irreducible representation: I, A and S of TensorNet, a degree l of TDN. X^0 are the
+features after the embedding, X^k those after layer k. They are accessed by hooks, so that analyses
+use exactly what the network computes.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ Change = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """Orders of the features, and the places where there are features."""
+    """Orders of the features, and the layers after which features are accessed."""
 
     orders: tuple[Irrep, ...]
     axis: int
-    """Of the components: 0 in TensorNet's (9, N, F), 1 in TDN's (N, d, C)."""
+    """Axis of the components: 0 in TensorNet's (9, N, F), 1 in TDN's (N, d, C)."""
     layers: tuple[str, ...]
     """Names of X^0, X^1, ..."""
 
     @property
     def removable(self) -> tuple[Irrep, ...]:
-        """All but scalars, without which there is no energy."""
+        """All orders except scalars, without which there is no energy."""
         return tuple(order for order in self.orders if order.degree > 0)
 
     def order(self, name: str) -> Irrep:
-        """The removable order of that name; ``2`` is as good as ``l=2``.
+        """Removable order of that name; ``2`` means ``l=2``.
 
         Raises
         ------
         ValueError
-            If there is none, or it is the scalars.
+            If there is no such order, or it is the scalars.
         """
         found = [o for o in self.orders if name in (o.name, o.name.removeprefix("l="))]
         names = ", ".join(o.name for o in self.removable) or "none"
@@ -56,19 +56,19 @@ class Layout:
         return found[0]
 
     def part(self, x: Tensor, order: Irrep) -> Tensor:
-        """The components of one order."""
+        """Components of one order."""
         return x.narrow(self.axis, order.first, order.size)
 
     def only(self, x: Tensor, order: Irrep) -> Tensor:
-        """The same features with all other orders zero."""
+        """Features with all other orders set to zero."""
         return x * self._mask(x, [order])
 
     def without(self, x: Tensor, orders: Iterable[Irrep]) -> Tensor:
-        """The same features with these orders zero."""
+        """Features with these orders set to zero."""
         return x * (1 - self._mask(x, orders))
 
     def contract(self, x: Tensor, y: Tensor) -> Tensor:
-        """Product of two features summed over the components of each order: (orders, N, C)."""
+        """Product of two features, summed over the components of each order: (orders, N, C)."""
         products = x * y
         return torch.stack([self.part(products, order).sum(self.axis) for order in self.orders])
 
@@ -85,7 +85,7 @@ def layout_of(potential: nn.Module) -> Layout:
     Raises
     ------
     ValueError
-        For a committee, a potential with tables and one that runs as another program's module.
+        If it is a committee, a potential with tables, or another program's module.
     """
     if isinstance(potential, TabulatedPotential) or not isinstance(potential, Potential):
         raise ValueError(
@@ -100,9 +100,9 @@ def layout_of(potential: nn.Module) -> Layout:
 
 @contextmanager
 def changed(potential: Potential, change: Change) -> Iterator[None]:
-    """Within the block every X^k is replaced by ``change(k, X^k)``.
+    """Replace every X^k by ``change(k, X^k)`` within the block.
 
-    X^k is what layer k + 1 is given, or, after the last layer, the readout.
+    X^k is the input of layer k + 1 or, after the last layer, of the readout.
     """
     network = potential.representation
     handles = []

@@ -1,4 +1,4 @@
-"""A low-dimensional map of the graph embeddings: where frames lie, as the network sees them."""
+"""Low-dimensional maps of the graph embeddings of frames."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ class Map:
     """Principal components of the embeddings of F frames; float64."""
 
     name: str
-    """An order, or ``all``."""
+    """Name of an order, or ``all``."""
     points: Tensor
-    """(F, 2)."""
+    """Coordinates of the frames, (F, 2)."""
     explained: tuple[float, float]
-    """Share of the variance along each of the two."""
+    """Fraction of the variance along each of the two components."""
 
 
 def graph_embeddings(potential: Potential, frames: Frames, layout: Layout) -> Tensor:
     r"""Invariants of the last features, averaged over the atoms of each frame.
 
-    Of scalars the features themselves, of other orders the norms
+    The invariants of scalars are the features themselves, those of other orders the norms
     :math:`\sqrt{\sum_{m \in l} X_{imc}^2}`.
 
     Returns
     -------
-    (orders, F, C), float64
+    Tensor
+        Embeddings, (orders, F, C) float64.
     """
     found = []
     for graph in batches(frames):
@@ -56,16 +57,16 @@ def graph_embeddings(potential: Potential, frames: Frames, layout: Layout) -> Te
 
 
 def principal_map(name: str, values: Tensor) -> Map:
-    """The two directions of largest variance of values (F, C), each channel standardised."""
+    """First two principal components of values (F, C), with standardised channels."""
     centred = values - values.mean(0)
     spread = centred.square().mean(0).sqrt()
-    # A channel that is the same in every frame but for rounding tells nothing.
+    # A channel that is constant up to rounding has no information.
     varied = spread > 1e-9 * values.abs().max().clamp_min(1e-300)
     scaled = centred[:, varied] / spread[varied]
     if min(scaled.shape) < 1:
         return Map(name, torch.zeros(len(values), 2, dtype=torch.float64), (0.0, 0.0))
     u, s, v = torch.linalg.svd(scaled, full_matrices=False)
-    # The sign of a component is nobody's: the largest loading is positive.
+    # The sign of a component is arbitrary: make the largest loading positive.
     signs = v.gather(1, v.abs().argmax(1, keepdim=True)).sign().squeeze(1)
     points = torch.zeros(len(values), 2, dtype=torch.float64)
     shares = s.square() / s.square().sum()
@@ -76,7 +77,7 @@ def principal_map(name: str, values: Tensor) -> Map:
 
 
 def maps_of(potential: Potential, frames: Frames, layout: Layout) -> list[Map]:
-    """Of all orders together, and of each."""
+    """Maps of all orders together, and of each order."""
     values = graph_embeddings(potential, frames, layout)
     together = values.transpose(0, 1).flatten(1)
     maps = [principal_map("all", together)]

@@ -1,14 +1,14 @@
 r"""Networks without some of their irreps: I, A and S of TensorNet, degrees of TDN.
 
-To remove an irrep is to project the features of atoms and edges onto the others after *every*
-operation: after the sums over neighbours, every product and every map, for a product of what is
-kept may hold what is not (for SO(3), the antisymmetric part of S S'). Two functions do it:
+Removing an irrep means projecting the features of atoms and edges onto the others after *every*
+operation: sums over neighbours, products and maps. A product of kept irreps may contain a removed
+one (for SO(3), the antisymmetric part of S S'). There are two functions:
 
 - `projected`: the whole network, whose products and directions have no components of the irrep;
-- `pruned`: a smaller network without the rows, matrices and radial functions that only meet zeros
-  then. It gives the same energies, to rounding, for less work.
+- `pruned`: a smaller network without the rows, matrices and radial functions that would only meet
+  zeros. It gives the same energies, up to rounding, with less work.
 
-What either takes, the networks know (`Network.project`, `Network.smaller`).
+The networks implement both (`Network.project`, `Network.smaller`).
 """
 
 import copy
@@ -22,30 +22,31 @@ from ..potential import Potential
 
 
 class ProjectedPotential(Potential):
-    """A potential without some irreps that still has their weights; see `projected`."""
+    """A potential without some irreps, but with their weights; see `projected`."""
 
     kept: str
 
     @property
     def architecture(self) -> str:
-        """Name of the network, and what is kept of it."""
+        """Name of the network, and the irreps that are kept."""
         return f"{type(self.representation).__name__} projected onto {self.kept}"
 
 
 def projected(potential: Potential, kept: Kept) -> ProjectedPotential:
-    """A potential whose features are projected onto some irreps after every operation.
+    """Potential whose features are projected onto some irreps after every operation.
 
     Parameters
     ----------
     potential
-        It is left as it is, and shares its weights: those of the result change with them.
+        Potential; not changed. The result shares its weights.
     kept
-        Irreps such as ``"IS"``, or degrees such as ``(0, 2)``.
+        Irreps to keep, such as ``"IS"``, or degrees such as ``(0, 2)``.
 
     Returns
     -------
-    The same modules by the same names, for inference and for training of the shared weights. It
-    has no fused kernels and cannot be saved: see `pruned`.
+    ProjectedPotential
+        Potential with the same modules and names, for inference and for training of the shared
+        weights. It has no fused kernels and cannot be saved: see `pruned`.
 
     Raises
     ------
@@ -62,26 +63,27 @@ def projected(potential: Potential, kept: Kept) -> ProjectedPotential:
 
 
 def pruned(potential: Potential, kept: Kept) -> Potential:
-    """The smaller network that is left when irreps are removed.
+    """Smaller network after removing irreps.
 
     Parameters
     ----------
     potential
-        It is left as it is.
+        Potential; not changed.
     kept
-        As for `projected`.
+        Irreps to keep, as for `projected`.
 
     Returns
     -------
-    A potential in evaluation mode, of the same dtype and on the same device, whose energies are
-    those of ``projected(potential, kept)``, to rounding. Heads that read an irrep which is gone
-    are gone too.
+    Potential
+        Potential in evaluation mode, with the same dtype and device, whose energies are those of
+        ``projected(potential, kept)``, up to rounding. Heads that read a removed irrep are removed
+        too.
 
     Raises
     ------
     ValueError
-        If the network does not have these irreps, or has none to remove; if heads read the norms
-        of all irreps.
+        If the network does not have these irreps, or has none to remove, or if heads read the
+        norms of all irreps.
     """
     network, repulsion = potential.representation, potential.repulsion
     kept = network.parse_kept(kept)

@@ -1,4 +1,4 @@
-"""What becomes of the errors when an order is taken out."""
+"""Errors of a network after removing an order."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from .layout import Layout, changed
 
 
 class Predictions(NamedTuple):
-    """Of all frames, float64."""
+    """Predictions for all frames, float64."""
 
     energy: Tensor
-    """(F,), eV."""
+    """Energies, (F,), eV."""
     forces: Tensor | None
-    """(N, 3), eV/A; None where they were not asked for."""
+    """Forces, (N, 3), eV/A; None if not requested."""
 
 
 class Accuracy(NamedTuple):
-    """Mean absolute errors, and mean absolute changes against the whole network."""
+    """Mean absolute errors, and mean absolute changes relative to the whole network."""
 
     energy_mae_mev: float | None
-    """Of the energy of a frame; None without labels."""
+    """Error of the energy of a frame; None without labels."""
     force_mae_mev_per_angstrom: float | None
-    """Of a component of a force; None without labels."""
+    """Error of a force component; None without labels."""
     energy_change_mev: float
-    """Of the energy of a frame."""
+    """Change of the energy of a frame."""
     force_change_mev_per_angstrom: float | None
-    """Of a component of a force; None where forces have no labels."""
+    """Change of a force component; None if forces have no labels."""
 
 
 def predict(potential: nn.Module, frames: Frames, forces: bool = True) -> Predictions:
-    """Energies, and forces if asked for, of all frames."""
+    """Energies, and forces if requested, of all frames."""
     quantities = ("energy", "forces") if forces else ("energy",)
     found = predict_graphs(potential, frames.graphs, quantities, slices(frames))
     return Predictions(found["energy"], found.get("forces"))
 
 
 def accuracy(found: Predictions, whole: Predictions, frames: Frames) -> Accuracy:
-    """Compare with the labels, and with what the whole network predicts."""
+    """Compare predictions with the labels and with those of the whole network."""
     energies = frames.energies if "energy" in frames.quantities else None
     forces = torch.cat(frames.forces) if "forces" in frames.quantities else None
     errors = _mae(found.energy, energies), _mae(found.forces, forces)
@@ -64,7 +64,7 @@ def _mae(predicted: Tensor | None, reference: Tensor | None) -> float | None:
 def predict_without(
     potential: Potential, frames: Frames, layout: Layout, order: Irrep, layer: int, forces: bool
 ) -> Predictions:
-    """Predictions with one order of X^k, k the layer, set to zero."""
+    """Predictions with one order of X^k set to zero, where k is the layer."""
 
     def remove(k: int, x: Tensor) -> Tensor:
         return layout.without(x, [order]) if k == layer else x

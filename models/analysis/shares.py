@@ -1,23 +1,23 @@
-r"""What each order carries: of the features, of the energy and of the forces.
+r"""Shares of each order in the features, the energy and the forces.
 
 With X the features :math:`X^{(k)}_{imc}` of atom i, component m and channel c after layer k, and
-l an order, that is, a set of components:
+l an order, i.e. a set of components:
 
 norm share
-    :math:`\|X_l\|^2 / \sum_{l'} \|X_{l'}\|^2`, summed over atoms and channels; per component each
-    norm is divided by 2l + 1 first.
+    :math:`\|X_l\|^2 / \sum_{l'} \|X_{l'}\|^2`, summed over atoms and channels; per component, each
+    squared norm is first divided by 2l + 1.
 energy share
     gradient times feature, :math:`a_l = \sum_{ic} |\sum_{m \in l} g_{imc} X_{imc}|` with
-    :math:`g = \partial E / \partial X`, over the sum of all orders: by how much the energy
-    changes, to first order, with the size of what an atom holds there. Rotations, and a channel
-    that is scaled while the next layer's weights undo it, leave it as it is.
+    :math:`g = \partial E / \partial X`, divided by the sum over all orders: the change of the
+    energy, to first order, with the size of these features. It is invariant under rotations, and
+    under scaling of a channel that the next layer's weights undo.
 force share
     :math:`\langle F_l, F \rangle / \langle F, F \rangle` with
-    :math:`F_l = -\sum_{m \in l} g_m \cdot \partial X_m / \partial R`, the forces that reach the
-    atoms through that order at that layer. What the later layers read of the edges themselves is
-    the rest: :math:`F = \sum_l F_l + F_{edges}`, and the shares sum to one. F_l is the forces less
-    those with the gradient stopped at that order; a share may be negative or above one where
-    orders work against each other.
+    :math:`F_l = -\sum_{m \in l} g_m \cdot \partial X_m / \partial R`, the forces that act
+    through that order at that layer. The remainder is what later layers read directly from the
+    edges: :math:`F = \sum_l F_l + F_{edges}`, and the shares sum to one. F_l is the difference
+    between the forces and those with the gradient stopped at that order. A share may be negative
+    or above one if orders oppose each other.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from .layout import Layout, changed
 
 @dataclass(frozen=True)
 class Shares:
-    """Of K layers (the embedding is one) and O orders; float64."""
+    """Shares for K layers (including the embedding) and O orders; float64."""
 
     norm: Tensor
-    """(K, O), sums to 1 over the orders."""
+    """Norm shares, (K, O); they sum to 1 over the orders."""
     norm_per_component: Tensor
-    """(K, O), sums to 1 over the orders."""
+    """Norm shares per component, (K, O); they sum to 1 over the orders."""
     rms: Tensor
-    """(K, O), root mean square of a component."""
+    """Root mean square of a component, (K, O)."""
     energy: Tensor
-    """(K, O), sums to 1 over the orders."""
+    """Energy shares, (K, O); they sum to 1 over the orders."""
     gradient_rms: Tensor
-    """(K, O), root mean square of dE/dX by component, eV over the unit of the feature."""
+    """Root mean square of a component of dE/dX, (K, O), eV per unit of the feature."""
     force: Tensor
-    """(K, O + 1), sums to 1; the last column is what goes through the edges of later layers."""
+    """Force shares, (K, O + 1), which sum to 1; the last column is F_edges."""
     force_rms: Tensor
-    """(K, O + 1), root mean square of a component of F_l, eV/A."""
+    """Root mean square of a component of F_l, (K, O + 1), eV/A."""
 
 
 def measure_shares(potential: Potential, frames: Frames, layout: Layout) -> Shares:
-    """Shares over all frames; see the module."""
+    """Shares over all frames, as the module's docstring defines them."""
     layers, orders = len(layout.layers), len(layout.orders)
     squares, slopes, flows = (torch.zeros(layers, orders, dtype=torch.float64) for _ in range(3))
     products, sizes = (torch.zeros(layers, orders + 1, dtype=torch.float64) for _ in range(2))
@@ -88,7 +88,7 @@ def measure_shares(potential: Potential, frames: Frames, layout: Layout) -> Shar
 
 
 def _share(amounts: Tensor) -> Tensor:
-    """Divided by the sum over the orders; zero where that is."""
+    """Amounts divided by their sum over the orders; zero if the sum is zero."""
     total = amounts.sum(1, keepdim=True)
     return torch.where(total > 0, amounts / total.clamp_min(1e-300), torch.zeros_like(amounts))
 
@@ -102,7 +102,7 @@ def _paths(
     features: list[Tensor] = []
 
     def keep(k: int, x: Tensor) -> Tensor:
-        if not x.requires_grad:  # of atoms without neighbours
+        if not x.requires_grad:  # no atom has neighbours
             x = x.detach().requires_grad_(True)
         features.append(x)
         return x

@@ -1,4 +1,4 @@
-"""Reading every kind of checkpoint, and writing our own."""
+"""Reading checkpoints of all supported formats, and writing our own."""
 
 from .description import describe
 from .loading import AnyPotential, convert, load_potential

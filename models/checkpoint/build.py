@@ -1,4 +1,4 @@
-"""From named tensors to a `Potential`: the step that every reader ends in."""
+"""Building a `Potential` from named tensors, the last step of every reader."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ MAX_LAYERS = 1000
 
 
 class TensorPool:
-    """Tensors of another program's file, taken one by one by the name they have there.
+    """Tensors of another program's file, taken one by one by name.
 
-    What is missing, misshapen or left over at the end is a `ValueError` naming the file.
+    Missing, misshapen or unused tensors raise a `ValueError` that names the file.
 
     Parameters
     ----------
     tensors
-        By the names that readers ask for.
+        Tensors by the names that readers use.
     name
-        Of the file.
+        Name of the file.
     spell
-        From those names to the ones in the file, for messages; None where they are the same.
+        Function from these names to those in the file, for messages; None if they are equal.
     """
 
     def __init__(
@@ -48,11 +48,17 @@ class TensorPool:
         return key in self._left
 
     def names(self) -> list[str]:
-        """Names not taken yet."""
+        """Names of the tensors that are not yet taken."""
         return list(self._left)
 
     def take(self, key: str) -> Tensor:
-        """The tensor of that name."""
+        """Remove the tensor of that name from the pool, and return it.
+
+        Raises
+        ------
+        ValueError
+            If there is no such tensor.
+        """
         if key not in self._left:
             raise ValueError(
                 f"{self.name} has no tensor {self._spell(key)}: expected the complete state "
@@ -61,12 +67,18 @@ class TensorPool:
         return self._left.pop(key)
 
     def discard(self, *keys: str) -> None:
-        """Drop tensors that carry nothing we need."""
+        """Remove tensors that are not needed."""
         for key in keys:
             self._left.pop(key, None)
 
     def finish(self) -> None:
-        """Check that every tensor was used."""
+        """Check that every tensor was used.
+
+        Raises
+        ------
+        ValueError
+            If tensors are left.
+        """
         if self._left:
             raise ValueError(
                 f"{self.name} has {len(self._left)} tensors that the model it describes does "
@@ -88,25 +100,31 @@ def build_potential(
     metadata: dict[str, Any],
     heads: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Potential:
-    """A `Potential` of the given description whose weights are ``tensors``.
+    """Build a `Potential` from its description and tensors.
 
     Parameters
     ----------
     name
-        Of the file, for error messages.
+        Name of the file, for error messages.
     architecture
-        A key of ``NETWORKS``.
+        Key of ``NETWORKS``.
     network, readout, repulsion
-        Arguments of the representation, of its readout and of `ZBLRepulsion`.
+        Arguments of the representation, its readout and `ZBLRepulsion` (None: no repulsion).
     tensors
-        The state dict of the potential; all of a network's weights have one dtype.
+        State dict of the potential; all weights must have the same dtype.
+    elements
+        Atomic numbers that the model knows.
+    units
+        Names of the units of length and energy.
+    metadata
+        Metadata of the potential.
     heads
         Arguments of the readouts of other properties, by name.
 
     Raises
     ------
     ValueError
-        If the description makes no sense or the tensors do not fit it.
+        If the description is not valid or the tensors do not fit it.
     """
     if architecture not in NETWORKS:
         raise ValueError(
@@ -128,7 +146,7 @@ def build_potential(
                 "tensormd may know it"
             )
     try:
-        # Without memory: the weights come from the file, and no random number is drawn.
+        # The meta device uses no memory and draws no random numbers: the file has the weights.
         with torch.device("meta"):
             representation = kind.network(**network)
             energy = kind.readout(**readout)

@@ -1,4 +1,4 @@
-"""What there is to say of a potential, as plain data."""
+"""Descriptions of potentials as plain data."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from ..potential import Potential
 
 
 def describe(potential: Potential | TorchMDNetPotential | Committee) -> dict[str, Any]:
-    """Architecture, sizes, units, elements and metadata of a potential; JSON can hold it.
+    """Architecture, sizes, units, elements and metadata of a potential, as JSON data.
 
     Returns
     -------
-    architecture, parameters (how many), dtype, cutoff_angstrom, elements (atomic numbers),
-    units (the network's own), network, readout, repulsion and heads (their arguments; of a
-    torchmd-net module its hyper-parameters), metadata; for a committee also members.
+    dict[str, Any]
+        architecture, parameters (their number), dtype, cutoff_angstrom, elements (atomic numbers),
+        units (of the network), network, readout, repulsion and heads (their arguments; for a
+        torchmd-net module its hyper-parameters), atom_energies (whether it has them), metadata;
+        for a committee also members.
     """
     found: dict[str, Any] = {
         "architecture": potential.architecture,

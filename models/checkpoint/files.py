@@ -1,7 +1,7 @@
-"""Files that cannot be trusted are read here, and files are written whole or not at all.
+"""Safe reading of untrusted files.
 
-Whatever is wrong with a file ends as one `ValueError` that names it, what was expected and
-the remedy. Nothing is ever unpickled: torch files open with ``weights_only=True``, which
+All problems with a file raise a `ValueError` that names the file, what was expected and the
+remedy. No arbitrary pickle is loaded: torch files are opened with ``weights_only=True``, which
 builds tensors and plain data and refuses to call anything else.
 """
 
@@ -25,37 +25,37 @@ MAX_UNPACKED_BYTES = 8 * 2**30
 
 
 class _Unused:
-    """Stands for a class whose name a file mentions and nobody needs."""
+    """Placeholder for a class that a file mentions but nobody needs."""
 
 
 def _plain_data() -> list[Any]:
-    """Classes that hold data alone, found beside the tensors of checkpoints."""
+    """Classes of plain data that occur in checkpoints beside tensors."""
     scalar = np.float64(0).__reduce__()[0]
     callbacks = "pytorch_lightning.callbacks"
     return [
         argparse.Namespace,
         np.dtype,
         *(type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8", "?")),
-        # Files hold the names of their day, and of the system they were written on.
+        # Names depend on the versions and the system with which a file was written.
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
         (PurePosixPath, "pathlib.PosixPath"),
         (PurePosixPath, "pathlib._local.PosixPath"),
         (PureWindowsPath, "pathlib.WindowsPath"),
         (PureWindowsPath, "pathlib._local.WindowsPath"),
-        # Lightning before 1.5 kept the states of callbacks under their classes.
+        # Lightning before 1.5 stored the states of callbacks under their classes.
         (_Unused, f"{callbacks}.model_checkpoint.ModelCheckpoint"),
         (_Unused, f"{callbacks}.early_stopping.EarlyStopping"),
         (_Unused, f"{callbacks}.lr_monitor.LearningRateMonitor"),
     ]
 
 
-# What torch may read is a global of torch: one file at a time.
+# The list of classes that torch may load is global: read one file at a time.
 _reading = threading.Lock()
 
 
 def read_bytes(path: Path) -> bytes:
-    """The contents of a file.
+    """Read the contents of a file.
 
     Raises
     ------
@@ -74,12 +74,12 @@ def read_bytes(path: Path) -> bytes:
 
 
 def load_torch(data: bytes, name: str) -> Any:
-    """Tensors and plain data of a file written by ``torch.save``, on the CPU.
+    """Load tensors and plain data of a file written by ``torch.save``, on the CPU.
 
     Raises
     ------
     ValueError
-        If the file is damaged, or would have to run code to be read.
+        If the file is damaged, or reading it would run code.
     """
     try:
         with _reading, torch.serialization.safe_globals(_plain_data()):
@@ -87,7 +87,7 @@ def load_torch(data: bytes, name: str) -> Any:
     except pickle.UnpicklingError as error:
         message = str(error)
         refused = re.search(r"(?:GLOBAL|global|type|class) ([\w.]+\.[\w.]+)", message)
-        # Instructions of pickle protocol 4, of which torch reads none: a plain pickle.
+        # An ordinary pickle has instructions of protocol 4, which torch does not support.
         if refused is None and "Unsupported operand" not in message:
             raise _damaged(name, error) from error
         what = f" ({refused.group(1)})" if refused else ""
@@ -96,12 +96,12 @@ def load_torch(data: bytes, name: str) -> Any:
             "Expected tensors and plain data: in the program that wrote it, save the state "
             "dict and the hyper-parameters instead of the whole object"
         ) from error
-    except Exception as error:  # torch raises whatever its parsers meet in damaged bytes
+    except Exception as error:  # for damaged bytes torch raises errors of any kind
         raise _damaged(name, error) from error
 
 
 def state_dict_of(content: Any) -> dict[str, Tensor]:
-    """The named tensors of a torch file, or of the ``state_dict`` in it; empty: it has none."""
+    """Named tensors of a torch file, or of its ``state_dict``; empty if there are none."""
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
@@ -116,7 +116,7 @@ def state_dict_of(content: Any) -> dict[str, Tensor]:
 def _damaged(name: str, error: Exception) -> ValueError:
     lines = [line.strip() for line in str(error).split("\n") if line.strip()]
     if lines and lines[0].startswith("Weights only load failed"):
-        lines = lines[2:]  # torch's advice to open it all the same, which nobody should follow
+        lines = lines[2:]  # torch's unsafe advice to open the file anyway
     reason = lines[0][:120] if lines else type(error).__name__
     return ValueError(
         f"{name} is damaged or truncated ({reason}): expected a file written by torch.save; "
@@ -125,12 +125,12 @@ def _damaged(name: str, error: Exception) -> ValueError:
 
 
 def is_zip(data: bytes) -> bool:
-    """Whether the bytes begin as a zip archive does."""
+    """Whether the bytes begin like a zip archive."""
     return data[:4] == b"PK\x03\x04"
 
 
 def is_torch(data: bytes, name: str) -> bool:
-    """Whether the bytes were written by ``torch.save`` (a zip of its own, or a pickle)."""
+    """Whether the bytes were written by ``torch.save`` (as a special zip, or a pickle)."""
     if is_zip(data):
         return any(PurePosixPath(n).name == "data.pkl" for n in _zip_names(data, name))
     return data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
@@ -153,24 +153,24 @@ def _zip_names(data: bytes, name: str) -> list[str]:
 
 
 def unzip(data: bytes, name: str) -> dict[str, bytes]:
-    """Members of an archive in alphabetical order, read into memory: nothing is unpacked.
+    """Read the members of an archive into memory, in alphabetical order; none go to disk.
 
     Raises
     ------
     ValueError
-        If it is damaged, if a member's name leads out of the archive, or if it unpacks to
-        more than ``MAX_UNPACKED_BYTES``.
+        If it is damaged, a member's name leads out of the archive, or it unpacks to more than
+        ``MAX_UNPACKED_BYTES``.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
             for info in infos:
-                # zipfile itself turns the other system's separators into slashes.
+                # The original name: zipfile replaces separators of the other system by slashes.
                 path = PurePosixPath(info.orig_filename.replace("\\", "/"))
                 if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
                     raise ValueError(
                         f"{name} holds a member named {info.orig_filename!r}, which leads out of "
-                        "the archive: expected checkpoints alone; make the zip anew"
+                        "the archive: expected only checkpoints; make the zip again"
                     )
             if sum(info.file_size for info in infos) > MAX_UNPACKED_BYTES:
                 raise ValueError(
@@ -188,7 +188,7 @@ def require_finite(tensors: Mapping[str, Tensor], name: str, exempt: Iterable[st
     Raises
     ------
     ValueError
-        Naming the first tensor that has one.
+        If a value is NaN or infinite; the message names the first such tensor.
     """
     for key, tensor in tensors.items():
         if key in exempt or not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):

@@ -1,6 +1,6 @@
-"""What a format of checkpoints is, and what its reader is told.
+"""Interface of checkpoint formats, and of requests to their readers.
 
-A format is one file of this folder that ends in a `Format`, and its row in ``loading.FORMATS``.
+A format is a module of this folder with a `Format` at its end, and a row in ``loading.FORMATS``.
 """
 
 from __future__ import annotations
@@ -19,39 +19,41 @@ Units = tuple[str, str]
 
 @dataclass
 class Request:
-    """What the caller said of the checkpoint, and what had to be assumed."""
+    """Information from the caller about a checkpoint, and assumptions made in reading it."""
 
     units: Units | None
+    """Units of length and energy, if the caller gave them."""
     elements: list[int] | None
+    """Atomic numbers, if the caller gave them."""
     assumed: list[str] = field(default_factory=list)
-    """Files whose units nobody states."""
+    """Files whose units were assumed."""
 
 
 class Format(NamedTuple):
-    """One kind of checkpoint that holds one potential."""
+    """A format of checkpoints with one potential."""
 
     name: str
-    """As error messages list it."""
+    """Name in error messages."""
     container: Literal["file", "torch", "folder"]
-    """What its functions are given: the bytes of a file; the contents of a file that torch wrote,
-    loaded without running code; or the bytes of the ``files`` of a folder, by name."""
+    """Input of its functions: the bytes of a file; the contents of a torch file, loaded without
+    running code; or the bytes of the ``files`` of a folder, by name."""
     recognises: Callable[[Any], bool]
-    """Whether contents are of this format."""
+    """Function that tells whether contents have this format."""
     reads: Callable[[Any, str, Request], Potential | TorchMDNetPotential]
-    """The potential, from the contents, the name for error messages, and what the caller said."""
+    """Function from contents, the name for error messages and the request to a potential."""
     units: Units | None
-    """Those of every file of this format; None: its reader finds out, see `agreed`."""
+    """Units of all files of this format; None: the reader determines them, see `agreed`."""
     files: tuple[str, ...] = ()
-    """Of a folder: the files that it has to have, the weights last."""
+    """Required files of a folder, the weights last."""
 
 
 def agreed(stated: Units, given: Units | None, name: str) -> Units:
-    """The units of a file that states them.
+    """Units of a file that states them.
 
     Raises
     ------
     ValueError
-        If the caller gave others.
+        If the caller gave other units.
     """
     if given is None:
         return stated

@@ -1,8 +1,8 @@
-"""Tensors of other programs' TensorNets in the order and under the names of ours.
+"""Conversion of tensors of other programs' TensorNets to our names and order.
 
-torchmd-net 3, torchmd-net before it, matgl and modelforge hold the same network. They differ
-in names and in the order of the outputs of the layers that make one factor for each of I, A
-and S: [3, F] (three blocks of channels; torchmd-net 3 and this package) or [F, 3].
+torchmd-net 3, older torchmd-net, matgl and modelforge have the same network. They differ in names
+and in the output order of the layers that give one factor for each of I, A and S: [3, F] (three
+blocks of channels; torchmd-net 3 and this package) or [F, 3].
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .build import TensorPool, build_potential
 
 
 def by_blocks(tensor: Tensor, name: str) -> Tensor:
-    """Outputs in the order [F, 3] -> [3, F]: (3F, ...) -> (3F, ...).
+    """Reorder outputs from [F, 3] to [3, F]: (3F, ...) -> (3F, ...).
 
     Raises
     ------
     ValueError
-        If the number of outputs is no multiple of three; ``name`` is that of the file.
+        If the number of outputs is not a multiple of three; ``name`` is the name of the file.
     """
     outputs = tensor.shape[0] if tensor.dim() else 0
     if outputs == 0 or outputs % 3:
@@ -35,17 +35,21 @@ def by_blocks(tensor: Tensor, name: str) -> Tensor:
 
 
 def interleaved_outputs(tensor: Tensor) -> Tensor:
-    """The inverse of `by_blocks`: [3, F] -> [F, 3]."""
+    """Inverse of `by_blocks`: [3, F] -> [F, 3]."""
     return tensor.reshape(3, tensor.shape[0] // 3, -1).transpose(0, 1).reshape(tensor.shape)
 
 
 def embedding_state(pool: TensorPool, prefix: str, *, interleaved: bool) -> dict[str, Tensor]:
-    """The state of `TensorEmbedding` from torchmd-net's names under ``prefix``.
+    """State of `TensorEmbedding` from torchmd-net's names under ``prefix``.
 
     Parameters
     ----------
+    pool
+        Tensors of the file.
+    prefix
+        Beginning of the names.
     interleaved
-        Whether the last scalar layer has its outputs in the order [F, 3].
+        Whether the last scalar layer has the output order [F, 3].
     """
     state = {"embedding.species.weight": pool.take(f"{prefix}emb.weight")}
     for part in ("weight", "bias"):
@@ -64,7 +68,7 @@ def embedding_state(pool: TensorPool, prefix: str, *, interleaved: bool) -> dict
 def interaction_state(
     pool: TensorPool, prefix: str, layer: int, *, interleaved: bool
 ) -> dict[str, Tensor]:
-    """The state of one `Interaction` from torchmd-net's names under ``prefix``."""
+    """State of one `Interaction` from torchmd-net's names under ``prefix``."""
     state = {}
     for part in ("weight", "bias"):
         for k in range(3):
@@ -102,7 +106,13 @@ def finish(
     metadata: dict[str, Any],
     repulsion: Mapping[str, Any] | None = None,
 ) -> Potential:
-    """The potential, once every tensor of the pool was used."""
+    """Build the potential, after checking that every tensor of the pool was used.
+
+    Raises
+    ------
+    ValueError
+        If tensors are left or do not fit, or the scale or mean has several values.
+    """
     pool.finish()
     state = {f"representation.{key}": tensor.clone() for key, tensor in representation.items()}
     state |= {f"readout.{key}": tensor.clone() for key, tensor in head.items()}

@@ -1,4 +1,4 @@
-"""One door for every checkpoint: what it is, is recognised by its contents."""
+"""Loading of all checkpoints, whose format is recognised by their contents."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FORMATS: tuple[Format, ...] = (
     modelforge.FORMAT,
     tdn_release.FORMAT,
 )
-"""Every format, in the order in which they are tried."""
+"""All formats in the order in which they are tried."""
 READABLE = ", ".join(f"a {kind.name}" for kind in FORMATS) + ", or a zip of checkpoints"
 NOT_CHECKPOINTS = {".txt", ".md", ".json", ".yaml", ".yml", ".csv", ".log"}
 
@@ -41,29 +41,29 @@ def load_potential(
     units: tuple[str, str] | None = None,
     elements: Iterable[int] | None = None,
 ) -> AnyPotential:
-    """Read a potential, or a committee, from whatever holds one.
+    """Load a potential or a committee from a checkpoint of any supported format.
 
     Parameters
     ----------
     checkpoint
-        A path, a name of the registry, a sequence of paths (a committee), or a potential,
-        which is returned as it is. Names go before paths: write ``./ethanol`` for a file of
-        that name.
+        Path, registry name, sequence of paths (a committee), or a potential, which is returned
+        unchanged. Names take precedence over paths: write ``./ethanol`` for a file of that name.
     units
         Units of length and energy of a file that does not state them, such as
-        ``("angstrom", "kcal/mol")``. None takes Angstrom and eV, with a warning.
+        ``("angstrom", "kcal/mol")``. None: Angstrom and eV are assumed, with a warning.
     elements
-        Atomic numbers that the model was trained on, where the file does not state them.
+        Atomic numbers that the model was trained on, if the file does not state them.
 
     Returns
     -------
-    On the CPU, in the dtype of the file, in evaluation mode.
+    Potential, TorchMDNetPotential or Committee
+        On the CPU, in the dtype of the file, in evaluation mode.
 
     Raises
     ------
     ValueError
-        If there is no such file, or it cannot be read: the message names it, what was
-        expected and the remedy.
+        If there is no such file, or it cannot be read; the message names it, what was expected
+        and the remedy.
     """
     request = Request(
         _parse_units(units), None if elements is None else [int(z) for z in elements]
@@ -88,7 +88,7 @@ def convert(
     elements: Iterable[int] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> AnyPotential:
-    """Write any readable checkpoint in the native format.
+    """Convert a checkpoint of any supported format to the native format.
 
     Parameters
     ----------
@@ -97,11 +97,19 @@ def convert(
     output
         Path of the new file.
     metadata
-        Added to what the checkpoint says of itself.
+        Entries added to the metadata of the checkpoint.
 
     Returns
     -------
-    The potential that was written.
+    Potential, TorchMDNetPotential or Committee
+        The potential that was written.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint cannot be read, or the potential cannot be saved.
+    OSError
+        If the file cannot be written.
     """
     potential = load_potential(checkpoint, units=units, elements=elements)
     members = list(potential.members) if isinstance(potential, Committee) else [potential]
@@ -155,7 +163,7 @@ def _load(checkpoint: Checkpoint, request: Request) -> AnyPotential:
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """The last net: tensors of the right names and impossible shapes fail in many ways."""
+    """Turn remaining errors into one that names the file, e.g. those from impossible shapes."""
     try:
         yield
     except ValueError as error:
@@ -171,7 +179,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def _committee(members: Sequence[AnyPotential]) -> AnyPotential:
-    """The members of committees stand beside the others; one alone is no committee."""
+    """Join members, and members of committees, into one committee; a single one is returned."""
     flat: list[nn.Module] = []
     for member in members:
         flat += list(member.members) if isinstance(member, Committee) else [member]
@@ -282,6 +290,6 @@ def _load_zip(data: bytes, name: str, request: Request) -> AnyPotential:
     for member, content in members.items():
         label = f"{name}/{member}"
         if not content:
-            raise ValueError(f"{label} is empty: expected a checkpoint; make the zip anew")
+            raise ValueError(f"{label} is empty: expected a checkpoint; make the zip again")
         potentials.append(_load_bytes(content, label, request))
     return _committee(potentials)

@@ -1,7 +1,7 @@
-"""Folders that matgl writes: ``model.json`` describes a potential, ``state.pt`` has its tensors.
+"""Folders of matgl: ``model.json`` describes a potential, ``state.pt`` has its tensors.
 
-Read are the TensorNets of matgl 2 (its PyG code, model version 1), whose numbers this package
-reproduces. Those before it (DGL) and after it (model version 2) use other conventions.
+This reads the TensorNets of matgl 2 (its PyG code, model version 1), whose numbers this package
+reproduces. Older (DGL) and newer ones (model version 2) use other conventions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UNITS = ("angstrom", "ev")
 VERIFIED_MODULE = "matgl.models._tensornet_pyg"
 ACTIVATIONS = {"swish": "silu", "tanh": "tanh", "sigmoid": "sigmoid", "softplus2": "ssp"}
 
-# What else a description may ask for, and the one value that is the network we have.
+# Other options of a description, and the only value that is supported.
 FIXED: dict[str, Any] = {
     "include_state": False,
     "is_intensive": False,
@@ -38,21 +38,21 @@ FIXED: dict[str, Any] = {
 def read_matgl(
     description: bytes, state: bytes, name: str, *, elements: Iterable[int] | None = None
 ) -> Potential:
-    """The potential of a matgl folder.
+    """Read the potential of a matgl folder.
 
     Parameters
     ----------
     description, state
         Contents of ``model.json`` and ``state.pt``.
     name
-        Of the folder, for error messages and the metadata.
+        Name of the folder, for error messages and the metadata.
     elements
-        Atomic numbers the model knows; None takes all that the description lists.
+        Atomic numbers that the model knows; None: all that the description lists.
 
     Raises
     ------
     ValueError
-        If the folder holds anything but a TensorNet potential of matgl 2.
+        If the folder has anything other than a TensorNet potential of matgl 2.
     """
     try:
         parsed = json.loads(description)
@@ -120,7 +120,7 @@ def _build(
     state = radial_state | embedding_state(pool, "tensor_embedding.", interleaved=True)
     for layer in range(layers):
         state |= interaction_state(pool, f"layers.{layer}.", layer, interleaved=True)
-    # A row for each atomic number, not for each place in matgl's list of elements.
+    # One row for each atomic number, instead of each entry in matgl's list of elements.
     rows = state["embedding.species.weight"]
     table = rows.new_zeros(max(numbers) + 1, rows.shape[-1])
     if len(rows) != len(numbers):
@@ -130,7 +130,7 @@ def _build(
         )
     table[numbers] = rows
     state["embedding.species.weight"] = table
-    # matgl joins the sender's species and then the receiver's, we the other way round.
+    # matgl concatenates the species of sender and receiver in this order, we in the other.
     pair = state["embedding.species_pair.weight"]
     state["embedding.species_pair.weight"] = pair.roll(pair.shape[1] // 2, dims=1)
 
@@ -139,7 +139,7 @@ def _build(
         energies = pool.take("element_refs.property_offset").double().reshape(-1)
         if len(energies) != len(numbers):
             raise ValueError(
-                f"{name}: {len(energies)} reference energies: one an element expected"
+                f"{name}: {len(energies)} reference energies: expected one per element"
             )
         references[numbers] = energies
     head = {}
@@ -186,7 +186,7 @@ def _build(
 def _radial(
     pool: TensorPool, arguments: Mapping[str, Any], cutoff: float
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Our basis: its arguments for `TensorNet`, and its state."""
+    """Arguments of `TensorNet` for the radial basis, and the state of the basis."""
     kind = str(arguments.get("rbf_type", "Gaussian")).lower()
     size = int(arguments.get("num_rbf", 32))
     if kind == "sphericalbessel":

@@ -1,7 +1,7 @@
 """State dicts of modelforge's TensorNet, in nm and kJ/mol.
 
-Sizes, cutoff and radial functions are read off the tensors. The symmetry group and the
-activation function leave no trace in them: they are arguments.
+Sizes, cutoff and radial functions are inferred from the tensors. The symmetry group and the
+activation function cannot be inferred: they are arguments.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LAYER_NAMES = {"mlp_scalar": "linears_scalar", "linear_layer": "linears_tensor"}
 
 
 def is_modelforge(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is that of modelforge's TensorNet."""
+    """Whether a state dict belongs to modelforge's TensorNet."""
     return any(key.endswith(MARK) for key in tensors)
 
 
@@ -46,23 +46,23 @@ def read_modelforge(
     group: str = "O(3)",
     activation: str = "silu",
 ) -> Potential:
-    """The potential of a state dict.
+    """Read the potential of a state dict.
 
     Parameters
     ----------
     tensors
-        The state dict of modelforge's network, with or without what it is wrapped in.
+        State dict of modelforge's network, with or without its wrapper.
     name
-        Of the file, for error messages and the metadata.
+        Name of the file, for error messages and the metadata.
     elements
-        Atomic numbers the model knows; None takes every row of the embedding.
+        Atomic numbers that the model knows; None: all rows of the embedding.
     group, activation
-        As the model was made; the defaults are modelforge's.
+        Options of the model; the defaults are modelforge's.
 
     Raises
     ------
     ValueError
-        If tensors are missing, or it has a minimum interaction radius.
+        If tensors are missing, or the model has a minimum interaction radius.
     """
     require_finite(tensors, name)
     prefix = next(key for key in tensors if key.endswith(MARK)).removesuffix(MARK)
@@ -84,7 +84,7 @@ def read_modelforge(
     for layer in range(layers):
         state |= interaction_state(pool, f"layers.{layer}.", layer, interleaved=True)
     channels = state["embedding.norm.weight"].shape[0]
-    # Its directions are r_j - r_i, ours r_i - r_j: that is the sign of A (the middle block).
+    # Its directions are r_j - r_i, ours r_i - r_j: this flips the sign of A (the middle block).
     for part in ("weight", "bias"):
         radial = state[f"embedding.radial.{part}"].clone()
         radial[channels : 2 * channels] *= -1
@@ -100,14 +100,14 @@ def read_modelforge(
     head = {
         "norm.weight": pool.take("perform_layer_normalization.weight"),
         "norm.bias": pool.take("perform_layer_normalization.bias"),
-        # It sums the outputs of its dense layer: one output with the summed weights.
+        # modelforge sums the outputs of its dense layer: sum the weights instead.
         "head.linear.weight": weight.sum(0, keepdim=True),
         "head.linear.bias": bias.sum(0, keepdim=True),
     }
     pool.discard(*(key for key in pool.names() if key.startswith("output_layers.")))
     table = state["embedding.species.weight"]
     references = torch.zeros(len(table), dtype=torch.float64)
-    references[1:] = _statistic(outside, "mean", 0.0)  # it adds the mean to every atom
+    references[1:] = _statistic(outside, "mean", 0.0)  # modelforge adds the mean to every atom
     chosen = range(1, len(table)) if elements is None else sorted({int(z) for z in elements})
     short = PurePath(name).name
     return finish(
@@ -169,7 +169,7 @@ def _torchmdnet_name(key: str) -> str:
 
 
 def _modelforge_name(key: str) -> str:
-    """The inverse of `_torchmdnet_name`."""
+    """Inverse of `_torchmdnet_name`."""
     if key.startswith(("output_layers.", "perform_layer_normalization.")):
         return key
     if key.startswith("layers."):
@@ -183,7 +183,7 @@ def _modelforge_name(key: str) -> str:
 
 
 def _check_no_minimum_radius(first: float, cutoff: float, name: str) -> None:
-    # The first centre is exp(-(cutoff - minimum) / length), the length 0.1 nm or 1 nm.
+    # The first centre is exp(-(cutoff - minimum) / length), where length is 0.1 nm or 1 nm.
     if any(math.isclose(first, math.exp(-cutoff / length), rel_tol=1e-3) for length in (0.1, 1)):
         return
     raise ValueError(
@@ -194,7 +194,7 @@ def _check_no_minimum_radius(first: float, cutoff: float, name: str) -> None:
 
 
 def _statistic(tensors: Mapping[str, Tensor], kind: str, default: float) -> float:
-    """Mean or standard deviation of the energy of an atom, where the file has it."""
+    """Mean or standard deviation of the energy per atom, if the file has it."""
     found = [key for key in tensors if key.endswith(f".{kind}")]
     found = [key for key in found if "per_atom_energy" in key] or found
     return float(tensors[found[0]].double().reshape(-1)[0]) if found else default

@@ -1,6 +1,6 @@
-"""The project's own checkpoints: safetensors that hold the whole description of a potential.
+"""The project's own checkpoints: safetensors files with the full description of a potential.
 
-One JSON text under the key ``tensormd`` of the file's metadata says all that is not a tensor;
+A JSON text under the key ``tensormd`` of the file's metadata has everything except the tensors;
 ``docs/reference/checkpoints.md`` lists its fields. A committee is a zip of such files.
 """
 
@@ -30,15 +30,15 @@ from .formats import Format, Request, agreed
 
 KEY = "tensormd"
 VERSION = 2
-"""Of files with heads, which older programs must not read as if there were none; others have 1."""
-MEMBER_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever a committee is saved
+"""Version of files with heads, which older programs must refuse; other files have version 1."""
+MEMBER_DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that a committee always gives the same bytes
 
 
 def is_safetensors(data: bytes) -> bool:
-    """Whether the bytes begin as a safetensors file does."""
+    """Whether the bytes begin like a safetensors file."""
     if len(data) < 10 or data[8:9] != b"{":
         return False
-    # A length beyond the end is a truncated file, as long as it is a sensible one.
+    # A plausible length beyond the end of the data means a truncated file.
     return 2 <= struct.unpack("<Q", data[:8])[0] < 2**27
 
 
@@ -48,16 +48,16 @@ def is_safetensors(data: bytes) -> bool:
 def save_potential(potential: nn.Module, path: str | Path) -> None:
     """Write a potential, or a committee, to a file that `load_potential` reads.
 
-    The same potential gives the same bytes. The file is written under another name and moved
-    into place, so that it is never half there.
+    The same potential gives the same bytes. The file is written under another name and
+    then renamed, so that it is never incomplete.
 
     Parameters
     ----------
     potential
         `Potential`, `TorchMDNetPotential` or `Committee`.
     path
-        Where to; by custom ``*.safetensors``, and ``*.zip`` for a committee. A file of that
-        name is replaced.
+        Path of the file, usually ``*.safetensors``, or ``*.zip`` for a committee. An existing
+        file is replaced.
 
     Raises
     ------
@@ -71,7 +71,13 @@ def save_potential(potential: nn.Module, path: str | Path) -> None:
 
 
 def potential_to_bytes(potential: nn.Module, name: str) -> bytes:
-    """The file of a potential or a committee; ``name`` is for error messages."""
+    """Contents of the file of a potential or a committee; ``name`` is for error messages.
+
+    Raises
+    ------
+    ValueError
+        If the potential cannot be described in a file, or its weights are not finite.
+    """
     if isinstance(potential, Committee):
         return _committee_to_bytes(potential, name)
     description = _describe(potential)
@@ -88,7 +94,7 @@ def potential_to_bytes(potential: nn.Module, name: str) -> bytes:
             f"{name}: the metadata of the potential cannot be written as JSON ({error}): "
             "expected strings, finite numbers, lists and dicts"
         ) from error
-    # Copies: views that share memory are refused, and weights may live on another device.
+    # Copies: shared memory is refused, and weights may be on another device.
     copies = {k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}
     return safetensors.torch.save(copies, metadata={KEY: text})
 
@@ -144,12 +150,12 @@ def _committee_to_bytes(committee: Committee, name: str) -> bytes:
 
 
 def potential_from_bytes(data: bytes, name: str) -> Potential | TorchMDNetPotential | Committee:
-    """What `potential_to_bytes` wrote.
+    """Read a potential or a committee from the bytes of `potential_to_bytes`.
 
     Raises
     ------
     ValueError
-        As `read_native`.
+        As for `read_native`.
     """
     if not is_zip(data):
         return read_native(data, name)
@@ -158,12 +164,12 @@ def potential_from_bytes(data: bytes, name: str) -> Potential | TorchMDNetPotent
 
 
 def read_native(data: bytes, name: str) -> Potential | TorchMDNetPotential:
-    """The potential in the bytes of a file.
+    """Read a potential from the bytes of a file.
 
     Raises
     ------
     ValueError
-        If they are damaged, of another program or of a newer version of the format.
+        If they are damaged, or from another program or a newer version of the format.
     """
     description = _read_description(data, name)
     try:
@@ -260,7 +266,7 @@ def _read(data: bytes, name: str, request: Request) -> Potential | TorchMDNetPot
 
 def _restrict(potential: Potential | TorchMDNetPotential, elements: list[int], name: str) -> None:
     known = set(potential.elements)
-    # A file that was converted without knowing its elements lists every row it has.
+    # A file converted without known elements lists all rows.
     if not elements or not set(elements) <= known:
         raise ValueError(
             f"elements has {sorted(set(elements) - known) or 'nothing'}, but {name} knows "

@@ -1,8 +1,8 @@
-"""Checkpoints by name: where each one is, and whether what came is what was meant.
+"""Checkpoints by name: their addresses, and verification of downloads.
 
-A file whose SHA-256 is known is compared with it. Of the others the digest is unknown until
-they are downloaded: then it must be the one that the hub itself publishes, and it is written
-down, with the revision, so that later loads get the same bytes or an error.
+Files with a known SHA-256 are compared with it. For the others, the first download must have the
+digest that the hub publishes; digest and revision are then recorded, so that later loads get the
+same bytes or an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_DOWNLOAD_BYTES = 2**31
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file on huggingface.co; its digest is that of its first download."""
+    """A file on huggingface.co, whose digest is recorded at the first download."""
 
     repository: str
     filename: str
@@ -55,11 +55,11 @@ class Entry:
     Attributes
     ----------
     files
-        One file, or those of a folder; a `Path` is a file that ships with the package.
+        One file, or the files of a folder; a `Path` is a file that ships with the package.
     units
-        Of length and energy, as the model's authors state them; None where the file does.
+        Units of length and energy stated by the model's authors; None if the file states them.
     elements
-        Atomic numbers, where the file does not state them and the authors do.
+        Atomic numbers, if the authors state them but the file does not.
     """
 
     name: str
@@ -127,23 +127,23 @@ REGISTRY: dict[str, Entry] = {
         ),
     )
 }
-# matgl's own name for it.
+# matgl's own name of the model.
 ALIASES = {"tensornet-matpes-pbe-v2025.1-pes": "tensornet-matpes-pbe-v2025.1"}
 
 
 def registry_names() -> list[str]:
-    """Every name that `load_potential` knows."""
+    """Names of the registry, which `load_potential` accepts."""
     return [entry.name for entry in REGISTRY.values()]
 
 
 def find(name: str) -> Entry | None:
-    """The entry of a name, in capitals or not."""
+    """Entry of a name, in any case; None if there is none."""
     key = name.lower()
     return REGISTRY.get(ALIASES.get(key, key))
 
 
 def suggest(name: str) -> str:
-    """A sentence for an error message: names like this one, or all of them."""
+    """Text for an error message: a similar name, or all names."""
     near = difflib.get_close_matches(name.lower(), [*REGISTRY, *ALIASES], n=1, cutoff=0.6)
     if near:
         return f"did you mean {REGISTRY[ALIASES.get(near[0], near[0])].name!r}?"
@@ -151,12 +151,12 @@ def suggest(name: str) -> str:
 
 
 def fetch(entry: Entry) -> Path:
-    """The local file or folder of an entry, downloaded if need be, and verified.
+    """Local file or folder of an entry, downloaded if necessary, and verified.
 
     Raises
     ------
     ValueError
-        If it cannot be had, or is not what was meant: see the message.
+        If a file cannot be downloaded, or has another digest than expected.
     """
     paths = [_fetch_file(entry, file) for file in entry.files]
     return paths[0] if len(paths) == 1 else paths[0].parent
@@ -200,7 +200,7 @@ def _fetch_web(entry: Entry, file: WebFile) -> Path:
             return path
     try:
         data = _download(file.url)
-    except Exception as error:  # whatever a network can do
+    except Exception as error:  # network errors of any kind
         raise _unreachable(entry, file, error) from error
     found = hashlib.sha256(data).hexdigest()
     if found != file.sha256:
@@ -245,14 +245,14 @@ def _fetch_hub(entry: Entry, file: HubFile) -> Path:
 
 
 def _hub_download(repository: str, filename: str, revision: str) -> tuple[Path, str]:
-    """A local copy of a file, and the commit it is of."""
-    # Here, for the client takes long to import and only downloads need it.
+    """Local copy of a file, and its commit."""
+    # Imported here: the client is slow to import, and only downloads need it.
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     found: str | None = None
     if re.fullmatch("[0-9a-f]{40}", revision):
-        # A commit never changes: what is in the cache needs no network.
+        # A commit never changes, so a cached file needs no network.
         with contextlib.suppress(LocalEntryNotFoundError):
             found = hf_hub_download(repository, filename, revision=revision, local_files_only=True)
     if found is None:
@@ -265,14 +265,14 @@ def _hub_download(repository: str, filename: str, revision: str) -> tuple[Path, 
 
 
 def _require_network(address: str) -> None:
-    """Fail at once where the client would try for half a minute."""
-    if not urllib.request.getproxies():  # behind a proxy nothing else need be reachable
+    """Fail at once without a network; the client would try for half a minute."""
+    if not urllib.request.getproxies():  # behind a proxy, other addresses may be unreachable
         parts = urllib.parse.urlsplit(address)
         socket.getaddrinfo(parts.hostname, parts.port or 443)
 
 
 def _hub_digest(file: HubFile, revision: str) -> str:
-    """The SHA-256 that the hub publishes: the etag of a large file."""
+    """SHA-256 that the hub publishes as the etag of a large file."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     address = hf_hub_url(file.repository, file.filename, revision=revision)
@@ -298,13 +298,13 @@ def _read_records() -> dict[str, dict[str, str]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{_records_path()} cannot be read ({error}): it holds the digests of downloaded "
-            "checkpoints; remove it to start anew"
+            "checkpoints; remove it to start again"
         ) from error
 
 
 def _write_records(records: dict[str, dict[str, str]]) -> None:
     path = _records_path()
-    # A cache that cannot be written to must not keep anyone from running.
+    # A read-only cache must not prevent anyone from running.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(records, indent=1, sort_keys=True) + "\n").encode())

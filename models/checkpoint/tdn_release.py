@@ -1,9 +1,9 @@
 """State dicts of the released TDN code (divelab AIRS, OpenMol/TDN), in Angstrom and eV.
 
-Channels, degree, rank, layers, heads and the widths of the radial networks are read off the
-tensors. The cutoff and two averages of the training set leave no trace in them: they are
-arguments. The tensor products keep the factors of the file, and whatever the release adds
-without smoothness (no envelope, its norms) is kept as well: the energies are those of the release.
+Channels, degree, rank, layers, heads and the widths of the radial networks are inferred from the
+tensors. The cutoff and two averages of the training set cannot be inferred: they are arguments.
+The factors of the tensor products are those of the file, and features of the release that are not
+smooth (no envelope, its norms) are kept: the energies are those of the release.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from .layout import finish
 UNITS = ("angstrom", "ev")
 CUTOFF = 4.5
 AVERAGE_DEGREE = 18.6
-"""Of the subset of PubChemQCR, the release's setting; 16.7 for the whole set."""
+"""Neighbours per atom in the subset of PubChemQCR, the release's setting; 16.7 in the full set."""
 AVERAGE_ATOMS = 36.6
-"""Of the subset; 30.0 for the whole set."""
+"""Atoms per molecule in the subset; 30.0 in the full set."""
 OUTPUTS = ("per_atom", "total")
 
 PARTS = ("model_state_dict", "state_dict", "model", "ema")
-"""Where a file keeps the state dict among other things; the first of these counts."""
+"""Keys under which a file may have the state dict; the first one found is used."""
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _RADIAL = re.compile(r"edge_embed\.rad\.net\.(\d+)\.(weight|bias)$")
 _MARKS = re.compile(r"(atom_embed\.atom_type_lin|edge_embed\.rad\.net)\.|.*\.cp_tp\.cp_[abc]$")
 
 HARTREE = 27.2114
-"""eV, the release's own value: its labels were made with it."""
+"""The release's own value of a hartree, eV, with which its labels were computed."""
 REFERENCES = {
     1: -0.5002727762,
     4: -14.6684425428,
@@ -66,11 +66,11 @@ REFERENCES = {
     34: -2401.2347730327,
     35: -2573.8397377628,
 }
-"""Energies of the free atoms that its labels leave out, hartree: the elements it trains on."""
+"""Energies of free atoms, hartree, which are subtracted from its labels, by atomic number."""
 
 
 def is_tdn_release(content: Any) -> bool:
-    """Whether the contents of a torch file are, or hold, a state dict of the released TDN."""
+    """Whether the contents of a torch file are or contain a state dict of the released TDN."""
     return _find(content) is not None
 
 
@@ -85,7 +85,7 @@ def read_tdn_release(
     output: str = "per_atom",
     references: bool = True,
 ) -> Potential:
-    r"""The potential of a state dict, or of a checkpoint that has one in it.
+    r"""Read the potential of a state dict, or of a checkpoint that contains one.
 
     The network was trained on :math:`(E - \sum_i E_{ref}(Z_i)) / N`, and its output is
     :math:`\sum_i e_i / \sqrt{\bar N}`, so that
@@ -95,27 +95,27 @@ def read_tdn_release(
     Parameters
     ----------
     content
-        What ``torch.load`` gave.
+        Result of ``torch.load``.
     name
-        Of the file, for error messages and the metadata.
+        Name of the file, for error messages and the metadata.
     elements
-        Atomic numbers the model knows; None takes all of ``REFERENCES``.
+        Atomic numbers that the model knows; None: all of ``REFERENCES``.
     cutoff
-        Angstrom; None takes the release's 4.5.
+        Cutoff distance, Angstrom; None: 4.5, as in the release.
     average_degree, average_atoms
-        Neighbours of an atom, and atoms of a molecule, in the training set. None takes those of
-        the subset of PubChemQCR, 18.6 and 36.6; the whole set has 16.7 and 30.0.
+        Average numbers of neighbours of an atom and of atoms of a molecule in the training set.
+        None: those of the subset of PubChemQCR, 18.6 and 36.6; the full set has 16.7 and 30.0.
     output
-        What the output of the file's network is: ``per_atom``, as its labels are, or ``total``
-        (then without the factor N), for weights that were trained on something else.
+        Meaning of the network's output: ``per_atom``, like its labels, or ``total`` (without the
+        factor N), for weights that were trained on other labels.
     references
-        Whether to add the energies of the free atoms.
+        Whether to add the energies of free atoms.
 
     Warns
     -----
     UserWarning
-        Where the cutoff or an average was assumed; and where the file has a trained head for
-        forces, which is not used: forces are the gradient of the energy.
+        If the cutoff or an average was assumed, or if the file has a trained force head, which is
+        not used: forces are the gradient of the energy.
 
     Raises
     ------
@@ -216,10 +216,10 @@ def _warn(name: str, assumed: Mapping[str, float], forces: str) -> None:
 
 
 class _Pool(TensorPool):
-    """Tensors taken with the shape that the others call for."""
+    """Pool whose tensors are taken with a shape that follows from other tensors."""
 
     def take(self, key: str, *shape: int | None) -> Tensor:
-        """The tensor of that name; its shape is checked where one is given, None fits any size."""
+        """Take a tensor; checks its shape if one is given, in which None is any size."""
         tensor = super().take(key)
         if shape and not (
             tensor.dim() == len(shape)
@@ -233,7 +233,7 @@ class _Pool(TensorPool):
         return tensor
 
     def size(self, key: str, dimension: int) -> int:
-        """Size of a tensor, which stays."""
+        """Size of one dimension of a tensor, which stays in the pool."""
         tensor = self.take(key)
         self._left[key] = tensor
         if tensor.dim() <= dimension:
@@ -245,7 +245,7 @@ class _Pool(TensorPool):
 
 
 def _find(content: Any) -> tuple[Mapping[str, Any], str] | None:
-    """The state dict in the contents of a file, and the key that it lies under."""
+    """State dict in the contents of a file, and its key."""
     if not isinstance(content, Mapping):
         return None
     for part in ("", *PARTS):
@@ -258,7 +258,7 @@ def _find(content: Any) -> tuple[Mapping[str, Any], str] | None:
 
 
 def _plain(key: str) -> str:
-    """Without what ``torch.compile`` and training on several devices add to a name."""
+    """Name without the prefixes of ``torch.compile`` and of training on several devices."""
     return key.replace("_orig_mod.", "").removeprefix("module.")
 
 
@@ -279,7 +279,7 @@ def _plain_names(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
 
 
 def _representation(pool: _Pool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of `TDN`, and those of its arguments that the shapes tell."""
+    """State of `TDN`, and its arguments that follow from the shapes."""
     channels = pool.size("atom_embed.atom_type_lin.weight", 0)
     max_number = pool.size("atom_embed.atom_type_lin.weight", 1)
     radial_functions = pool.size("rbf.mean", 1)
@@ -311,9 +311,9 @@ def _representation(pool: _Pool) -> tuple[dict[str, Tensor], dict[str, Any]]:
         state[f"radial.{key}"] = pool.take(f"rbf.{key}", *shape)[0]
 
     factors = _factors(pool, "edge_embed.tp", sizes)
-    # Its l = 1 is x, y, z, as ours is: e3nn's harmonics of r_j - r_i.
+    # As here, l = 1 is x, y, z: e3nn's harmonics of r_j - r_i.
     state |= {f"coupling.{key}": tensor.double() for key, tensor in factors.items()}
-    # A linear map of ones: one number for each channel.
+    # A linear map of ones is one number per channel.
     ones = _linear(pool, "exp", "edge_embed.exp", channels, channels)
     state["surroundings.sender"] = ones["exp.weight"].sum(1) + ones["exp.bias"]
     mix = _linear(pool, "mix", "edge_embed.proj", channels, channels)
@@ -341,7 +341,7 @@ def _linear(
 
 
 def _gated(pool: _Pool, ours: str, theirs: str, channels: int) -> dict[str, Tensor]:
-    """Its 2C outputs are values and gates; of the gates only degree 0 is used."""
+    """State of `GatedLinear`; of the release's 2C outputs the second half are the gates."""
     both = _linear(pool, "both", theirs, 2 * channels, channels)
     value, gate = both["both.weight"].chunk(2)
     value_bias, gate_bias = both["both.bias"].chunk(2)
@@ -361,7 +361,7 @@ def _norm(pool: _Pool, theirs: str, channels: int, lmax: int) -> dict[str, Tenso
 
 
 def _radial_widths(pool: _Pool) -> list[int]:
-    """Outputs of the hidden layers: each is a linear map, a norm and an activation."""
+    """Widths of the hidden layers, each of which is a linear map, a norm and an activation."""
     hidden = 0
     for match in filter(None, map(_RADIAL.match, pool.names())):
         # The last linear map has no bias.
@@ -397,7 +397,7 @@ def _attention(
     sizes: Mapping[str, Any],
     factors: Mapping[str, Tensor] | None,
 ) -> dict[str, Tensor]:
-    """The state of `GraphAttention`; its products must have the ``factors``, if there are any."""
+    """State of `GraphAttention`; its products must have the ``factors``, unless these are None."""
     channels, heads = sizes["channels"], sizes["heads"]
     for product in ("tp1", "tp2"):
         for key, tensor in _factors(pool, f"{theirs}.{product}", sizes).items():
@@ -422,14 +422,14 @@ def _attention(
 
 
 def _take_force_head(pool: _Pool, sizes: Mapping[str, Any]) -> str:
-    """Take the tensors of the head for forces, if there is one, and say what became of it."""
+    """Take the tensors of the force head, and return its status for the metadata."""
     if not any(key.startswith(("force_head.", "force_proj.")) for key in pool.names()):
         return "none"
     heads = pool.size("force_head.alpha_dot", 0)
     state = _attention(pool, "force", "force_head", {**sizes, "heads": heads}, None)
     _linear(pool, "projection", "force_proj", 1, sizes["channels"])
-    # Every model of the release has the head. Where forces were the gradient of the energy it
-    # was never trained: its biases are the zeros that they began with.
+    # Every model of the release has this head. If forces were the gradient of the energy, it was
+    # never trained: its biases are still zero.
     biases = ("sender.bias", "score.bias", "value.bias", "value.gate.bias")
     trained = any(bool(state[f"force.{key}"].any()) for key in biases)
     return "trained, not used" if trained else "never trained"

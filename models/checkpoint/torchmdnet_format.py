@@ -1,7 +1,7 @@
-"""Checkpoints of torchmd-net: the Lightning files that ``torchmd-train`` writes.
+"""Checkpoints of torchmd-net: Lightning files written by ``torchmd-train``.
 
-A TensorNet with the `Scalar` output becomes our own `Potential`; everything else that gives
-an energy runs as torchmd-net's module inside `TorchMDNetPotential`.
+A TensorNet with the `Scalar` output becomes our own `Potential`; all other models that give an
+energy run as torchmd-net's module inside `TorchMDNetPotential`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .files import require_finite
 from .formats import Format, Request, agreed
 from .layout import by_blocks, embedding_state, finish, interaction_state
 
-# Older names of architectures; the released aceff_v2.0.ckpt has the first.
+# Older names of architectures; the released aceff_v2.0.ckpt has the first one.
 OLD_MODEL_NAMES = {"tensornetv2_alt": "tensornet2", "tensornet-nqe": "tensornet2"}
 
-# What hyper-parameters mean where a file, older than the option, does not have them.
+# Values of hyper-parameters that are missing in files older than the option.
 DEFAULTS: dict[str, Any] = {
     "precision": 32,
     "rbf_type": "expnorm",
@@ -53,7 +53,7 @@ DEFAULTS: dict[str, Any] = {
 }
 REQUIRED = ("model", "embedding_dimension", "num_layers", "num_rbf", "cutoff_upper")
 
-# How the model was trained: kept in the metadata where the file says it.
+# Hyper-parameters of the training, which are kept in the metadata.
 TRAINING = (
     "dataset",
     "dataset_arg",
@@ -71,33 +71,34 @@ TRAINING = (
 )
 
 NOTE = "tensormd"
-"""Key of what `write_torchmdnet_checkpoint` adds: elements, units and metadata."""
+"""Key under which `write_torchmdnet_checkpoint` adds elements, units and metadata."""
 
-BOHR_M = 5.29177210903e-11  # torchmd-net's own values: the weights were trained with these
+BOHR_M = 5.29177210903e-11  # torchmd-net's own values, with which weights were trained
 COULOMB_J_M = 2.30707755e-28
 
 
 class Note(NamedTuple):
-    """What a checkpoint that this package wrote says of itself."""
+    """Additional information in a checkpoint that this package wrote."""
 
     elements: list[int]
+    """Atomic numbers."""
     units: tuple[str, str]
-    """Of length and energy."""
+    """Units of length and energy."""
     metadata: dict[str, Any]
 
 
 def is_torchmdnet(content: Any) -> bool:
-    """Whether the contents of a torch file are those of a torchmd-net checkpoint."""
+    """Whether the contents of a torch file are a torchmd-net checkpoint."""
     return isinstance(content, Mapping) and {"state_dict", "hyper_parameters"} <= content.keys()
 
 
 def noted(content: Mapping[str, Any], name: str) -> Note | None:
-    """What the file says beyond torchmd-net's own keys, if this package wrote it.
+    """Additional information in the file, if this package wrote it, or None.
 
     Raises
     ------
     ValueError
-        If the note is not as it was written.
+        If the information is damaged.
     """
     note = content.get(NOTE)
     if note is None:
@@ -119,26 +120,27 @@ def read_torchmdnet(
     units_stated: bool,
     elements: Iterable[int] | None = None,
 ) -> Potential | TorchMDNetPotential:
-    """The potential in a torchmd-net checkpoint.
+    """Read the potential of a torchmd-net checkpoint.
 
     Parameters
     ----------
     content
-        What ``torch.load`` gave.
+        Result of ``torch.load``.
     name
-        Of the file, for error messages and the metadata.
+        Name of the file, for error messages and the metadata.
     units
-        Its units of length and energy: the file does not say.
+        Units of length and energy, which the file does not state.
     units_stated
-        Whether somebody said so, or they were assumed.
+        Whether the units are known, not assumed.
     elements
-        Atomic numbers that the model knows; None takes those with an atomic reference energy
-        or, where there are none, every row of the embedding.
+        Atomic numbers that the model knows; None: those with an atomic reference energy or, if
+        there are none, all rows of the embedding.
 
     Raises
     ------
     ValueError
-        If it gives no energy, is incomplete, or is of an architecture unknown to torchmd-net.
+        If the model does not give an energy, is incomplete, or has an architecture that
+        torchmd-net does not know.
     """
     raw = content["hyper_parameters"]
     raw = vars(raw) if isinstance(raw, argparse.Namespace) else raw
@@ -147,8 +149,8 @@ def read_torchmdnet(
             f"{name}: its hyper_parameters are a {type(raw).__name__}: expected a dict"
         )
     arguments = _arguments(raw, name)
-    # The order of the scalar layers' outputs changed when this option went, and nothing else
-    # in a file tells: what a caller passes has no say in it.
+    # The output order of the scalar layers changed when this option was removed. Nothing else in
+    # a file tells, so the caller's options do not matter.
     interleaved = "check_errors" in raw and arguments["model"] in ("tensornet", "tensornet2")
     tensors = _tensors(content["state_dict"], name)
     require_finite(tensors, name, TorchMDNetPotential.allowed_nan(tensors))
@@ -211,7 +213,7 @@ def _arguments(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _tensors(state: Any, name: str) -> dict[str, Tensor]:
-    """The state dict under the names of torchmd-net 3, without its neighbour lists' boxes."""
+    """State dict under the names of torchmd-net 3, without the boxes of neighbour lists."""
     if not isinstance(state, Mapping) or not all(
         isinstance(t, Tensor) and isinstance(k, str) for k, t in state.items()
     ):
@@ -230,7 +232,7 @@ def _tensors(state: Any, name: str) -> dict[str, Tensor]:
             r"output_model.output_network.layers.\1.\2",
             key,
         )
-        # Before lists of priors there was at most one.
+        # Before there were lists of priors, there was at most one.
         key = re.sub(r"^prior_model\.(initial_atomref|atomref)\b", r"prior_model.0.\1", key)
         if re.search(r"\.distances?\.box$", key):
             continue  # the cell comes with the atoms
@@ -253,7 +255,7 @@ def _elements(
     arguments: Mapping[str, Any],
     name: str,
 ) -> tuple[list[int], bool]:
-    """The atomic numbers that the model knows, and whether anything says so."""
+    """Atomic numbers that the model knows, and whether they are stated."""
     limit = int(arguments["max_z"])
     tables = {
         i: tensors[key]
@@ -286,7 +288,7 @@ def _elements(
 
 
 def _identity(numbers: Tensor, kind: str, name: str) -> set[int]:
-    """Atomic numbers z with numbers[z] == z; another element at z is an error."""
+    """Atomic numbers z with numbers[z] == z; raises a ValueError for other elements."""
     values = numbers.tolist()
     wrong = {z: n for z, n in enumerate(values) if n not in (0, z)}
     if wrong:
@@ -383,7 +385,7 @@ def _native(
 def _take_priors(
     pool: TensorPool, priors: list[tuple[str, dict[str, Any]]], max_number: int
 ) -> tuple[Tensor, dict[str, float] | None]:
-    """The sum of the reference energies, by atomic number, and the arguments of the ZBL term."""
+    """Sum of the reference energies by atomic number, and arguments of `ZBLRepulsion` or None."""
     references = torch.zeros(max_number, dtype=torch.float64)
     repulsion = None
     for i, (kind, options) in enumerate(priors):
@@ -407,7 +409,7 @@ def _take_priors(
 def _remix(
     tensors: Mapping[str, Tensor], arguments: Mapping[str, Any], name: str
 ) -> dict[str, Tensor]:
-    """Old tensors in the order that torchmd-net 3 expects."""
+    """Reorder old tensors as torchmd-net 3 expects them."""
     remixed = dict(tensors)
     prefixes = ["representation_model.tensor_embedding.linears_scalar.1"]
     if arguments["model"] == "tensornet":

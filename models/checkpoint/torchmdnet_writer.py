@@ -1,7 +1,7 @@
-"""TensorNet potentials as the Lightning checkpoints that ``torchmd-train`` writes.
+"""Writing of TensorNet potentials as Lightning checkpoints like those of ``torchmd-train``.
 
-The inverse of `torchmdnet_format`: ``torchmdnet.models.model.load_model`` of torchmd-net 3 gives
-the same energies, and `load_potential` the same weights to the last bit.
+This is the inverse of `torchmdnet_format`: ``torchmdnet.models.model.load_model`` of torchmd-net 3
+gives the same energies, and `load_potential` gives bitwise the same weights.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .layout import interleaved_outputs
 from .torchmdnet_format import BOHR_M, COULOMB_J_M, NOTE
 
 LIGHTNING_VERSION = "2.4.0"
-"""Of the layout of the file; newer versions of Lightning read it."""
+"""Lightning version of the file layout; newer versions read it."""
 LAST_SCALAR_LAYER = re.compile(
     r"(tensor_embedding\.linears_scalar\.1|layers\.\d+\.linears_scalar\.2)\.(weight|bias)$"
 )
-"""Names of the layers with an output for each of I, A and S."""
+"""Names of the layers with one output for each of I, A and S."""
 DENSEST_ATOMS_PER_CUBIC_ANGSTROM = 0.18
-"""Diamond: more neighbours than in a sphere of it are not expected."""
+"""Number density of diamond, an upper limit for estimating the number of neighbours."""
 
 
 def write_torchmdnet_checkpoint(
@@ -39,26 +39,26 @@ def write_torchmdnet_checkpoint(
 ) -> None:
     """Write a TensorNet potential as a checkpoint of torchmd-net 3.
 
-    Numbers are in the network's own units, which torchmd-net does not ask for; units, elements
-    and metadata are noted in the file for `load_potential`. torchmd-net holds references, scale
-    and mean in the precision of the network. Of an SO(3) model its plain torch operators give
-    these energies, its compiled ones those of the mirror image.
+    Numbers are in the network's own units, which torchmd-net does not record; units, elements and
+    metadata are added to the file for `load_potential`. torchmd-net stores references, scale and
+    mean in the precision of the network. For SO(3) models, its plain torch operators give these
+    energies, but its compiled operators give those of the mirror image.
 
     Parameters
     ----------
     potential
-        A `Potential` with a `TensorNet`.
+        `Potential` with a `TensorNet`.
     path
-        Where to; by custom ``*.ckpt``. A file of that name is replaced, once the new one is
-        whole.
+        Path of the file, usually ``*.ckpt``. An existing file is replaced once the new one is
+        complete.
     old_layout
         Whether to write the outputs of scalar layers in the order [F, 3] of torchmd-net before
-        version 3, marked as it marked them: openmm-ml 1.7 and 1.8 take every file for one.
+        version 3, with its mark: openmm-ml 1.7 and 1.8 read every file in this order.
 
     Raises
     ------
     ValueError
-        If torchmd-net has no such model: the message says what it lacks.
+        If torchmd-net does not support the model; the message gives the reason.
     OSError
         If the file cannot be written.
     """
@@ -79,7 +79,7 @@ def write_torchmdnet_checkpoint(
 
 
 def why_not_torchmdnet(potential: nn.Module) -> str | None:
-    """Why torchmd-net cannot hold a potential, or None where it can."""
+    """Reason why torchmd-net does not support a potential, or None if it does."""
     if not isinstance(potential, Potential):
         return f"a {type(potential).__name__} is no Potential; write its members one by one"
     network = potential.representation
@@ -136,7 +136,7 @@ def _content(potential: Potential, config: Mapping[str, Any]) -> dict[str, Any]:
         "static_shapes": False,
         "prior_model": [kind for kind, _, _ in priors] or None,
         "prior_args": [options for _, options, _ in priors] or None,
-        # Asked for by its Lightning module.
+        # Options that torchmd-net's Lightning module reads.
         "load_model": None,
         "remove_ref_energy": False,
         "charge": bool(potential.metadata.get("trained_with_charge", False)),
@@ -162,7 +162,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _network(potential: Potential, layers: int) -> Iterator[tuple[str, Tensor]]:
-    """Representation and head under torchmd-net's names; see `layout` for the way back."""
+    """Representation and head under torchmd-net's names; `layout` has the inverse."""
     state = potential.state_dict()
     prefix, ours = "representation_model.", "representation."
     if f"{ours}radial.means" in state:
@@ -214,7 +214,7 @@ def _priors(
         yield "Atomref", options, {"initial_atomref": table, "atomref.weight": table}
     repulsion = potential.repulsion
     if repulsion is not None:
-        # Metres and Joules in the model's units, so that torchmd-net's constants give ours.
+        # The model's units in metres and joules, such that torchmd-net's constants give ours.
         length_m = 0.8854 * BOHR_M / repulsion.screening_length
         options = {
             "cutoff_distance": repulsion.cutoff,
@@ -228,6 +228,6 @@ def _priors(
 
 
 def _most_neighbours(cutoff: float) -> int:
-    """For torchmd-net, which refuses structures with more; cutoff in Angstrom."""
+    """Largest number of neighbours that torchmd-net accepts in a structure; cutoff in Angstrom."""
     volume = 4 / 3 * math.pi * cutoff**3
     return max(64, math.ceil(DENSEST_ATOMS_PER_CUBIC_ANGSTROM * volume))

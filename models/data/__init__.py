@@ -1,1 +1,1 @@
-"""Labelled structures: frames, splits, units and the readers of files."""
+"""Labelled structures: frames, splits, units and file readers."""

@@ -1,4 +1,4 @@
-"""Labelled frames: graphs with the energies, forces and other quantities that belong to them."""
+"""Labelled frames: graphs with energies, forces and other quantities."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..quantities import QUANTITIES
 
 
 class Labels(dict[str, Tensor]):
-    """Labels of B systems of N atoms together, float64, by the names of `QUANTITIES`.
+    """Labels of B systems with N atoms in total, float64, by the names of `QUANTITIES`.
 
-    They are attributes too, None where there is none: (B, ...), of forces (N, 3).
+    They are also attributes, None if missing: (B, ...), or (N, 3) for forces.
     """
 
     def __getattr__(self, name: str) -> Tensor | None:
@@ -33,22 +33,22 @@ class Frames:
     Parameters
     ----------
     graphs
-        One of each frame.
+        Graph of each frame.
     energies
-        One of each frame, eV; None where there are none.
+        Energy of each frame, eV; or None.
     forces
-        One array (N, 3) of each frame, eV/A; or None.
+        Forces of each frame, (N, 3), eV/A; or None.
     groups
-        One number of each frame: frames of one group, such as the steps of a relaxation, are
-        not split. None where every frame stands for itself.
+        Group number of each frame: frames of one group, such as the steps of a relaxation, are not
+        split. None: every frame is independent.
     others
-        Further quantities, one entry of each frame; None is as good as left out.
+        Other quantities by name, one value per frame; None: no such labels.
 
     Raises
     ------
     ValueError
-        If there is no frame, the numbers of frames or atoms differ, a label has another shape or
-        is not finite.
+        If there is no frame, a quantity is unknown, the numbers of frames or atoms differ, or a
+        label has another shape or is not finite.
     """
 
     def __init__(
@@ -98,16 +98,16 @@ class Frames:
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """Names of the labels that the frames have."""
+        """Names of the frames' labels."""
         return tuple(name for name in QUANTITIES if name in self._labels)
 
     def values(self, name: str) -> list[Tensor]:
-        """One label of every frame.
+        """Values of one label for all frames.
 
         Raises
         ------
         ValueError
-            If the frames have none of that name.
+            If the frames have no such label.
         """
         if name not in self._labels:
             has = ", ".join(self.quantities) or "nothing"
@@ -116,25 +116,31 @@ class Frames:
 
     @property
     def energies(self) -> Tensor:
-        """(F,), eV; see `values`."""
+        """Energies, (F,), eV; see `values`."""
         return torch.stack(self.values("energy"))
 
     @property
     def forces(self) -> list[Tensor]:
-        """(N, 3) of every frame, eV/A; see `values`."""
+        """Forces of every frame, (N, 3), eV/A; see `values`."""
         return self.values("forces")
 
     @property
     def elements(self) -> list[int]:
-        """Atomic numbers that occur."""
+        """Atomic numbers that occur in the frames, ascending."""
         return sorted({int(z) for graph in self.graphs for z in graph.numbers})
 
     def select(self, index: Iterable[int]) -> Frames:
-        """Some of the frames."""
+        """A subset of the frames, by index.
+
+        Raises
+        ------
+        ValueError
+            If no frame is selected.
+        """
         chosen = [int(k) for k in index]
         if not chosen:
             raise ValueError("no frame is selected: expected at least one")
-        part = Frames.__new__(Frames)  # checked already
+        part = Frames.__new__(Frames)  # the labels are already checked
         part.graphs = [self.graphs[k] for k in chosen]
         part._labels = {n: [values[k] for k in chosen] for n, values in self._labels.items()}
         part._pairs = [self._pairs[k] for k in chosen]
@@ -142,7 +148,7 @@ class Frames:
         return part
 
     def split(self, sizes: Sequence[int], seed: int) -> list[Frames]:
-        """Disjoint random parts of the given sizes; `split_frames` heeds groups, and files.
+        """Disjoint random parts of the given sizes; `split_frames` also supports groups and files.
 
         Raises
         ------
@@ -156,7 +162,7 @@ class Frames:
         return [self.select(order[a:b]) for a, b in pairwise(ends)]
 
     def batch(self, index: Iterable[int]) -> Batch:
-        """Some of the frames in one graph."""
+        """Join some frames into one graph, by index."""
         chosen = [int(k) for k in index]
         labels = {
             name: join(name, [values[k] for k in chosen]) for name, values in self._labels.items()
@@ -175,7 +181,7 @@ class Frames:
 
 
 def join(name: str, values: Sequence[Tensor]) -> Tensor:
-    """Values of a quantity of several frames as one tensor, (B, ...) or (N, ...)."""
+    """Join values of a quantity for several frames into one tensor, (B, ...) or (N, ...)."""
     return (torch.cat if QUANTITIES[name].per_atom else torch.stack)(list(values))
 
 
@@ -186,7 +192,7 @@ class Batch:
     graph: Graph
     labels: Labels
     pairs: Pairs
-    """Of the graph's edges."""
+    """Pairs of the graph's edges."""
 
 
 def _batch_pairs(parts: Sequence[Pairs]) -> Pairs:

@@ -1,4 +1,4 @@
-"""Which frames are learnt from, which are watched, and which are kept for the test."""
+"""Splits of frames into training, validation and test parts."""
 
 from __future__ import annotations
 
@@ -24,38 +24,37 @@ class Split(NamedTuple):
     fit: Frames
     validation: Frames
     test: Frames | None
-    """None where nothing is left for it."""
+    """Test frames; None if none are left."""
 
 
 def split_frames(
     frames: Frames, parts: Sequence[float] | PathLike | Sequence[PathLike], seed: int = 0
 ) -> Split:
-    """Frames to learn from, to watch and to test with.
+    """Split frames into training, validation and test parts.
 
     Parameters
     ----------
     frames
-        To be divided.
+        Frames to split.
     parts
-        Numbers of frames (whole numbers) or fractions of all (with a point) for fit and
-        validation, and for the test, which is the rest where only two are given; or the
-        npz file with ``idx_train``, ``idx_val`` and ``idx_test`` that torchmd-net writes; or two
-        or three text files of frame numbers. Frames are counted from 0.
+        Numbers of frames (integers) or fractions (floats) for fit, validation and test; if only
+        two are given, the test part is the rest. Or an npz file with ``idx_train``, ``idx_val``
+        and ``idx_test``, as torchmd-net writes it; or two or three text files of frame numbers.
+        Frames are counted from 0.
     seed
-        Of the permutation, where no file says which frames; the same as that of
-        `Frames.split`. Groups of frames stay whole: then a part ends with the group that fills
-        it.
+        Seed of the permutation if no file is given, the same permutation as in `Frames.split`.
+        Groups of frames are not split: a part ends with the group that fills it.
 
     Returns
     -------
     Split
-        Fit and validation hold one frame at least.
+        Parts; fit and validation have at least one frame.
 
     Raises
     ------
     ValueError
         If a part would be empty, there are too few frames, or a file names a frame twice, in two
-        parts, or one that there is not.
+        parts, or out of range.
     """
     if isinstance(parts, (str, os.PathLike)):
         chosen = _read_npz(parts)
@@ -74,12 +73,12 @@ def split_frames(
 
 
 def read_index(path: PathLike) -> list[int]:
-    """Frame numbers of a text file, parted by blanks, lines or commas; # begins a remark.
+    """Frame numbers of a text file, separated by blanks, newlines or commas; # starts a comment.
 
     Raises
     ------
     ValueError
-        If it holds anything but whole numbers, none, or one twice.
+        If it has no numbers, anything other than whole numbers, or a number twice.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -93,19 +92,19 @@ def read_index(path: PathLike) -> list[int]:
 
 
 def checked_index(index: Iterable[int], source: object) -> list[int]:
-    """Frame numbers, each once.
+    """Check frame numbers, and return them as a list.
 
     Parameters
     ----------
     index
-        The numbers.
+        Frame numbers.
     source
-        What an error calls them.
+        Their name in error messages.
 
     Raises
     ------
     ValueError
-        If there is none, one is no whole number, negative, or there twice.
+        If there are none, or one is not a whole number, is negative, or occurs twice.
     """
     numbers = np.asarray(list(index))
     if numbers.ndim != 1 or not len(numbers):
@@ -161,7 +160,7 @@ def _sizes(parts: Sequence[float], count: int) -> list[int]:
 
 
 def _draw(frames: Frames, sizes: Sequence[int], seed: int) -> dict[str, list[int]]:
-    """Random frames, group by group, until each part is full."""
+    """Draw random frames, group by group, until each part is full."""
     groups = frames.groups or list(range(len(frames)))
     members: dict[int, list[int]] = {}
     for k, group in enumerate(groups):

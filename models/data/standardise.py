@@ -1,4 +1,4 @@
-"""Scale, mean and energies of the elements, from the frames to train on."""
+"""Scale, mean and reference energies from the training frames."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from .frames import Frames
 
 @dataclass(frozen=True)
 class Standardisation:
-    """What turns the outputs of a network into energies (see `AtomicScale`), eV."""
+    """Constants that convert a network's outputs to energies (see `AtomicScale`), eV."""
 
     scale: float
+    """Factor of the outputs."""
     mean: float
+    """Energy added once per system."""
     references: dict[int, float]
-    """By atomic number; elements that are not listed have zero."""
+    """Reference energies by atomic number; zero for elements that are not listed."""
     elements: list[int]
-    """That occur."""
+    """Atomic numbers that occur."""
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `Potential`, float64."""
@@ -39,33 +41,33 @@ class Standardisation:
 
 
 def standardise(frames: Frames, references: str | Mapping[int, float] = "fit") -> Standardisation:
-    r"""The standardisation of frames.
+    r"""Compute the standardisation of frames.
 
     With n_{kZ} atoms of element Z in frame k, "fit" takes the references that solve
 
     .. math:: \min_{E} \sum_k \left( E_k - \bar E \frac{N_k}{\bar N}
               - \sum_Z n_{kZ} E_Z \right)^2
 
-    by least squares: mean energies per atom first, in which all elements share, then their
-    differences. Where compositions do not determine the references (two elements that always
-    come in the same ratio), those of least norm are taken among the differences, so that no
-    element gets an energy that the data do not call for. Frames that are all of one composition
-    determine no reference at all: their mean energy becomes the mean.
+    by least squares. The mean energy per atom, equal for all elements, is subtracted first, and
+    the differences are fitted. If compositions do not determine the references (two elements that
+    always occur in the same ratio), the differences of least norm are taken, so that elements get
+    no energies that the data do not require. Frames that all have one composition determine no
+    references: their mean energy becomes the mean.
 
-    The scale is the root mean square of all components of the forces; without forces, the
-    standard deviation of the energies less references and mean, per atom.
+    The scale is the root mean square of all force components; without forces, the standard
+    deviation of the energies per atom after subtracting references and mean.
 
     Parameters
     ----------
     frames
-        To train on. Without energies, all is zero but the scale.
+        Training frames. Without energies, all constants except the scale are zero.
     references
-        ``fit``, ``none`` (the mean alone), or energies of isolated atoms by atomic number, eV.
+        ``fit``, ``none`` (only the mean), or energies of isolated atoms by atomic number, eV.
 
     Raises
     ------
     ValueError
-        If references are neither, or an element that occurs has none.
+        If ``references`` is none of these, or lacks an element that occurs.
     """
     elements = frames.elements
     counts = np.array(

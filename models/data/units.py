@@ -1,4 +1,4 @@
-"""The units of a data set, and how they become eV and Angstrom."""
+"""Units of a data set, and their conversion to eV and Angstrom."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ _SPELLED = {
     "kj mol-1": "kj/mol",
 }
 _NAMED = ("length", *(name for name, row in QUANTITIES.items() if row.derive is None))
-"""What has a unit of its own: what is computed from another quantity has that one's."""
+"""Quantities with a unit of their own; derived quantities have the unit of their source."""
 
 
 class DataUnits:
-    """The unit of every label of a data set.
+    """Units of all labels of a data set.
 
     Parameters
     ----------
     units
-        By quantity, or of ``length``; None is as good as left out. Left out, they are Angstrom
-        and the first of the row's units (those of ASE); of forces and stress the energy by length
-        and by its cube. Forces may have a unit such as ``hartree/bohr``.
+        Units by quantity, and of ``length``; None: the default. Defaults are Angstrom, the first
+        unit of the quantity's row (that of ASE), and for forces and stress the unit of energy
+        divided by the unit of length or its cube. Forces may have a unit such as
+        ``hartree/bohr``.
 
     Raises
     ------
@@ -57,7 +58,7 @@ class DataUnits:
             self.factor(name)
 
     def with_changes(self, units: Mapping[str, Any] | None) -> DataUnits:
-        """These units, but for those that a user gives.
+        """These units, except those that a user gives.
 
         Raises
         ------
@@ -82,19 +83,19 @@ class DataUnits:
         return unit_factor(_plain(unit), row.units, name)
 
     def require(self, stated: object, trusted: bool = False) -> None:
-        """Compare with what a frame says of its own units.
+        """Check the units that a frame states.
 
         Parameters
         ----------
         stated
-            Names of units in one text or a mapping; None says nothing.
+            Names of units, in a string or a mapping; None: the frame states none.
         trusted
-            Whether to pass over a name that is unknown.
+            Whether to ignore unknown names.
 
         Raises
         ------
         ValueError
-            If they are not these units.
+            If the frame states other units.
         """
         if stated is None:
             return
@@ -103,12 +104,12 @@ class DataUnits:
             kind, factor = _meaning(unit)
             if not kind and not trusted:
                 raise ValueError(
-                    f"it states the unit {unit!r}, which is unknown: say by units, such as "
-                    "{energy: ev, length: angstrom}, what its units are"
+                    f"it states the unit {unit!r}, which is unknown: give its units by units, "
+                    "such as {energy: ev, length: angstrom}"
                 )
             if kind and not math.isclose(factor, self.factor(kind), rel_tol=1e-6):
                 raise ValueError(
-                    f"it states the unit {unit!r} of {kind}, and is read in another: give units "
+                    f"it states the unit {unit!r} of {kind}, but is read in another: give units "
                     f"{{{kind}: {unit}}} to all files, and do not mix units"
                 )
 
@@ -123,7 +124,7 @@ def _force(unit: str) -> float:
 
 
 def _meaning(unit: str) -> tuple[str, float]:
-    """The label that has a unit, and its factor; an empty name if there is none."""
+    """Label to which a unit belongs, and its factor; an empty name if it is unknown."""
     for kind in _NAMED:
         table = LENGTH_UNITS_IN_ANGSTROM if kind == "length" else QUANTITIES[kind].units
         if unit in table:

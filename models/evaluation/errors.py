@@ -1,4 +1,4 @@
-"""How far a potential is from its labels, and what a committee's deviation says of it."""
+"""Errors of a potential, and calibration of a committee's standard deviations."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ Array = NDArray[np.float64]
 
 
 class ErrorStatistics(NamedTuple):
-    """Of predicted less reference values, in their unit."""
+    """Statistics of predicted minus reference values, in their unit."""
 
     mae: float
     """Mean absolute error."""
     rmse: float
-    """Root of the mean squared error."""
+    """Root mean square error."""
     largest: float
     """Largest absolute error."""
     bias: float
-    """Mean error: of energies, how far the two zeros are apart."""
+    """Mean error; for energies, the offset between the two zeros."""
     compared: int
-    """How many numbers."""
+    """Number of values."""
 
 
 class Calibration(NamedTuple):
-    """How well a predicted standard deviation tells errors, which would be normal."""
+    """How well predicted standard deviations describe errors, assumed to be normal."""
 
     rank_correlation: float | None
-    """Spearman's, of deviation and absolute error; None where either is constant."""
+    """Spearman correlation of deviation and absolute error; None if either is constant."""
     within_one_sigma: float
-    """Share of errors within one deviation; 0.683 if calibrated."""
+    """Fraction of errors within one deviation; 0.683 if calibrated."""
     within_two_sigma: float
-    """Share of errors within two; 0.954 if calibrated."""
+    """Fraction of errors within two deviations; 0.954 if calibrated."""
     ratio: float | None
-    """Root mean square error over root mean square deviation: what to multiply deviations by;
-    None where every deviation is zero."""
+    """Root mean square error over root mean square deviation, the factor that would correct the
+    deviations; None if every deviation is zero."""
 
 
 class Errors(NamedTuple):
     """Mean absolute errors."""
 
     energy_mev: float
-    """Of the energy of a frame, meV."""
+    """Error of the energy of a frame, meV."""
     force_mev_per_angstrom: float
-    """Of a component of a force, meV/A."""
+    """Error of a force component, meV/A."""
 
 
 class QuantityErrors(NamedTuple):
-    """Of one quantity, over all components."""
+    """Errors of one quantity over all components."""
 
     mae: float
     """Mean absolute error."""
     rmse: float
-    """Root of the mean squared error."""
+    """Root mean square error."""
     unit: str
-    """Of both."""
+    """Unit of both errors."""
 
 
 def error_statistics(errors: ArrayLike) -> ErrorStatistics:
@@ -71,11 +71,11 @@ def error_statistics(errors: ArrayLike) -> ErrorStatistics:
     Raises
     ------
     ValueError
-        If there is none.
+        If the array is empty.
     """
     flat: Array = np.asarray(errors, dtype=np.float64).ravel()
     if not len(flat):
-        raise ValueError("no error: expected at least one")
+        raise ValueError("no errors: expected at least one")
     size = np.abs(flat)
     return ErrorStatistics(
         float(size.mean()),
@@ -87,21 +87,21 @@ def error_statistics(errors: ArrayLike) -> ErrorStatistics:
 
 
 def calibration(deviations: ArrayLike, errors: ArrayLike) -> Calibration:
-    """What standard deviations say of the errors that were made.
+    """Calibration of standard deviations against actual errors.
 
     Parameters
     ----------
     deviations
-        Of a committee, any shape.
+        Standard deviations of a committee, any shape.
     errors
-        Predicted less reference, the same shape and unit.
+        Predicted minus reference values, of the same shape and unit.
 
     Raises
     ------
     ValueError
-        If the shapes differ or there is no number.
+        If the shapes differ or the arrays are empty.
     """
-    # Here, for scipy.stats takes a second to import.
+    # Imported here: scipy.stats takes a second to import.
     from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
     sigma: Array = np.asarray(deviations, dtype=np.float64)
@@ -122,7 +122,7 @@ def calibration(deviations: ArrayLike, errors: ArrayLike) -> Calibration:
 
 
 def evaluate_errors(potential: nn.Module, frames: Frames, batch: int = 100) -> Errors:
-    """Mean absolute errors over all frames; the potential is left as it was."""
+    """Mean absolute errors over all frames; the potential is not changed."""
     errors = quantity_errors(potential, frames, ("energy", "forces"), batch)
     return Errors(errors["energy"].mae, errors["forces"].mae)
 
@@ -133,29 +133,29 @@ def quantity_errors(
     quantities: Sequence[str] | None = None,
     batch: int = 100,
 ) -> dict[str, QuantityErrors]:
-    """Errors of every quantity; the potential is left as it was.
+    """Errors of every quantity; the potential is not changed.
 
     Parameters
     ----------
     potential
-        On any device.
+        Potential on any device.
     frames
-        Labelled.
+        Labelled frames.
     quantities
-        Names in `QUANTITIES`; None: all that the frames are labelled with and the potential has.
+        Names in `QUANTITIES`; None: all labels that the potential predicts.
     batch
-        Frames at a time.
+        Number of frames evaluated at once.
 
     Raises
     ------
     ValueError
-        If the frames lack a label, or the potential a head, of the quantities asked for.
+        If the frames lack a label, or the potential a head, for one of the quantities.
     """
     return errors_of(compare(potential, frames, quantities, batch))
 
 
 def errors_of(comparison: Comparison) -> dict[str, QuantityErrors]:
-    """Errors of predictions that lie beside their labels."""
+    """Errors of each quantity of a comparison."""
     errors = {}
     for name, found in comparison.found.items():
         factor, unit = QUANTITIES[name].reported

@@ -1,4 +1,4 @@
-"""Predictions of a potential for graphs and labelled frames, under the names that labels have."""
+"""Predictions of a potential for graphs and labelled frames, by the names of labels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..quantities import QUANTITIES, with_derived
 
 
 def check_heads(potential: Potential, quantities: Sequence[str]) -> None:
-    """Check that a potential predicts quantities.
+    """Check that a potential predicts the given quantities.
 
     Raises
     ------
     ValueError
-        Naming the head that it lacks.
+        If it lacks a head; the message names the head.
     """
     for name in quantities:
         row = QUANTITIES[name]
@@ -41,18 +41,19 @@ def predict(
 ) -> dict[str, Tensor]:
     """Quantities of a graph, float64, from one pass through the network.
 
-    They can be differentiated by the parameters where the potential is in training mode.
+    In training mode they are differentiable with respect to the parameters.
 
     Parameters
     ----------
     potential
-        Its energies, and its heads for properties.
+        Potential with a head for every property.
     graph, vectors, pairs
-        Edges within the cutoff, their vectors (E, 3) and, if known, their pairs.
+        Graph with edges within the cutoff, their vectors (E, 3) in Angstrom, and their pairs or
+        None.
     quantities
         Names in `QUANTITIES`.
     volume
-        (B,), A^3: read for the stress.
+        Volumes of the cells, (B,), Angstrom^3; read for the stress.
     """
     properties = [name for name in quantities if QUANTITIES[name].source is not None]
     derivatives = needs_derivatives(quantities)
@@ -93,14 +94,13 @@ def predict_graphs(
     Parameters
     ----------
     potential
-        On any device; it is left as it was. Of a module that is no `Potential`, energies and
-        forces can be had.
+        Potential on any device; it is not changed. Other modules give energies and forces only.
     graphs
-        With all edges within the cutoff.
+        Graphs with all edges within the cutoff.
     quantities
         Names in `QUANTITIES`.
     parts
-        Consecutive graphs to evaluate at once; together all of them.
+        Consecutive slices that cover all graphs; each is evaluated at once.
     """
     device = next(potential.parameters()).device
     training = potential.training
@@ -127,7 +127,7 @@ def _values(potential: nn.Module, graph: Graph, quantities: Sequence[str]) -> di
 
 
 def slices(count: int, batch: int) -> list[slice]:
-    """``count`` frames, so many at a time."""
+    """Slices of at most ``batch`` frames that cover ``count`` frames."""
     return [slice(start, min(start + batch, count)) for start in range(0, count, batch)]
 
 
@@ -137,29 +137,29 @@ class Comparison(NamedTuple):
     found: dict[str, Tensor]
     wanted: dict[str, Tensor]
     atoms: Tensor
-    """(F,) float64, of each frame."""
+    """Number of atoms of each frame, (F,) float64."""
 
 
 def compare(
     potential: nn.Module, frames: Frames, quantities: Sequence[str] | None = None, batch: int = 100
 ) -> Comparison:
-    """Predictions beside the labels of all frames; the potential is left as it was.
+    """Predictions and labels of all frames; the potential is not changed.
 
     Parameters
     ----------
     potential
-        On any device.
+        Potential on any device.
     frames
-        Labelled.
+        Labelled frames.
     quantities
-        Names in `QUANTITIES`; None: all that the frames are labelled with and the potential has.
+        Names in `QUANTITIES`; None: all labels that the potential predicts.
     batch
-        Frames at a time.
+        Number of frames evaluated at once.
 
     Raises
     ------
     ValueError
-        If the frames lack a label, or the potential a head, of the quantities asked for.
+        If the frames lack a label, or the potential a head, for one of the quantities.
     """
     if quantities is None:
         given = (None, *getattr(potential, "heads", ()))

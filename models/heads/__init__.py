@@ -1,1 +1,1 @@
-"""Heads: from the features of a network to energies, dipoles and polarizabilities."""
+"""Heads: energies, dipoles and polarizabilities from the features of a network."""

@@ -1,4 +1,4 @@
-"""The interface of a head: a readout of a property other than the energy."""
+"""Interface of a head: a readout of a property other than the energy."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class HeadConstants(DoubleConstants):
     Parameters
     ----------
     elements
-        Size of the table of references; None: there is none.
+        Size of the table of references; None: no table.
     fixed
-        A table that is no part of the weights, or None. It must exist before the head is made:
-        heads of checkpoints are made without memory.
+        Table that is not part of the weights, or None. It must be computed before the head is
+        built, because heads of checkpoints are built without memory.
     """
 
     scale: Tensor
@@ -40,21 +40,21 @@ class HeadConstants(DoubleConstants):
 class Head(nn.Module):
     """A readout of a property from the features of a network.
 
-    A subclass is made as ``Subclass(representation, **config)``, implements `forward` and
-    `standardise`, and becomes part of models by a row of `quantities.QUANTITIES`.
+    A subclass has the constructor ``Subclass(representation, **config)``, implements `forward` and
+    `standardise`, and is added to models by a row of `quantities.QUANTITIES`.
     """
 
     degree: int = 0
-    """Highest degree of the features that it reads: 0 scalars, 1 vectors, 2 tensors."""
+    """Highest degree of the features it reads: 0 scalars, 1 vectors, 2 tensors."""
     constants: HeadConstants
-    """What stays float64 whatever the dtype of the network."""
+    """Constants that stay float64 regardless of the network's dtype."""
 
     def __init__(self, representation: nn.Module, **config: Any) -> None:
         super().__init__()
         self.config = config
 
     def forward(self, x: Tensor, graph: Graph) -> Tensor:
-        """Features of the atoms of a graph -> one value of each system, or atom, float64."""
+        """Features of the atoms of a graph -> one value per system, or per atom, float64."""
         raise NotImplementedError
 
     def standardise(self, graphs: Sequence[Graph], labels: Sequence[Tensor]) -> None:
@@ -63,6 +63,6 @@ class Head(nn.Module):
 
 
 def sum_over_atoms(values: Tensor, graph: Graph) -> Tensor:
-    """(N, ...) summed over the atoms of each system, (B, ...)."""
+    """Sum over the atoms of each system: (N, ...) -> (B, ...)."""
     total = values.new_zeros([graph.charge.shape[0], *values.shape[1:]])
     return total.index_add(0, graph.system, values)

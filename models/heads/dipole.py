@@ -34,20 +34,21 @@ class DipoleReadout(GatedReadout):
         q_i \leftarrow q_i + \frac{1}{N} \Big( Q - \sum_j q_j \Big)
 
     with R the centre of mass (standard atomic weights). The corrected charges sum to Q: the
-    dipole of a neutral system depends on no origin, that of an ion is taken at R.
+    dipole of a neutral system does not depend on the origin, that of an ion refers to R.
 
     Parameters
     ----------
     representation
-        The network whose features are read; it is not kept.
+        Network whose features are read; the head does not keep it.
     charges
-        False leaves :math:`\sum_i \mu_i`: strictly a sum of local terms, and for a neutral
-        system whose charges move no further than the network sees all that is needed.
+        Whether there are atomic charges. False leaves :math:`\sum_i \mu_i`, strictly a sum of
+        local terms; this suffices for a neutral system without charge transfer beyond the range
+        of the network.
 
     Raises
     ------
     ValueError
-        If the network has no vectors.
+        If the network's features have no vectors.
     """
 
     degree = 1
@@ -64,12 +65,12 @@ class DipoleReadout(GatedReadout):
         return sum_over_atoms(dipoles, graph)
 
     def charges(self, x: Tensor, graph: Graph) -> Tensor:
-        """Charges of the atoms, (N,) e, which sum to the charge of their system.
+        """Charges of the atoms, (N,), e; they sum to the charge of their system.
 
         Raises
         ------
         ValueError
-            If the readout has none.
+            If the readout has no charges.
         """
         if not self.config["charges"]:
             raise ValueError("this dipole readout was made with charges=False: it has none")
@@ -87,14 +88,14 @@ class DipoleReadout(GatedReadout):
         return graph.positions - center.index_select(0, graph.system)
 
     def standardise(self, graphs: Sequence[Graph], dipoles: Sequence[Tensor]) -> None:
-        """Set the scale so that outputs of order one make dipoles as large as these.
+        """Set the scale so that outputs of order one give dipoles of this size.
 
         Parameters
         ----------
         graphs
-            One of each label.
+            Graph of each label.
         dipoles
-            (3,), e A, or lengths ().
+            Dipoles (3,) or their lengths (), e A.
         """
         square = np.mean([float(d.square().sum()) for d in dipoles])
         atoms = np.mean([len(graph.numbers) for graph in graphs])
@@ -103,10 +104,10 @@ class DipoleReadout(GatedReadout):
 
 
 def length(vectors: Tensor) -> Tensor:
-    """(B, d) -> (B,), with a gradient, zero, where it is zero."""
+    """Lengths of vectors, (B, d) -> (B,); the gradient of a zero vector is zero."""
     return (vectors.square().sum(1) + 1e-24).sqrt()
 
 
 def along_x(lengths: Tensor) -> Tensor:
-    """(...) -> vectors (..., 3) of these lengths."""
+    """Vectors (..., 3) along x with lengths (...)."""
     return lengths.unsqueeze(-1) * lengths.new_tensor([1.0, 0.0, 0.0])

@@ -1,7 +1,7 @@
-"""From features to the energy of each atom.
+"""Readouts of the energy of each atom.
 
-`EnergyReadout` is TensorNet's: its heads start from the invariants of an atom, the squared norms
-of I, A and S side by side (3F numbers, fewer for a network that has fewer irreps).
+`EnergyReadout` is TensorNet's: its heads take the invariants of an atom, the squared norms of I, A
+and S side by side (3F numbers, fewer for a network with fewer irreps).
 `ScalarReadout` is TDN's.
 """
 
@@ -35,7 +35,7 @@ class MLPHead(nn.Module):
 
 
 class GatedHead(nn.Module):
-    """A perceptron times a sigmoid-gated twin: matgl's `weighted_atom` readout."""
+    """A perceptron times a second one with a sigmoid: matgl's `weighted_atom` readout."""
 
     def __init__(self, inputs: int, channels: int) -> None:
         super().__init__()
@@ -75,19 +75,19 @@ HEADS = ("mlp", "gated", "linear")
 
 
 class PaddedLayerNorm(nn.Module):
-    r"""Layer norm of x and of as many zeros behind it as make ``size`` numbers.
+    r"""Layer norm of x padded with zeros to ``size`` numbers.
 
     .. math::
         \mu = \tfrac1n \sum_c x_c, \qquad
         \sigma^2 = \tfrac1n \sum_c (x_c - \mu)^2 + (1 - \tfrac{k}{n}) \mu^2
 
-    for k numbers among n. What the norm would make of the zeros is not returned.
+    for k numbers among n. The results for the zeros are not returned.
     """
 
     def __init__(self, inputs: int, size: int) -> None:
         super().__init__()
         self.size = size
-        self.eps = 1e-5  # as of torch.nn.LayerNorm
+        self.eps = 1e-5  # as in torch.nn.LayerNorm
         self.weight = nn.Parameter(torch.ones(inputs))
         self.bias = nn.Parameter(torch.zeros(inputs))
 
@@ -101,28 +101,26 @@ class PaddedLayerNorm(nn.Module):
 
 
 class EnergyReadout(nn.Module):
-    """Of TensorNet: layer norm of the invariants, then a head: (n, N, F) -> energies (N,).
+    """TensorNet's readout: layer norm of the invariants, then a head: (n, N, F) -> energies (N,).
 
     Parameters
     ----------
     channels
-        F of the representation.
+        Number of channels of the representation, F.
     head
-        ``mlp`` (torchmd-net), ``gated`` (matgl) or ``linear`` (modelforge).
+        Kind of head: ``mlp`` (torchmd-net), ``gated`` (matgl) or ``linear`` (modelforge).
     activation
-        Of the ``mlp`` head; the others have none to choose.
+        Activation of the ``mlp`` head; that of the others is fixed.
     irreps
-        Of the representation.
+        Irreps of the representation.
     norm_size
-        How many numbers the layer norm takes the mean and the deviation of: the invariants, and
-        beyond them zeros, the invariants of irreps that were removed
-        (`without_invariants`).
-        None: the invariants alone.
+        Number of values in the layer norm: the invariants, and zeros for the invariants of
+        removed irreps (`without_invariants`). None: only the invariants.
 
     Raises
     ------
     ValueError
-        For a head or irreps that there are not, or a norm smaller than its inputs.
+        If the head or the irreps are unknown, or the norm is smaller than its inputs.
     """
 
     def __init__(
@@ -162,15 +160,15 @@ class EnergyReadout(nn.Module):
         return self.head(self.norm(irrep_norms_squared(x))).squeeze(-1)
 
     def without_invariants(self, kept: Tensor) -> dict[str, Tensor]:
-        r"""The tensors of a readout that is given some of the invariants, the others being zero.
+        r"""Tensors of the readout that takes only some invariants, if the others are zero.
 
-        Layer norm makes something of zeros. With n numbers in the norm, K of them kept, and
-        :math:`\hat x = (x - \mu) / \sigma`, the n - |K| others are each
+        Layer norm maps zeros to other values. With n numbers in the norm, K of them kept, and
+        :math:`\hat x = (x - \mu) / \sigma`, each of the n - |K| others becomes
 
         .. math:: \hat x_0 = -\frac{\mu}{\sigma} = -\frac{1}{n - |K|} \sum_{c \in K} \hat x_c
 
-        which is linear in those kept: the first matrix W of the head, with the norm's w and b,
-        becomes
+        which is linear in those kept. The first matrix W of the head, with the norm's w and b,
+        therefore becomes
 
         .. math::
             W'_{oc} = W_{oc} w_c - \frac{1}{n - |K|} \sum_{d \notin K} W_{od} w_d, \qquad
@@ -181,7 +179,7 @@ class EnergyReadout(nn.Module):
         Parameters
         ----------
         kept
-            Numbers of the invariants kept.
+            Indices of the invariants kept.
         """
         name = {"mlp": "head.network.0", "gated": "head.linear", "linear": "head.linear"}[
             self.config["head"]
@@ -205,16 +203,16 @@ class EnergyReadout(nn.Module):
 
 
 class ScalarReadout(nn.Module):
-    """Of TDN: layer norm of degree 0, then a perceptron: (N, d, C) -> energies (N,).
+    """TDN's readout: layer norm of degree 0, then a perceptron: (N, d, C) -> energies (N,).
 
     Parameters
     ----------
     channels
-        C of the representation.
+        Number of channels of the representation, C.
     per_atom
-        Whether the outputs of a system sum to its energy per atom, as those of the released TDN
-        do: `Potential` then multiplies them by the number of atoms. Such an energy is not
-        extensive: that of two molecules far apart is not the sum of theirs.
+        Whether the outputs of a system sum to its energy per atom, as in the released TDN:
+        `Potential` then multiplies them by the number of atoms. Such an energy is not extensive:
+        the energy of two distant molecules is not the sum of their energies.
     """
 
     def __init__(self, channels: int, per_atom: bool = False) -> None:
@@ -229,4 +227,4 @@ class ScalarReadout(nn.Module):
 
 
 Readout = EnergyReadout | ScalarReadout
-"""From the features of a network to the energies of atoms, unscaled."""
+"""Readouts from the features of a network to unscaled energies of atoms."""

@@ -15,22 +15,22 @@ from .gated import GatedReadout
 
 
 class PolarizabilityReadout(GatedReadout):
-    r"""Polarizability of each system: a number and a traceless tensor of every atom.
+    r"""Polarizability of each system: a scalar and a traceless tensor for every atom.
 
     .. math:: \alpha = \sum_i \left( \alpha_{ref}(Z_i) + a_i \right) \mathbb{1} + S_i
 
-    There is no term of positions (as PaiNN has one): what it adds grows with the distance of
+    Unlike in PaiNN, no term depends on positions: such a term grows with the distance between
     fragments.
 
     Parameters
     ----------
     representation
-        The network whose features are read; it is not kept.
+        Network whose features are read; the head does not keep it.
 
     Raises
     ------
     ValueError
-        If the network has no tensors of rank two.
+        If the network's features have no rank-2 tensors.
     """
 
     degree = 2
@@ -50,14 +50,14 @@ class PolarizabilityReadout(GatedReadout):
         return sum_over_atoms(isotropic[:, None, None] * one + tensors, graph)
 
     def standardise(self, graphs: Sequence[Graph], polarizabilities: Sequence[Tensor]) -> None:
-        """Fit the isotropic polarizability of each element, and scale outputs to what is left.
+        """Fit an isotropic polarizability for each element, and scale outputs to the remainder.
 
         Parameters
         ----------
         graphs
-            One of each label.
+            Graph of each label.
         polarizabilities
-            (3, 3), e^2 A^2/eV, or isotropic parts ().
+            Polarizabilities (3, 3) or their isotropic parts (), e^2 A^2/eV.
         """
         labels = torch.stack([p.double().cpu() for p in polarizabilities])
         one = torch.eye(3, dtype=torch.float64)
@@ -70,7 +70,7 @@ class PolarizabilityReadout(GatedReadout):
         if labels.ndim > 1:
             left = labels - (isotropic - left)[:, None, None] * one
         atoms = float(counts.sum(1).mean())
-        # Labels that references fit to rounding leave a scale all the same.
+        # The scale must not vanish if the references fit the labels to rounding.
         least = 1e-3 * float(isotropic.abs().mean()) / atoms
         scale = max(math.sqrt(float(left.square().mean()) / atoms), least)
         self.constants.references.copy_(found)
@@ -78,14 +78,14 @@ class PolarizabilityReadout(GatedReadout):
 
 
 def isotropic(tensors: Tensor) -> Tensor:
-    """(B, 3, 3) -> a third of the trace, (B,)."""
+    """A third of the trace, (B, 3, 3) -> (B,)."""
     return tensors.diagonal(dim1=1, dim2=2).sum(1) / 3
 
 
 def anisotropy(tensors: Tensor) -> Tensor:
-    """(B, 3, 3) -> sqrt(3/2) times the Frobenius norm of the traceless part, (B,).
+    """sqrt(3/2) times the Frobenius norm of the traceless part, (B, 3, 3) -> (B,).
 
-    It is the difference of the two principal values of an axial molecule.
+    For an axial molecule it is the difference of the two principal values.
     """
     one = torch.eye(3, dtype=tensors.dtype, device=tensors.device)
     rest = tensors - isotropic(tensors).view(-1, 1, 1) * one
@@ -93,6 +93,6 @@ def anisotropy(tensors: Tensor) -> Tensor:
 
 
 def spherical(thirds: Tensor) -> Tensor:
-    """(...) -> multiples (..., 3, 3) of the unit matrix, with these thirds of the trace."""
+    """Multiples (..., 3, 3) of the unit matrix, from thirds of the trace (...)."""
     one = torch.eye(3, dtype=thirds.dtype, device=thirds.device)
     return thirds[..., None, None] * one

@@ -13,9 +13,9 @@ SCREENING_LENGTH_ANGSTROM = 0.8854 * units.bohr_in_angstrom
 
 
 class ZBLRepulsion(nn.Module):
-    r"""Ziegler, Biersack & Littmark, "The Stopping and Range of Ions in Solids" (1985).
+    r"""ZBL pair energy.
 
-    Equations 9 and 10:
+    Ziegler, Biersack & Littmark, "The Stopping and Range of Ions in Solids" (1985), eqs. 9 and 10:
 
     .. math::
         E = \tfrac12 \sum_{i \ne j} k \frac{Z_i Z_j}{r_{ij}}\, \varphi(r_{ij} / a_{ij})\,
@@ -27,11 +27,11 @@ class ZBLRepulsion(nn.Module):
     Parameters
     ----------
     cutoff
-        In the network's unit of length.
+        Cutoff distance, in the network's unit of length.
     coulomb
-        k, in the network's units of energy times length; default eV Angstrom.
+        Coulomb constant k, in the network's units of energy times length; default in eV Angstrom.
     screening_length
-        a, in the network's unit of length; default Angstrom.
+        Length a, in the network's unit of length; default in Angstrom.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ZBLRepulsion(nn.Module):
         self.envelope = CosineCutoff(cutoff)
 
     def forward(self, graph: Graph, vectors: Tensor) -> Tensor:
-        """Half of each pair's energy to each of its atoms, (N,)."""
+        """Energies of the atoms (N,): half of each pair's energy goes to each of its atoms."""
         i, j = graph.edge_index[0], graph.edge_index[1]
         charges = graph.numbers.to(vectors.dtype)
         z_i, z_j = charges.index_select(0, i), charges.index_select(0, j)

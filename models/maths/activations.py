@@ -1,11 +1,11 @@
-"""Activation functions by name, as torchmd-net names them."""
+"""Activation functions by torchmd-net's names."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-# log 2 in float32, as torchmd-net has it: the weights were trained with this value.
+# log 2 in float32, as in torchmd-net: weights were trained with this value.
 LOG_2 = 0.6931471824645996
 
 
@@ -17,7 +17,7 @@ class ShiftedSoftplus(nn.Module):
         self.log_2 = LOG_2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Elementwise, any shape."""
+        """Apply elementwise, for any shape."""
         return torch.nn.functional.softplus(x) - self.log_2
 
 

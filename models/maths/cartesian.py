@@ -13,8 +13,8 @@ rows     irrep   basis tensors
 ======== ======= ==================================================
 
 Features have the shape (n, N, F): components first, so that an irrep is one contiguous slice. A
-network may have some irreps only, one of ``SUBSETS``: then n is 9 for IAS, 6 for IS, 4 for IA and
-1 for I, the rows of the others are left out, and products are projected onto what there is.
+network has the irreps of one of ``SUBSETS``: n is 9 for IAS, 6 for IS, 4 for IA and 1 for I. The
+rows of missing irreps are omitted, and products are projected onto the others.
 """
 
 import math
@@ -41,22 +41,22 @@ def _orthonormal_basis() -> Tensor:
 
 
 BASIS = _orthonormal_basis()
-"""(9, 3, 3) float64, orthonormal: ``(BASIS[k] * BASIS[l]).sum()`` is 1 if k = l, else 0."""
+"""Orthonormal basis, (9, 3, 3) float64: ``(BASIS[k] * BASIS[l]).sum()`` is 1 if k = l, else 0."""
 
 COMPONENTS = {"I": 1, "A": 3, "S": 5}
-"""Of each irrep."""
+"""Number of components of each irrep."""
 ROWS = {"I": slice(0, 1), "A": slice(1, 4), "S": slice(4, 9)}
-"""Of the basis, by irrep."""
+"""Rows of the basis by irrep."""
 SUBSETS = ("IAS", "IS", "IA", "I")
-"""What a network may have: I, which all others are scaled by, is always among it."""
+"""Possible sets of irreps of a network; I is in all of them."""
 
 
 BY_COMPONENTS = {9: "IAS", 6: "IS", 4: "IA", 1: "I"}
-"""The same by the number of their components."""
+"""Sets of irreps by their number of components."""
 
 
 def check_irreps(irreps: str) -> str:
-    """The irreps themselves.
+    """Check a set of irreps, and return it.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def check_irreps(irreps: str) -> str:
 
 
 def split_irreps(x: Tensor) -> list[Tensor]:
-    """I, A and S of features, or those that they have: (n, N, F) -> (1 or 3 or 5, N, F) each."""
+    """Irreps of features: (n, N, F) -> (1, 3 or 5, N, F) each."""
     if x.shape[0] == 9:
         return list(torch.split(x, [1, 3, 5]))
     if x.shape[0] == 1:
@@ -83,7 +83,7 @@ def norm_squared(x: Tensor) -> Tensor:
 
 
 def irrep_norms_squared(x: Tensor) -> Tensor:
-    """Squared norms of the irreps side by side, (n, N, F) -> (N, 3F), less for fewer irreps."""
+    """Squared norms of the irreps side by side, (n, N, F) -> (N, 3F), fewer for fewer irreps."""
     return torch.cat([part.sum(0) for part in split_irreps(x * x)], dim=-1)
 
 
@@ -94,14 +94,14 @@ def scale_irreps(x: Tensor, factors: Tensor) -> Tensor:
 
 
 class TensorAlgebra(DoubleConstants):
-    """Products of 3x3 tensors given by their components, and the tensors of directions.
+    """Products of 3x3 tensors in components, and tensors of directions.
 
     Parameters
     ----------
     irreps
-        Whose components there are; those of others are dropped from every result.
+        Irreps of the components; others are omitted from every result.
     kept
-        Those of ``irreps`` whose components are not set to zero in every result; None: all.
+        Irreps that are not set to zero in results; None: all of ``irreps``.
     """
 
     basis: Tensor
@@ -137,7 +137,7 @@ class TensorAlgebra(DoubleConstants):
         return self.decompose(self.matmul(self.compose(x), self.compose(y)))
 
     def anticommutator(self, x: Tensor, y: Tensor) -> Tensor:
-        """Components of X Y + Y X, which mixes no parities (O(3))."""
+        """Components of X Y + Y X, which does not mix parities (O(3))."""
         a, b = self.compose(x), self.compose(y)
         return self.decompose(self.matmul(a, b) + self.matmul(b, a))
 
@@ -159,9 +159,9 @@ class TensorAlgebra(DoubleConstants):
 
 
 class TensorLinear(nn.Module):
-    """One matrix on the channels for each irrep, without bias (eq. 9 of the paper).
+    """One matrix over channels for each irrep, without bias (eq. 9 of the paper).
 
-    ``weight`` is (irreps, F, F): the matrices of I, A and S, or of those there are.
+    ``weight`` is (irreps, F, F): the matrices of the irreps in order.
     """
 
     def __init__(self, channels: int, irreps: str = "IAS") -> None:

@@ -3,16 +3,18 @@ r"""CP decomposition of the Clebsch-Gordan tensor summed over all paths.
 .. math:: M_{ijk} = \sum_{r=1}^{R} A_{ir} B_{jr} C_{kr}
     \qquad \text{(Lin et al. 2025, arXiv:2507.01131)}
 
-found by alternating least squares in float64 (`cp_als`). A rank is *exact* where the residual
+The factors are found by alternating least squares in float64 (`cp_als`). A rank is *exact* if the
+residual
 
 .. math:: \| M - [[A, B, C]] \|_F / \|M\|_F
 
-is at most 1e-10: products then rotate exactly. Smaller ranks break the symmetry by about their
-residual. Factors ship for L = 1 to 4, both groups and the ranks of ``shipped_ranks``;
+is at most 1e-10: products are then exactly equivariant. Smaller ranks break the symmetry by about
+their residual. Factors for L = 1 to 4, both groups and the ranks of ``shipped_ranks`` ship with
+the package;
 
     python -m tensormd.models.maths.cp_fit --lmax 1 2
 
-fits them again (L = 1 and 2 in seconds).
+refits them (L = 1 and 2 in seconds).
 """
 
 from __future__ import annotations
@@ -30,14 +32,14 @@ from .harmonics import check_degree, check_group, coupling_tensor
 
 MAX_FACTORED_DEGREE = 4
 EXACT = 1e-10
-"""Largest residual of a rank that is called exact."""
+"""Largest residual of an exact rank."""
 USEFUL = 0.1
-"""Residual above which a rank is warned of."""
+"""Residual above which a warning is issued."""
 EXACT_RANKS = {
     "O(3)": {1: 6, 2: 18, 3: 55, 4: 133},
     "SO(3)": {1: 8, 2: 31, 3: 92, 4: 224},
 }
-"""The smallest ranks found that are exact; nothing proves that there are none smaller."""
+"""Smallest exact ranks found, by L; smaller ones are not ruled out."""
 
 
 class Factors(NamedTuple):
@@ -57,7 +59,7 @@ def paper_rank(lmax: int, schedule: str = "quadratic") -> int:
     Raises
     ------
     ValueError
-        For another schedule, and for ``log`` at L = 1, where it has no rank.
+        If the schedule is unknown, or ``log`` at L = 1, where it gives rank 0.
     """
     ranks = {
         "quadratic": 7 * lmax**2,
@@ -72,7 +74,7 @@ def paper_rank(lmax: int, schedule: str = "quadratic") -> int:
 
 
 def shipped_ranks(lmax: int, group: str) -> list[int]:
-    """Ranks whose factors ship: the smallest exact one, and the paper's below it."""
+    """Ranks whose factors ship: the smallest exact one, and the paper's smaller ones."""
     schedules = ("quadratic", "linear") if lmax == 1 else ("quadratic", "linear", "log")
     exact = EXACT_RANKS[group][lmax]
     ranks = {paper_rank(lmax, schedule) for schedule in schedules}
@@ -80,16 +82,16 @@ def shipped_ranks(lmax: int, group: str) -> list[int]:
 
 
 def parse_rank(rank: int | str, lmax: int, group: str) -> int:
-    """The rank as a number.
+    """Rank as a number.
 
     Parameters
     ----------
     rank
-        ``"exact"``: the smallest exact one known; ``"paper"``: 7 L^2; or a number. What is
-        more than the exact rank is cut to it: further terms would change nothing. So is the
+        ``"exact"``: the smallest known exact rank; ``"paper"``: 7 L^2; or a number. Ranks above
+        the exact one are reduced to it, because further terms change nothing. This includes the
         paper's rank for O(3), whose tensor needs fewer terms than that of SO(3).
     lmax, group
-        Of the coupling tensor.
+        L and group of the coupling tensor.
 
     Raises
     ------
@@ -111,15 +113,15 @@ def parse_rank(rank: int | str, lmax: int, group: str) -> int:
 
 
 def factors_for(lmax: int, group: str = "O(3)", rank: int | str = "exact") -> Factors:
-    """Factors of the coupling tensor: those that ship, or fitted on the spot.
+    """Factors of the coupling tensor, shipped or fitted when called.
 
-    Warns where the residual exceeds ``USEFUL``. On the meta device (where a reader of files
-    builds networks without memory) they are empty tensors of the right shape.
+    Warns if the residual exceeds ``USEFUL``. On the meta device (on which readers of files build
+    networks without memory) they are empty tensors of the right shape.
 
     Parameters
     ----------
     lmax
-        L, 1 to 4.
+        Highest degree L, 1 to 4.
     group
         ``O(3)`` or ``SO(3)``.
     rank

@@ -11,7 +11,7 @@ from .harmonics import coupling_tensor
 
 
 class Schedule(NamedTuple):
-    """How patiently a fit is made."""
+    """Effort of a fit: number of restarts and sweeps, and decay of the damping per sweep."""
 
     restarts: int
     sweeps: int
@@ -24,17 +24,17 @@ SCHEDULES = {
     3: Schedule(restarts=3, sweeps=25000, decay=0.998),
     4: Schedule(restarts=1, sweeps=15000, decay=0.997),
 }
-"""By L: what a fit may cost, from seconds to some minutes."""
+"""Schedules by L; a fit takes from seconds to a few minutes."""
 CONVERGED = 1e-12
 
 
 def fit(lmax: int, group: str, rank: int) -> Array:
-    """Factors (3, d, R) of the coupling tensor, as they ship; deterministic."""
+    """Factors (3, d, R) of the coupling tensor, as shipped; deterministic."""
     return decompose(coupling_tensor(lmax, group), rank, SCHEDULES[lmax])
 
 
 def decompose(tensor: Array, rank: int, schedule: Schedule) -> Array:
-    """Factors (3, d, R) of a tensor (d, d, d): the first start that is exact, or the best."""
+    """Factors (3, d, R) of a tensor (d, d, d): the first exact fit, or the best one."""
     best, best_residual = np.empty(0), np.inf
     for seed in range(schedule.restarts):
         factors = alternating_least_squares(tensor, rank, seed, schedule)
@@ -49,14 +49,14 @@ def decompose(tensor: Array, rank: int, schedule: Schedule) -> Array:
 def alternating_least_squares(tensor: Array, rank: int, seed: int, schedule: Schedule) -> Array:
     r"""One fit from random factors.
 
-    Each sweep replaces one factor after the other by the minimum of
+    Each sweep replaces the factors, one after the other, by the minimum of
 
     .. math:: \| M - [[A, B, C]] \|^2 + \lambda \| A - A_{\text{before}} \|^2
 
-    whose damping :math:`\lambda`, 0.1 at first, shrinks by ``decay`` each sweep: it holds back
-    the near-parallel terms of opposite sign in which plain alternating least squares gets stuck.
-    Columns are rescaled after each sweep so that the three factors share their norms, and every
-    fifth sweep is followed by a longer step the same way, where that helps.
+    The damping :math:`\lambda`, initially 0.1, is multiplied by ``decay`` after each sweep. It
+    suppresses near-parallel terms of opposite sign, in which plain alternating least squares gets
+    stuck. Columns are rescaled after each sweep so that the three factors have equal norms. Every
+    fifth sweep is followed by a longer step in the same direction if this lowers the residual.
     """
     random = np.random.default_rng([tensor.shape[0], rank, seed])
     factors = 0.5 * random.normal(size=(3, tensor.shape[0], rank))

@@ -1,4 +1,4 @@
-"""Factors of CP decompositions: those that ship, and the residual of any."""
+"""Shipped factors of CP decompositions, and the residual of factors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DATA = Path(__file__).with_name("cp_factors.npz")
 
 
 def is_shipped(lmax: int, group: str, rank: int) -> bool:
-    """Whether factors of this very rank come with the package."""
+    """Whether the package ships factors of exactly this rank."""
     return factors_key(lmax, group, rank) in shipped_factors()
 
 
@@ -25,13 +25,13 @@ def residual(tensor: Array, factors: Array) -> float:
 
 
 def factors_key(lmax: int, group: str, rank: int) -> str:
-    """Name in the file of factors."""
+    """Name of factors in the shipped file."""
     return f"{group}-L{lmax}-R{rank}"
 
 
 @cache
 def shipped_factors() -> dict[str, Array]:
-    """Factors (3, d, R) that come with the package, by `factors_key`; not to be changed."""
+    """Shipped factors (3, d, R) by `factors_key`; do not modify them."""
     if not DATA.exists():
         return {}
     with np.load(DATA) as data:

@@ -1,4 +1,4 @@
-"""Command that fits the CP factors of `cp` again.
+"""Command that refits the CP factors of `cp`.
 
     python -m tensormd.models.maths.cp_fit --lmax 1 2
 
@@ -21,7 +21,7 @@ from .harmonics import GROUPS, check_degree, coupling_tensor
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fit the shipped factors again and print the residuals of both."""
+    """Refit the shipped factors and print the residuals of both."""
     parser = argparse.ArgumentParser(description="Fit the CP factors that ship.")
     parser.add_argument("--lmax", type=int, nargs="+", default=[1, 2], help="1 to 4")
     parser.add_argument("--group", nargs="+", default=list(GROUPS), choices=GROUPS)

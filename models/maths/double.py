@@ -1,4 +1,4 @@
-"""Constants that stay float64 whatever the dtype of the network around them."""
+"""Constants that stay float64 regardless of the network's dtype."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class DoubleConstants(nn.Module):
     """A module whose buffers follow the device of the network, but never its dtype.
 
-    ``network.float().double()`` would leave seven digits of a buffer; these keep all.
+    ``network.float().double()`` would truncate a plain buffer to seven digits; these keep all.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DoubleConstants:

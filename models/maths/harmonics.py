@@ -7,8 +7,8 @@ axis. For l = 1 they are x, y, z; for l = 2
     \tfrac{\sqrt{15}}{2} (z^2 - x^2)
 
 in *component* normalisation: :math:`\sum_m Y_{lm}^2 = 2l + 1` for every direction. Degrees
-0 to L side by side make :math:`d = (L + 1)^2` components; where only some of them are kept
-(``degrees``) they follow each other without gaps.
+0 to L have :math:`d = (L + 1)^2` components together; if only some are kept (``degrees``), these
+are contiguous.
 """
 
 import math
@@ -25,7 +25,7 @@ GROUPS = ("O(3)", "SO(3)")
 
 
 def check_degree(lmax: int, highest: int = MAX_DEGREE, lowest: int = 0) -> int:
-    """The degree itself.
+    """Check a degree, and return it.
 
     Raises
     ------
@@ -40,12 +40,12 @@ def check_degree(lmax: int, highest: int = MAX_DEGREE, lowest: int = 0) -> int:
 
 
 def check_degrees(degrees: Sequence[int]) -> tuple[int, ...]:
-    """The degrees themselves, in order.
+    """Check degrees, and return them in ascending order.
 
     Raises
     ------
     ValueError
-        If they are no degrees, one occurs twice, or 0 is not among them.
+        If a degree is out of range or occurs twice, or 0 is missing.
     """
     found = tuple(sorted(check_degree(degree) for degree in degrees))
     if 0 not in found or len(set(found)) < len(found):
@@ -57,7 +57,7 @@ def check_degrees(degrees: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_group(group: str) -> str:
-    """The group itself.
+    """Check a group, and return it.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def check_group(group: str) -> str:
 
 
 class SphericalHarmonics(nn.Module):
-    r"""Harmonics of unit vectors, degrees 0 to L or some of them.
+    r"""Harmonics of unit vectors, of all degrees from 0 to L or some of them.
 
     .. math::
         Y_{lm} = \sqrt{2l+1} \sqrt{\frac{(2 - \delta_{m0}) (l-|m|)!}{(l+|m|)!}}
@@ -78,15 +78,15 @@ class SphericalHarmonics(nn.Module):
         \begin{cases} \Re (z + i x)^m & m \ge 0 \\ \Im (z + i x)^{|m|} & m < 0 \end{cases}
 
     where :math:`\Pi_l^m` is the associated Legendre polynomial without its factor
-    :math:`(1 - y^2)^{m/2}`. All of it is polynomial in the components: gradients are finite for
-    every direction, those along an axis among them.
+    :math:`(1 - y^2)^{m/2}`. Everything is polynomial in the components, so gradients are
+    finite for all directions, including the axes.
 
     Parameters
     ----------
     lmax
-        L, 0 to 6.
+        Highest degree L, 0 to 6.
     degrees
-        Of the result; None: all.
+        Degrees of the result; None: all.
     """
 
     def __init__(self, lmax: int, degrees: Sequence[int] | None = None) -> None:
@@ -104,7 +104,7 @@ class SphericalHarmonics(nn.Module):
         ]
 
     def forward(self, unit: Tensor) -> Tensor:
-        """(E, 3) vectors of length 1 -> (E, d)."""
+        """Unit vectors (E, 3) -> (E, d)."""
         x, y, z = unit[:, 0], unit[:, 1], unit[:, 2]
         cosines = [torch.ones_like(x)]
         sines = [torch.zeros_like(x)]
@@ -135,7 +135,7 @@ class SphericalHarmonics(nn.Module):
 
 
 def _su2_coefficient(l1: int, l2: int, l3: int, m1: int, m2: int) -> float:
-    """<l1 m1 l2 m2 | l3 m1+m2> by Racah's formula, summed in whole numbers."""
+    """<l1 m1 l2 m2 | l3 m1+m2> by Racah's formula, summed in integers."""
     f = math.factorial
     m3 = m1 + m2
     total = 0
@@ -178,20 +178,21 @@ def _coupling(l1: int, l2: int, l3: int) -> NDArray[np.float64]:
 
 
 def clebsch_gordan(l1: int, l2: int, l3: int) -> NDArray[np.float64]:
-    r"""The invariant tensor that couples degrees l1 and l2 to l3, of Frobenius norm 1.
+    r"""Invariant tensor that couples degrees l1 and l2 to l3, of Frobenius norm 1.
 
     .. math:: C_{ijk} = \sum_{i'j'k'} D^{l_1}_{i'i} D^{l_2}_{j'j} D^{l_3}_{k'k} C_{i'j'k'}
 
-    for every rotation; e3nn's ``wigner_3j``, sign included.
+    for every rotation. It equals e3nn's ``wigner_3j``, including the sign.
 
     Returns
     -------
-    (2 l1 + 1, 2 l2 + 1, 2 l3 + 1) float64
+    ndarray
+        C, (2 l1 + 1, 2 l2 + 1, 2 l3 + 1) float64.
 
     Raises
     ------
     ValueError
-        If a degree is out of range or the three make no triangle.
+        If a degree is out of range or the three violate the triangle inequality.
     """
     for degree in (l1, l2, l3):
         check_degree(degree)
@@ -205,10 +206,10 @@ def clebsch_gordan(l1: int, l2: int, l3: int) -> NDArray[np.float64]:
 def paths(
     lmax: int, group: str = "O(3)", degrees: Sequence[int] | None = None
 ) -> list[tuple[int, int, int]]:
-    """All (l1, l2, l3) up to L that couple; for O(3) only those whose sum is even.
+    """All (l1, l2, l3) up to L that couple; for O(3) only those with an even sum.
 
-    A feature of degree l stands for parity (-1)^l: an odd sum would mix parities, and the
-    energy of a mirror image would be another. ``degrees`` leaves those among these alone.
+    A feature of degree l has parity (-1)^l: an odd sum would mix parities, and mirror images
+    would have different energies. ``degrees`` restricts all three degrees to these.
     """
     check_degree(lmax)
     check_group(group)
@@ -223,12 +224,12 @@ def paths(
 
 
 def degree_slice(degree: int) -> slice:
-    """Where the components of one degree lie among the d."""
+    """Slice of the components of one degree among all d."""
     return slice(degree**2, (degree + 1) ** 2)
 
 
 def degree_slices(degrees: Sequence[int]) -> dict[int, slice]:
-    """Where the components of each degree lie, if there are only these."""
+    """Slice of the components of each degree, if there are only these degrees."""
     found, start = {}, 0
     for degree in degrees:
         found[degree] = slice(start, start + 2 * degree + 1)
@@ -239,10 +240,10 @@ def degree_slices(degrees: Sequence[int]) -> dict[int, slice]:
 def coupling_tensor(
     lmax: int, group: str = "O(3)", degrees: Sequence[int] | None = None
 ) -> NDArray[np.float64]:
-    """Sum over all paths of the Clebsch-Gordan tensors, (d, d, d): M[i, j, k].
+    """Sum of the Clebsch-Gordan tensors of all paths, M[i, j, k], (d, d, d) float64.
 
-    One weight for all paths (path-weight sharing, Lin et al. 2025, arXiv:2507.01131) makes the
-    whole tensor product one bilinear map: out[k] = sum_ij M[i, j, k] x[i] y[j].
+    With one weight for all paths (path-weight sharing, Lin et al. 2025, arXiv:2507.01131) the
+    tensor product is one bilinear map: out[k] = sum_ij M[i, j, k] x[i] y[j].
     """
     places = degree_slices(range(lmax + 1) if degrees is None else degrees)
     size = sum(2 * degree + 1 for degree in places)

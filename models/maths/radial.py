@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class CosineCutoff(nn.Module):
-    r"""Smooth switch from 1 to 0 at the cutoff (and to 0 at a lower cutoff, if there is one).
+    r"""Smooth switch from 1 to 0 at the cutoff (and to 0 at a lower cutoff, if given).
 
     .. math::
         \phi(r) = \tfrac12 (\cos(\pi r / r_c) + 1), \qquad
@@ -44,8 +44,8 @@ class ExpNormalBasis(nn.Module):
 
     .. math:: \phi_c(r) \exp(-\beta_k (e^{\alpha (r_l - r)} - \mu_k)^2)
 
-    with :math:`\alpha = 5 / (r_c - r_l)` and the plain cosine cutoff :math:`\phi_c` of upper
-    cutoff :math:`r_c`.
+    with :math:`\alpha = 5 / (r_c - r_l)` and the cosine cutoff :math:`\phi_c` with the upper
+    cutoff :math:`r_c` only.
     """
 
     means: Tensor
@@ -71,7 +71,13 @@ class ExpNormalBasis(nn.Module):
 
 
 class GaussianBasis(nn.Module):
-    r"""Gaussians on a grid of distances, :math:`\exp(\gamma (r - \mu_k)^2)`, no envelope."""
+    r"""Gaussians on a grid of distances, :math:`\exp(\gamma (r - \mu_k)^2)`, no envelope.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two.
+    """
 
     centres: Tensor
     coefficient: Tensor
@@ -102,8 +108,8 @@ class SmoothBesselBasis(nn.Module):
         \left[ s((n+1) x) + s((n+2) x) \right],
         \quad x = \pi r / r_c, \quad s(y) = \sin y / y
 
-    whose value and first two derivatives vanish at the cutoff. As in matgl there is no
-    further envelope in the basis.
+    whose value and first two derivatives vanish at the cutoff. As in matgl, the basis has no
+    additional envelope.
     """
 
     def __init__(self, cutoff: float, size: int) -> None:
@@ -142,7 +148,7 @@ def radial_basis(
     Raises
     ------
     ValueError
-        If the name is unknown, or an option does not exist for this basis.
+        If the name is unknown, or the basis does not have an option.
     """
     if kind == "expnorm":
         return ExpNormalBasis(cutoff, size, lower, trainable)

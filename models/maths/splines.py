@@ -1,4 +1,4 @@
-"""Functions of a distance as tables: uniform cubic B-splines, as smooth as dynamics needs."""
+"""Tables of functions of a distance: uniform cubic B-splines, smooth enough for dynamics."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .double import DoubleConstants
 
 RadialFunction = Callable[[Tensor], Tensor]
-"""Distances (E,) float64 -> (E, M) float64."""
+"""Function from distances (E,) float64 to (E, M) float64."""
 
 
 def spline_coefficients(
@@ -19,28 +19,29 @@ def spline_coefficients(
     r"""Coefficients of the cubic spline that interpolates a function of the distance.
 
     The knots are :math:`r_k = r_l + k h` with :math:`h = (r_c - r_l) / n`, k = 0 to n. Between
-    two of them, with :math:`t = (r - r_k) / h`,
+    two knots, with :math:`t = (r - r_k) / h`,
 
     .. math::
         f(r) = \sum_{m=0}^{3} w_m(t) \, c_{k+m}, \qquad
         w = \tfrac16 \left( (1-t)^3, \; 3t^3 - 6t^2 + 4, \; 3(1-t)^3 - 6(1-t)^2 + 4, \; t^3
         \right)
 
-    which has the value of the function at every knot, its slope at the first and the last, and
-    two continuous derivatives. The error falls as h^4, that of the derivative as h^3.
+    The spline has the values of the function at all knots, its slopes at the first and the last,
+    and two continuous derivatives. Its error scales as h^4, that of its derivative as h^3.
 
     Parameters
     ----------
     function
-        From distances (E,) to (E, M), smooth between the ends and differentiable there.
+        Function from distances (E,) to (E, M), smooth between the ends, and differentiable there.
     cutoff, lower
         Ends of the table, r_c and r_l.
     intervals
-        n.
+        Number of intervals, n.
 
     Returns
     -------
-    (n + 3, M) float64, c.
+    Tensor
+        Coefficients c, (n + 3, M) float64.
 
     Raises
     ------
@@ -58,8 +59,8 @@ def spline_coefficients(
 
 
 def end_slopes(function: RadialFunction, cutoff: float, lower: float = 0.0) -> Tensor:
-    """Derivatives (2, M) of a function (E,) -> (E, M) at the lower and the upper end."""
-    # In forward mode: the second derivative of sinc in reverse mode is not a number at zero.
+    """Derivatives (2, M) of a function (E,) -> (E, M) at the lower and upper end."""
+    # Forward mode, because the second derivative of sinc in reverse mode is NaN at zero.
     ends = torch.tensor([lower, cutoff], dtype=torch.float64)
     _, slopes = torch.func.jvp(function, (ends,), (torch.ones_like(ends),))
     return slopes.detach()
@@ -69,21 +70,22 @@ def interpolating_coefficients(values: Tensor, slopes: Tensor, length: float) ->
     """Spline coefficients from values at the knots and slopes at the ends.
 
     At knot k the spline is (c_k + 4 c_{k+1} + c_{k+2}) / 6 and its slope
-    (c_{k+2} - c_k) / 2h. The slopes eliminate the first and the last coefficient; what is left
-    is symmetric and tridiagonal.
+    (c_{k+2} - c_k) / 2h. The slopes eliminate the first and the last coefficient; the
+    remaining system is symmetric and tridiagonal.
 
     Parameters
     ----------
     values
-        (n + 1, M) float64.
+        Values at the knots, (n + 1, M) float64.
     slopes
-        (2, M), at the first and the last knot.
+        Slopes at the first and the last knot, (2, M).
     length
-        Of all intervals together, n h.
+        Length of the table, n h.
 
     Returns
     -------
-    (n + 3, M) float64.
+    Tensor
+        Coefficients c, (n + 3, M) float64.
     """
     intervals = values.shape[0] - 1
     rise = (2 * length / intervals) * slopes.numpy()
@@ -100,19 +102,19 @@ def interpolating_coefficients(values: Tensor, slopes: Tensor, length: float) ->
 
 
 class RadialTable(DoubleConstants):
-    """A function of the distance by its spline coefficients.
+    """A function of the distance, given by spline coefficients.
 
-    It is differentiable once, to the derivative of the spline. Whatever the dtype of the
-    network, coefficients and sums are float64: the slope is a difference of neighbouring
-    coefficients over h, and float32 would leave an error that grows with the intervals (forces
-    five times as noisy as those of the network at 2,048).
+    It is differentiable once; its derivative is that of the spline. Coefficients and sums are
+    float64 regardless of the network's dtype: the slope is a difference of neighbouring
+    coefficients divided by h, whose float32 error would grow with the number of intervals (at
+    2,048, forces would be five times as noisy as the network's).
 
     Parameters
     ----------
     coefficients
-        (n + 3, M) float64, of `spline_coefficients`.
+        Coefficients from `spline_coefficients`, (n + 3, M) float64.
     cutoff, lower
-        The ends of the table; it is zero at the upper end, and outside.
+        Ends of the table; the function is zero at the upper end and outside.
     """
 
     coefficients: Tensor

@@ -1,6 +1,6 @@
-"""Networks: a graph and its edge vectors in, equivariant features of the atoms out.
+"""Networks: equivariant features of atoms from a graph and its edge vectors.
 
-``NETWORKS`` is the list of them that checkpoints, training and its configuration read.
+Checkpoints, training and its configuration read the table ``NETWORKS``.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ __all__ = ["NETWORKS", "Architecture", "FeatureLayout", "Irrep", "Network"]
 
 
 class Architecture(NamedTuple):
-    """A network and the readout of its energies."""
+    """A network and its energy readout."""
 
     network: type[Network]
     readout: type[Readout]
     heads: tuple[str, ...] = ()
-    """Kinds of readout to choose from; none: there is one kind."""
+    """Kinds of readout to choose from; empty if there is only one kind."""
 
 
 NETWORKS: dict[str, Architecture] = {
     "TensorNet": Architecture(TensorNet, EnergyReadout, HEADS),
     "TDN": Architecture(TDN, ScalarReadout),
 }
-"""By the name of the class, which checkpoints have for them; configurations have it lowercase."""
+"""Architectures by class name, as in checkpoints; configurations use it in lower case."""

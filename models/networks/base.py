@@ -1,8 +1,8 @@
-"""What the rest of the package asks of a network, and what its features are.
+"""Interface of networks, and the layout of their features.
 
-`Network` is the base class: a new network is a subclass of it in a file of its own, and a row of
-``NETWORKS`` in this package's ``__init__``. Nothing else knows networks by their names, save the
-fused kernels and the readers of other programs' checkpoints.
+`Network` is the base class: a new network is a subclass in its own file and a row of ``NETWORKS``
+in this package's ``__init__``. Only the fused kernels and the readers of other programs'
+checkpoints refer to networks by name.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Irrep(NamedTuple):
     """One irreducible representation among the components of the features."""
 
     name: str
-    """``I``, ``A``, ``S`` of TensorNet or ``l=0``, ``l=1``, ... of TDN."""
+    """Name: ``I``, ``A``, ``S`` of TensorNet or ``l=0``, ``l=1``, ... of TDN."""
     degree: int
-    """l; its components are 2 l + 1."""
+    """Degree l; there are 2 l + 1 components."""
     first: int
-    """Its first component."""
+    """Index of its first component."""
 
     @property
     def size(self) -> int:
@@ -36,12 +36,12 @@ class Irrep(NamedTuple):
 
     @property
     def place(self) -> slice:
-        """Its components."""
+        """Slice of its components."""
         return slice(self.first, self.first + self.size)
 
 
 def consecutive_irreps(named: Iterable[tuple[str, int]]) -> tuple[Irrep, ...]:
-    """Irreps that lie one after the other, from their names and degrees."""
+    """Contiguous irreps from their names and degrees."""
     found: list[Irrep] = []
     first = 0
     for name, degree in named:
@@ -52,84 +52,83 @@ def consecutive_irreps(named: Iterable[tuple[str, int]]) -> tuple[Irrep, ...]:
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """Where the features of a network hold its irreps, and what these mean."""
+    """Position and meaning of the irreps in the features of a network."""
 
     irreps: tuple[Irrep, ...]
-    """By their places."""
+    """Irreps in the order of their components."""
     axis: int
-    """That of the components: 0 in features (d, N, F), 1 in (N, d, F)."""
+    """Axis of the components: 0 in features (d, N, F), 1 in (N, d, F)."""
     norms: bool
-    """Whether invariants are the squared norms of all irreps; otherwise the scalars themselves."""
+    """Whether invariants are the squared norms of all irreps; otherwise they are the scalars."""
     tensor_basis: Tensor
-    """(5, 3, 3) float64: the symmetric traceless matrices that the components of l = 2 mean."""
+    """Symmetric traceless matrices of the components of l = 2, (5, 3, 3) float64."""
 
     def of_degree(self, degree: int) -> slice | None:
-        """Components of the irrep of that degree, or None: 1 is a vector, 2 a tensor."""
+        """Slice of the irrep of a degree (1: vector, 2: tensor); None if there is none."""
         return next((irrep.place for irrep in self.irreps if irrep.degree == degree), None)
 
     def by_atom(self, x: Tensor) -> Tensor:
-        """Features as (N, d, F), whatever the axis of their components."""
+        """Features as (N, d, F), for either axis of the components."""
         return x.movedim(self.axis, 1)
 
     @property
     def invariants_per_channel(self) -> int:
-        """Number of invariants of an atom and channel."""
+        """Number of invariants per atom and channel."""
         return len(self.irreps) if self.norms else 1
 
     def invariants(self, x: Tensor) -> Tensor:
-        """Invariants (N, k F) of features (N, d, F), k of each channel."""
+        """Invariants (N, k F) of features (N, d, F), k per channel."""
         if not self.norms:
             return x[:, 0]
         return torch.cat([x[:, irrep.place].square().sum(1) for irrep in self.irreps], dim=1)
 
 
 Kept = str | Sequence[int]
-"""Irreps in the words of a network's constructor: ``"IS"`` of TensorNet, ``[0, 2]`` of TDN."""
+"""Irreps as a network's constructor takes them: ``"IS"`` of TensorNet, ``[0, 2]`` of TDN."""
 TABLE = 4
-"""Multiplications for one value of a cubic spline."""
+"""Number of multiplications per value of a cubic spline."""
 
 
 class Smaller(NamedTuple):
-    """The network and readout that are left when irreps are removed."""
+    """Network and readout after irreps are removed."""
 
     network: dict[str, Any]
     """Arguments of the network."""
     readout: dict[str, Any]
-    """Arguments of its readout."""
+    """Arguments of the readout."""
     tensors: dict[str, Tensor]
-    """Those of the potential's state that changed, by name."""
+    """Changed tensors of the potential's state, by name."""
 
 
 class Network(nn.Module):
-    """A graph and its edge vectors in, equivariant features of the atoms out.
+    """Base class: equivariant features of atoms from a graph and its edge vectors.
 
-    Edge vectors are its only geometry. A subclass calls this constructor, registers ``layers``
-    and defines `forward`, `feature_layout` and `new_readout`; the other methods are for tables
-    (`edge_factors`, `use_table` and ``has_tables``) and for removing irreps (`parse_kept`,
-    `kept_without`, `project`, `smaller` and `multiplications`), which it may leave out: they then
-    refuse.
+    The geometry enters through the edge vectors only. A subclass calls this constructor, registers
+    ``layers`` and defines `forward`, `feature_layout` and `new_readout`. The other methods are
+    optional, and raise a ValueError unless overridden: those for tables (`edge_factors`,
+    `use_table` and ``has_tables``) and for removing irreps (`parse_kept`, `kept_without`,
+    `project`, `smaller` and `multiplications`).
 
     Parameters
     ----------
     config
         Arguments of the subclass's constructor: plain data, kept in checkpoints.
     channels
-        Features of each atom and component, F.
+        Number of features per atom and component, F.
     cutoff
-        In the network's unit of length.
+        Cutoff distance, in the network's unit of length.
     cutoff_lower
-        Distance below which it does not tell distances apart.
+        Distance below which all distances are treated alike.
     max_number
         Size of the table of elements: atomic numbers below it can be embedded.
     smooth
-        Whether an edge has no influence at the cutoff. Otherwise edges beyond it count too,
-        where the potential has them.
+        Whether the influence of an edge vanishes at the cutoff. Otherwise edges beyond the cutoff
+        count too, if the potential's list has any.
     """
 
-    if TYPE_CHECKING:  # TorchScript would read the annotation, and does not know the type.
+    if TYPE_CHECKING:  # TorchScript would read the annotation, and does not support the type.
         layers: nn.ModuleList
-        """Called one after the other; each takes features as its first argument and gives the
-        next ones."""
+        """Layers in order; each takes features as its first argument and returns the next ones."""
 
     has_tables = False
     """Whether its radial networks can be replaced by a table."""
@@ -159,87 +158,88 @@ class Network(nn.Module):
         Parameters
         ----------
         graph
-            Of one system or several; its positions are not read.
+            One or more systems; the positions are not read.
         vectors
-            (E, 3) displacements r_j - r_i of the edges, in the network's unit of length.
+            Displacements r_j - r_i of the edges, (E, 3), in the network's unit of length.
         pairs
-            Of the edges, for radial networks that see each length once; None: as often as it
-            occurs.
+            Pairs of the edges: radial networks then evaluate each length once; None: once per
+            edge.
 
         Returns
         -------
-        As `feature_layout` says: (d, N, F) or (N, d, F).
+        Tensor
+            Features, (d, N, F) or (N, d, F), see `feature_layout`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def feature_layout(self) -> FeatureLayout:
-        """Where the features hold what heads and analyses read."""
+        """Layout of the features, for heads and analyses."""
         raise NotImplementedError(f"{type(self).__name__} has no feature_layout")
 
     def new_readout(self, head: str | None = None) -> Readout:
-        """A readout of energies with new weights.
+        """Energy readout with new weights.
 
         Parameters
         ----------
         head
-            Its kind, one of ``heads`` of the row of ``NETWORKS``; None: the usual one.
+            Kind of readout, one of ``heads`` in the row of ``NETWORKS``; None: the default.
         """
         raise NotImplementedError(f"{type(self).__name__} has no new_readout")
 
     def check_readout(self, readout: Readout) -> None:
-        """Raise a ValueError if the readout does not fit the features."""
+        """Raise a ValueError if the readout does not fit the features of the network."""
 
     # Tables
 
     def edge_factors(self, distances: Tensor, pairs: Pairs | None = None) -> list[Tensor]:
-        """All that the network asks of distances (E,): tensors (E, M), of any number and width.
+        """All functions of the distances (E,) that the network uses: a list of tensors (E, M).
 
-        Once `use_table` was called they come from the table.
+        After `use_table` they are taken from the table.
         """
         raise ValueError(self._lacks("tables"))
 
     def use_table(self, table: RadialTable) -> None:
-        """Take the edge factors from a table, side by side, and drop the radial networks."""
+        """Replace the radial networks by a table of all edge factors, side by side."""
         raise ValueError(self._lacks("tables"))
 
     # Removing irreps
 
     def parse_kept(self, kept: Kept) -> Kept:
-        """The irreps themselves.
+        """Check the irreps to keep, and return them.
 
         Raises
         ------
         ValueError
-            If the network does not have them, or makes no smaller network of them.
+            If the network does not have them, or they do not make a smaller network.
         """
         raise ValueError(self._lacks("orders to remove"))
 
     def kept_without(self, name: str) -> Kept:
-        """What is kept when the irrep of that name is removed."""
+        """Irreps to keep when the irrep of that name is removed."""
         raise ValueError(self._lacks("orders to remove"))
 
     def project(self, kept: Kept) -> str:
-        """Leave all other irreps out of every operation from now on; describes what is kept."""
+        """Omit all other irreps from every operation; returns a description of those kept."""
         raise ValueError(self._lacks("orders to remove"))
 
     def smaller(self, kept: Kept, readout: Readout, tensors: Mapping[str, Tensor]) -> Smaller:
-        """The network whose energies are those of this one after `project`, to rounding.
+        """Smaller network with the energies of this one after `project`, up to rounding.
 
         Parameters
         ----------
         kept
-            As `parse_kept` gives it.
+            Irreps to keep, as `parse_kept` returns them.
         readout
-            Of this network's features.
+            Readout of this network's features.
         tensors
-            The state of the potential.
+            State of the potential.
         """
         raise ValueError(self._lacks("orders to remove"))
 
     def multiplications(self, irreps: Sequence[Irrep], neighbours: float) -> float:
-        """Multiplications per atom of one evaluation of the energy with these irreps.
+        """Number of multiplications per atom for one energy evaluation with these irreps.
 
-        Counted is the forward pass with tables for the radial networks.
+        This counts the forward pass with tables in place of the radial networks.
         """
         raise ValueError(self._lacks("count of its multiplications"))
 

@@ -1,8 +1,8 @@
 r"""TDN: an equivariant transformer whose tensor products share one weight over all paths.
 
 Lin et al., "Tensor Decomposition Networks for Fast Machine Learning Interatomic Potential
-Computations", NeurIPS 2025 (arXiv:2507.01131), with what dynamics needs: the cutoff is smooth,
-every neighbour counts, and forces are the gradient of the energy.
+Computations", NeurIPS 2025 (arXiv:2507.01131), adapted to dynamics: the cutoff is smooth, every
+neighbour counts, and forces are the gradient of the energy.
 
 Notation: x features (N, d, C) of N atoms, d components, which are (L + 1)^2 for degrees 0 to L,
 and C channels; i receives from j along the edge vector r_j - r_i of length r, whose harmonics are
@@ -63,64 +63,64 @@ ENVELOPES = ("cosine", "none")
 
 
 class Edges(NamedTuple):
-    """What every layer reads of the edges."""
+    """Data of the edges that every layer reads."""
 
     receiver: Tensor
-    """(E,), i."""
+    """Receivers i, (E,)."""
     sender: Tensor
-    """(E,), j."""
+    """Senders j, (E,)."""
     envelope: Tensor
-    """(E, 1), 1 at zero distance and 0 from the cutoff on."""
+    """Envelope, (E, 1): 1 at zero distance, 0 at and beyond the cutoff."""
 
 
 class TDN(Network):
-    """Atoms and displacement vectors in, features of several degrees for each atom out.
+    """Features of several degrees for each atom from species and displacement vectors.
 
     Parameters
     ----------
     channels
-        Features of each atom and component, C.
+        Number of features per atom and component, C.
     layers
-        Transformer blocks.
+        Number of transformer blocks.
     lmax
-        Highest degree L: 1 to 6 (1 to 4 for ``cp``); None: that of ``degrees``, or else 1.
+        Highest degree L: 1 to 6 (1 to 4 for ``cp``); None: the highest of ``degrees``, or 1.
     heads
-        Of the attention; they divide the channels.
+        Number of attention heads; a divisor of the channels.
     radial_functions
-        Size of the radial basis, K.
+        Number of radial functions, K.
     radial_widths
-        Hidden layers of the radial networks.
+        Widths of the hidden layers of the radial networks.
     cutoff
-        In the network's unit of length.
+        Cutoff distance, in the network's unit of length.
     max_number
         Size of the table of elements: atomic numbers below it can be embedded.
     group
-        ``O(3)``: only paths with l1 + l2 + l3 even, the energy does not change under inversion;
-        ``SO(3)``: all paths, as published, and mirror images get different energies.
+        ``O(3)``: only paths with l1 + l2 + l3 even; the energy is invariant under inversion.
+        ``SO(3)``: all paths, as published; mirror images have different energies.
     product
         ``exact_cg``: the Clebsch-Gordan tensor; ``cp``: its decomposition.
     rank
-        Of the decomposition: ``"exact"``, ``"paper"`` or a number (see `cp`).
+        Rank of the decomposition: ``"exact"``, ``"paper"`` or a number (see `cp`).
     evaluation
-        ``contracted`` or ``factored`` (see `tdn_product`); ``auto`` takes the faster one. The
-        numbers are the same.
+        ``contracted`` or ``factored`` (see `tdn_product`); ``auto`` chooses the faster one. All
+        give the same numbers.
     envelope
-        ``cosine``, or ``none`` as released: then energies jump when a neighbour enters.
+        ``cosine``, or ``none`` as released: energies then jump when a neighbour enters.
     norm_epsilon
-        Of the norms of degrees l > 0, see `DegreeNorm` (1e-5 in the released code).
+        Epsilon of the norms of degrees l > 0, see `DegreeNorm` (1e-5 in the released code).
     average_degree
         Typical number of neighbours: the embedding of the surroundings is divided by its root.
     dropout
-        Share of the attention weights left out in training (0.2 in the released code).
+        Fraction of attention weights dropped in training (0.2 in the released code).
     degrees
-        Those that features and the harmonics of edges have, 0 among them; None: all from 0 to L.
-        Paths that touch another one are left out of M: of the decomposition for ``lmax``, if it
-        is factored. See `pruning` for the network that remains of a larger one.
+        Degrees of the features and of the edges' harmonics, including 0; None: all from 0 to L.
+        Paths of other degrees are omitted from M (or from its decomposition for ``lmax``, if it is
+        factored). See `pruning`, which cuts such a network out of a larger one.
 
     Raises
     ------
     ValueError
-        For options that make no network.
+        If an option is out of range or unknown, or options contradict each other.
     """
 
     has_tables = True
@@ -229,13 +229,19 @@ class TDN(Network):
         self.layers = nn.ModuleList([block() for _ in range(layers)])
 
     def feature_layout(self) -> FeatureLayout:
-        """One irrep for each degree, components second."""
+        """One irrep for each degree; components are the second axis."""
         irreps = consecutive_irreps((f"l={degree}", degree) for degree in self.degrees)
         basis = torch.from_numpy(math.sqrt(5) * clebsch_gordan(1, 1, 2)).permute(2, 0, 1)
         return FeatureLayout(irreps, axis=1, norms=False, tensor_basis=basis)
 
     def new_readout(self, head: str | None = None) -> ScalarReadout:
-        """`ScalarReadout`, which there is one kind of."""
+        """`ScalarReadout`; there is only one kind.
+
+        Raises
+        ------
+        ValueError
+            If ``head`` is not None.
+        """
         if head is not None:
             raise ValueError(f"head is {head!r}: the readout of a TDN has none to choose from")
         return ScalarReadout(self.channels)
@@ -246,16 +252,17 @@ class TDN(Network):
         Parameters
         ----------
         graph
-            Its numbers and edge_index are read.
+            Graph, whose numbers and edge_index are read.
         vectors
-            (E, 3) displacements r_j - r_i of the edges.
+            Displacements r_j - r_i of the edges, (E, 3), in the network's unit of length.
         pairs
-            Of the edges, for radial networks that see each length once; None: as often as it
-            occurs.
+            Pairs of the edges: radial networks then evaluate each length once; None: once per
+            edge.
 
         Returns
         -------
-        (N, d, C)
+        Tensor
+            Features, (N, d, C).
         """
         distances = torch.linalg.vector_norm(vectors, dim=1)
         coupling = self.coupling(self.harmonics(vectors / distances.unsqueeze(1)))
@@ -270,9 +277,9 @@ class TDN(Network):
         return x
 
     def edge_factors(self, distances: Tensor, pairs: Pairs | None = None) -> list[Tensor]:
-        """What the radial networks make of distances (E,): weights (E, C) of tensor products.
+        """Radial networks of the distances (E,): weights (E, C) of the tensor products.
 
-        The first are the embedding's, the others those of each layer.
+        The first belongs to the embedding, the others to the layers in order.
         """
         if self.table is not None:
             return list(torch.split(self.table(distances), self.channels, dim=1))
@@ -288,14 +295,20 @@ class TDN(Network):
             return weights
 
     def use_table(self, table: RadialTable) -> None:
-        """Take the weights from a table, side by side, and drop the radial networks."""
+        """Replace the radial networks by a table of all weights, side by side."""
         self.table = table
         del self.radial, self.surroundings.radial
         for layer in self.layers:
             del layer.attention.radial  # type: ignore[union-attr]
 
     def parse_kept(self, kept: Kept) -> tuple[int, ...]:
-        """Degrees that there are, 0 among them."""
+        """Check that the network has these degrees, 0 among them, and return them.
+
+        Raises
+        ------
+        ValueError
+            If it does not, or ``kept`` is not a sequence of degrees.
+        """
         if isinstance(kept, str):
             raise ValueError(f"a TDN has degrees, not irreps {kept}: expected (0, 2) or the like")
         found = check_degrees(kept)
@@ -310,14 +323,14 @@ class TDN(Network):
         return [degree for degree in self.degrees if f"l={degree}" != name]
 
     def project(self, kept: Kept) -> str:
-        """Leave the components of other degrees out of the tensor product."""
+        """Omit the components of other degrees from the tensor product."""
         degrees = self.parse_kept(kept)
         each = [torch.full((2 * n + 1,), float(n in degrees)) for n in self.degrees]
         self.coupling.mask(torch.cat(each).double())  # type: ignore[operator]
         return "l = " + ", ".join(map(str, degrees))
 
     def smaller(self, kept: Kept, readout: Readout, tensors: Mapping[str, Tensor]) -> Smaller:
-        """Without the components and the norms of other degrees."""
+        """The network without the components and norms of other degrees."""
         degrees = self.parse_kept(kept)
         places = degree_slices(self.degrees)
         rows = [self.degrees.index(degree) for degree in degrees]
@@ -333,7 +346,7 @@ class TDN(Network):
         return Smaller(config, readout.config, changed)
 
     def multiplications(self, irreps: Sequence[Irrep], neighbours: float) -> float:
-        """Of the embedding, the blocks and the readout."""
+        """Sum over the embedding, the blocks and the readout."""
         c, d = self.channels, sum(irrep.size for irrep in irreps)
         embedding = neighbours * c * (TABLE + d) + d * c * c
         edge = c * (TABLE + 2 * d * d) + c * c * (d + 2) + c
@@ -343,13 +356,13 @@ class TDN(Network):
 
 
 class DegreeEmbedding(nn.Module):
-    r"""Features of an atom from the directions of its neighbours.
+    r"""Initial features of an atom from the directions of its neighbours.
 
     .. math::
         x_i = \frac{1}{\sqrt{\bar n}} \sum_j \phi(r_{ij}) \left[
         W \left( w(r_{ij}) \odot s \otimes Y(\hat r_{ij}) \right) + b \right]
 
-    where s, one number for each channel, stands for the sender at degree 0, and
+    where s, one number per channel, represents the sender at degree 0, and
     :math:`\bar n` is the average degree.
     """
 
@@ -374,7 +387,7 @@ class DegreeEmbedding(nn.Module):
     def forward(self, edges: Edges, weight: Tensor, coupling: Coupling, atoms: int) -> Tensor:
         """Weights (E, C) of the tensor product -> (N, d, C)."""
         weight = edges.envelope * weight * self.sender
-        # The sender has degree 0 alone, and its channels differ by a factor.
+        # The sender has only degree 0, and its channels differ by a factor.
         scalar = torch.ones(1, 1, 1, dtype=weight.dtype, device=weight.device)
         scalar = nn.functional.pad(scalar, [0, 0, 0, self.size - 1])
         scalar = scalar.expand(weight.shape[0], -1, -1)
@@ -395,9 +408,9 @@ class GraphAttention(nn.Module):
         x_i &= W \sum_j \alpha_{ij} \; w(r_{ij}) \odot
             \mathrm{gate}(W_v m_{ij}) \otimes Y(\hat r_{ij})
 
-    Both tensor products have the same weights w. The envelope :math:`\phi` takes each weight to
-    zero at the cutoff; the 1 does so for the last neighbour too, whose weight would be 1 at any
-    distance without it. Without an envelope there is no such constant, as released.
+    Both tensor products have the same weights w. With the envelope :math:`\phi` each weight
+    vanishes at the cutoff. The 1 in the denominator ensures this for a single neighbour too, whose
+    weight would otherwise be 1 at any distance. Without an envelope the 1 is absent, as released.
     """
 
     def __init__(
@@ -428,7 +441,7 @@ class GraphAttention(nn.Module):
     def forward(self, x: Tensor, edges: Edges, weight: Tensor, coupling: Coupling) -> Tensor:
         """(N, d, C) and weights (E, C) of the tensor products -> (N, d, C)."""
         i, j = edges.receiver, edges.sender
-        # Linear, and so done by atom.
+        # Linear, hence applied per atom.
         sent = self.product.project(self.sender(x), coupling)
         received = self.product.project(self.receiver(x), coupling)
         message = self.product.message(
@@ -441,12 +454,12 @@ class GraphAttention(nn.Module):
         return self.mix(self.product.aggregate(value, weight, coupling, i, x.shape[0]))
 
     def attention(self, scalars: Tensor, edges: Edges, atoms: int) -> Tensor:
-        """Weight of each edge and head: scalars (E, C) of the messages -> (E, heads)."""
+        """Attention weights: scalars (E, C) of the messages -> (E, heads)."""
         i = edges.receiver
         scores = self.score_act(self.score(scalars))
         width = scores.shape[1] // self.heads
         scores = (scores.view(scores.shape[0], self.heads, width) * self.score_dot).sum(2)
-        # Shifted by the largest score so that nothing overflows; the ratio is the same.
+        # Shifted by the largest score to avoid overflow; the ratio is unchanged.
         index = i.unsqueeze(1).expand(-1, self.heads)
         highest = scores.new_zeros(atoms, self.heads)
         highest = highest.scatter_reduce(
@@ -459,7 +472,7 @@ class GraphAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward network, each added to its normalised input."""
+    """Attention and a feed-forward network, each with a normalised input and a residual sum."""
 
     def __init__(
         self, channels: int, attention: GraphAttention, norms: Sequence[nn.Module]
@@ -481,12 +494,12 @@ class Block(nn.Module):
 
 
 def parse_degrees(lmax: int | None, degrees: Sequence[int] | None) -> tuple[int, tuple[int, ...]]:
-    """L and the degrees there are, from the options of `TDN`.
+    """L and the degrees from the options of `TDN`.
 
     Raises
     ------
     ValueError
-        If L is out of range or below one of the degrees, or these make no network.
+        If L is out of range or below one of the degrees, or the degrees are not valid.
     """
     if degrees is None:
         lmax = check_degree(1 if lmax is None else lmax, lowest=1)

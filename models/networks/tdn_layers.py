@@ -1,8 +1,8 @@
-"""Layers of TDN that act on each atom or edge by itself.
+"""Layers of TDN that act on each atom or edge separately.
 
 Features have the shape (n, d, C): n atoms or edges, d components of the degrees in order, which
-are (L + 1)^2 for degrees 0 to L, C channels. Whatever is not linear touches degree 0 alone, or
-multiplies a whole component vector by a number: rotations pass through.
+are (L + 1)^2 for degrees 0 to L, C channels. Nonlinear operations act on degree 0 only, or
+multiply all components of a degree by one number, so the layers are equivariant.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class DegreeLinear(nn.Module):
-    """One matrix on the channels for every component, and a bias on degree 0."""
+    """The same matrix over channels for every component, and a bias on degree 0."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__()
@@ -40,18 +40,18 @@ class DegreeNorm(nn.Module):
 
     where the mean over channels is subtracted from degree 0 first, and
     :math:`\epsilon_0 = 10^{-5}`. In symmetric surroundings the features of l > 0 vanish, and
-    each norm enlarges a deviation from symmetry :math:`1 / \sqrt{\epsilon_l}` times: with the
-    released code's :math:`10^{-5}` four norms make forces of 1e-6 eV/A out of rounding, and a
-    surface that is as steep.
+    each norm amplifies a deviation from symmetry by :math:`1 / \sqrt{\epsilon_l}`: with the
+    released code's :math:`10^{-5}`, four norms turn rounding errors into forces of 1e-6 eV/A, and
+    make the energy surface equally steep.
 
     Parameters
     ----------
     channels
-        C.
+        Number of channels, C.
     degrees
-        0, and those of the other components.
+        Degrees of the features, 0 first.
     epsilon
-        Of the degrees l > 0.
+        Epsilon of the degrees l > 0.
     """
 
     def __init__(self, channels: int, degrees: Sequence[int], epsilon: float) -> None:
@@ -82,8 +82,8 @@ class GatedLinear(nn.Module):
         v = W_v x + b_v, \quad g = W_g x_{l=0} + b_g, \qquad
         \mathrm{SiLU}(v_l) \text{ for } l = 0, \quad v_l \, \sigma(g) \text{ for } l > 0
 
-    The released code maps to 2C channels of all components, of which it uses the second half at
-    degree 0 alone; here only that is computed.
+    The released code maps all components to 2C channels, and uses the second half only at degree
+    0; here only that part is computed.
     """
 
     def __init__(self, channels: int) -> None:
@@ -110,17 +110,22 @@ class SmoothLeakyReLU(nn.Module):
         self.slope = slope
 
     def forward(self, x: Tensor) -> Tensor:
-        """Elementwise, any shape."""
+        """Apply elementwise, for any shape."""
         odd = 0.5 * (1 - self.slope) * x * (2 * torch.sigmoid(x) - 1)
         return 0.5 * (1 + self.slope) * x + odd
 
 
 class TrainedGaussianBasis(nn.Module):
-    r"""Normalised Gaussians of the scaled distance, means and widths trained.
+    r"""Normalised Gaussians of the scaled distance with trained means and widths.
 
     .. math::
         g_k(r) = \frac{1}{\sqrt{2 \pi} s_k} e^{-(x - m_k)^2 / 2 s_k^2}, \qquad
         x = w \, r / r_c + b, \quad s_k = |\mathrm{std}_k| + 10^{-5}
+
+    Raises
+    ------
+    ValueError
+        If there is no function.
     """
 
     def __init__(self, cutoff: float, size: int) -> None:
@@ -128,7 +133,7 @@ class TrainedGaussianBasis(nn.Module):
         if size < 1:
             raise ValueError(f"{size} radial functions: expected at least 1")
         self.cutoff = float(cutoff)
-        # Spread evenly and narrow: the random wide ones of the released code learn more slowly.
+        # Evenly spaced and narrow: the released code's random wide Gaussians train more slowly.
         self.mean = nn.Parameter(torch.linspace(0, 1, size))
         self.std = nn.Parameter(torch.full((size,), 1 / size))
         self.weight = nn.Parameter(torch.ones(1))
@@ -142,7 +147,7 @@ class TrainedGaussianBasis(nn.Module):
 
 
 class RadialNetwork(nn.Sequential):
-    """Weights of a tensor product from the radial basis: linear maps, layer norms, SiLU."""
+    """Perceptron from the radial basis to tensor-product weights: linear, layer norm, SiLU."""
 
     def __init__(self, radial_functions: int, widths: list[int], channels: int) -> None:
         sizes = [radial_functions, *widths]

@@ -1,20 +1,20 @@
-r"""Tensor products of features with the harmonics of an edge, in several evaluations.
+r"""Tensor products of features with the harmonics of an edge, evaluated in several ways.
 
 A bilinear map M (d, d, d) couples features x with harmonics Y of the same degrees, and one weight
-for each channel c serves all paths (mode uvu, Lin et al. 2025, arXiv:2507.01131):
+per channel c is shared by all paths (mode uvu, Lin et al. 2025, arXiv:2507.01131):
 
 .. math:: z_{kc} = w_c \sum_{ij} M_{ijk} \, x_{ic} \, Y_j
 
-M is the sum of the Clebsch-Gordan tensors of all paths, or what its factors stand for. The
+M is the sum of the Clebsch-Gordan tensors of all paths, or the tensor given by its factors. The
 evaluations give the same numbers:
 
-- contracted: z = w (M_e x) with M_e = sum_j M_j Y_j, made once for all products of an edge;
-- factored: z = w C ((A^T x) (B^T Y)), as in the paper. A^T is applied by atom where the features
-  are those of atoms, and C by atom where what is wanted is a sum over edges;
-- by path: one product for each l1, l2, l3, as programs without a decomposition do it.
+- contracted: z = w (M_e x) with M_e = sum_j M_j Y_j, computed once for all products of an edge;
+- factored: z = w C ((A^T x) (B^T Y)), as in the paper. A^T is applied per atom if the features
+  belong to atoms, and C per atom if the result is a sum over edges;
+- by path: one product for each l1, l2, l3, as in programs without a decomposition.
 
-Contracting first costs d^2 multiplications for each edge and channel, the factors 2 d R. Features
-have the shape (n, d, C): n atoms or edges, components, channels.
+Contracting first costs d^2 multiplications per edge and channel, the factors 2 d R. Features have
+the shape (n, d, C): n atoms or edges, components, channels.
 """
 
 from collections.abc import Sequence
@@ -30,26 +30,27 @@ EVALUATIONS = ("auto", "contracted", "factored")
 
 
 class Coupling(NamedTuple):
-    """What the products of one set of edges share."""
+    """Data shared by all products of one set of edges."""
 
     inward: Tensor
-    """(R, d), A^T; or nothing of interest."""
+    """A^T, (R, d); unused by the other evaluations."""
     edge: Tensor
-    """(E, d, d) M_e, or (E, R) B^T Y, or (E, d) Y."""
+    """M_e (E, d, d), B^T Y (E, R), or Y (E, d)."""
     outward: Tensor
-    """(d, R), C; or nothing of interest."""
+    """C, (d, R); unused by the other evaluations."""
 
 
 class ContractedProduct(nn.Module):
     """One small matrix product for each edge.
 
-    On a CPU edges are taken some hundreds at a time: what is in between stays in the cache, and
-    no large block of memory is asked for again and again. This halves the time at L = 2 and 3.
+    On a CPU, edges are processed a few hundred at a time: intermediate results stay in the cache,
+    and no large block of memory is allocated repeatedly. This halves the time at L = 2 and 3.
 
     Attributes
     ----------
     chunked
-        Whether they are; a trace, whose graph must serve any number of edges, switches it off.
+        Whether edges are processed in chunks; switched off for tracing, because a trace must work
+        for any number of edges.
     """
 
     def __init__(self) -> None:
@@ -57,7 +58,7 @@ class ContractedProduct(nn.Module):
         self.chunked = True
 
     def project(self, x: Tensor, coupling: Coupling) -> Tensor:
-        """What is sent of the features of atoms: (N, d, C) -> (N, p, C)."""
+        """Part of the product computed per sending atom: (N, d, C) -> (N, p, C)."""
         return x
 
     def message(self, sent: Tensor, weight: Tensor, coupling: Coupling) -> Tensor:
@@ -92,10 +93,10 @@ class ContractedProduct(nn.Module):
 
 
 class FactoredProduct(nn.Module):
-    """R products of numbers for each edge and channel."""
+    """R scalar products per edge and channel."""
 
     def project(self, x: Tensor, coupling: Coupling) -> Tensor:
-        """What is sent of the features of atoms: (N, d, C) -> (N, R, C)."""
+        """Part of the product computed per sending atom: (N, d, C) -> (N, R, C)."""
         return coupling.inward @ x
 
     def message(self, sent: Tensor, weight: Tensor, coupling: Coupling) -> Tensor:
@@ -112,7 +113,7 @@ class FactoredProduct(nn.Module):
 
 
 class PathProduct(nn.Module):
-    """Every path l1, l2, l3 by itself."""
+    """One product for every path l1, l2, l3."""
 
     def __init__(self, degrees: Sequence[int], group: str) -> None:
         super().__init__()
@@ -124,7 +125,7 @@ class PathProduct(nn.Module):
         ]
 
     def project(self, x: Tensor, coupling: Coupling) -> Tensor:
-        """What is sent of the features of atoms: (N, d, C) -> (N, d, C)."""
+        """Part of the product computed per sending atom: (N, d, C) -> (N, d, C)."""
         return x
 
     def message(self, sent: Tensor, weight: Tensor, coupling: Coupling) -> Tensor:
@@ -148,14 +149,14 @@ class PathProduct(nn.Module):
 
 
 def chunk_size(x: Tensor, channels: int) -> int:
-    """How many edges of (E, d, channels) to take at a time: a quarter of a million numbers."""
+    """Number of edges per chunk of (E, d, channels): a quarter of a million numbers."""
     if x.device.type == "cuda":
         return max(1, x.shape[0])
     return max(1, 262_144 // max(1, x.shape[1] * channels))
 
 
 Product = ContractedProduct | FactoredProduct | PathProduct
-"""What a layer needs of a tensor product; none has weights of its own."""
+"""Tensor products that a layer can use; none has weights of its own."""
 
 
 class ExactCoupling(DoubleConstants):
@@ -170,7 +171,7 @@ class ExactCoupling(DoubleConstants):
         self.register_buffer("tensor", tensor, persistent=False)
 
     def forward(self, harmonics: Tensor) -> Coupling:
-        """Harmonics (E, d) of the edges -> what their products share."""
+        """Harmonics (E, d) of the edges -> data shared by their products."""
         tensor = self.tensor.to(harmonics.dtype)
         if self.contracted:
             return Coupling(tensor, contract(tensor, harmonics), tensor)
@@ -183,14 +184,14 @@ class ExactCoupling(DoubleConstants):
 
 
 class FactoredCoupling(DoubleConstants):
-    r""":math:`M_{ijk} = \sum_r A_{ir} B_{jr} C_{kr}`; factors are part of the weights.
+    r""":math:`M_{ijk} = \sum_r A_{ir} B_{jr} C_{kr}`; the factors are part of the weights.
 
     Parameters
     ----------
     a, b, c
-        (d, R) float64.
+        Factors A, B, C, (d, R) float64.
     contracted
-        Whether the tensor they stand for is contracted with the harmonics first.
+        Whether the full tensor is contracted with the harmonics first.
     """
 
     a: Tensor
@@ -205,7 +206,7 @@ class FactoredCoupling(DoubleConstants):
         self.register_buffer("c", c)
 
     def forward(self, harmonics: Tensor) -> Coupling:
-        """Harmonics (E, d) of the edges -> what their products share."""
+        """Harmonics (E, d) of the edges -> data shared by their products."""
         dtype = harmonics.dtype
         inward, outward = self.a.t().to(dtype), self.c.to(dtype)
         if self.contracted:
@@ -226,7 +227,7 @@ def contract(tensor: Tensor, harmonics: Tensor) -> Tensor:
 
 
 def parse_evaluation(evaluation: str) -> bool:
-    """Whether to contract first; ``auto`` does: it was faster at every L, rank and size measured.
+    """Whether to contract first, as ``auto`` does: faster at every L, rank and size measured.
 
     Raises
     ------

@@ -1,11 +1,11 @@
 """TensorNet: message passing with rank-2 Cartesian tensors.
 
 Simeon & De Fabritiis, "TensorNet: Cartesian Tensor Representations for Efficient Learning of
-Molecular Potentials", NeurIPS 2023 (arXiv:2306.06482), with the total charge of Simeon,
-Mirarchi, Pelaez, Galvelis & De Fabritiis (arXiv:2403.15073) as torchmd-net has it.
+Molecular Potentials", NeurIPS 2023 (arXiv:2306.06482), with the total charge as in torchmd-net
+(Simeon, Mirarchi, Pelaez, Galvelis & De Fabritiis, arXiv:2403.15073).
 
 Notation: X features (n, N, F) of N atoms and F channels (components first, see `cartesian`; n is
-9 unless irreps are left out), r distances (E,) of E edges, i receives from j. Lengths are in the
+9 if there are all irreps), r distances (E,) of E edges, i receives from j. Lengths are in the
 units of the network's cutoff.
 """
 
@@ -42,20 +42,20 @@ from .base import (
 
 GROUPS = ("O(3)", "SO(3)")
 DEGREES = {"I": 0, "A": 1, "S": 2}
-"""Of the irreps."""
+"""Degrees l of the irreps."""
 
 
 class TensorNet(Network):
-    """Atoms and displacement vectors in, one 3x3 tensor for each atom and channel out.
+    """One 3x3 tensor per atom and channel from species and displacement vectors.
 
     Parameters
     ----------
     channels
-        Features of each atom and component, F.
+        Number of features per atom and component, F.
     layers
-        Interaction layers; 0 leaves the embedding alone.
+        Number of interaction layers; 0: only the embedding.
     radial_functions
-        Size of the radial basis, K.
+        Number of radial functions, K.
     radial
         Name of the radial basis: ``expnorm``, ``gauss`` or ``bessel``.
     trainable_radial
@@ -67,13 +67,18 @@ class TensorNet(Network):
     max_number
         Size of the table of elements: atomic numbers below it can be embedded.
     group
-        ``O(3)``: the energy does not change under inversion; ``SO(3)``: it may.
+        ``O(3)``: the energy is invariant under inversion; ``SO(3)``: it need not be.
     self_interaction
         Whether an atom sends a message to itself, at distance zero (as in torchmd-net).
     irreps
-        Parts of the tensors that there are: ``IAS``, or ``IS``, ``IA`` or ``I``. Of every product
-        what is left out is dropped, and has neither features nor weights; see `pruning` for the
-        network that remains of a larger one.
+        Parts of the tensors to keep: ``IAS``, ``IS``, ``IA`` or ``I``. Other parts have neither
+        features nor weights, and are dropped from every product; see `pruning`, which cuts such a
+        network out of a larger one.
+
+    Raises
+    ------
+    ValueError
+        If irreps, group or a name are unknown, or the cutoffs are not 0 <= lower < upper.
     """
 
     has_tables = True
@@ -138,17 +143,17 @@ class TensorNet(Network):
         )
 
     def feature_layout(self) -> FeatureLayout:
-        """I, A and S, or those of them that there are, components first."""
+        """Those of I, A and S that the network has; components are the first axis."""
         irreps = consecutive_irreps((irrep, DEGREES[irrep]) for irrep in self.irreps)
         return FeatureLayout(irreps, axis=0, norms=True, tensor_basis=BASIS[ROWS["S"]])
 
     def new_readout(self, head: str | None = None) -> EnergyReadout:
-        """`EnergyReadout`, ``mlp`` unless another head is asked for."""
+        """`EnergyReadout` with the given head, ``mlp`` by default."""
         activation = str(self.config["activation"])
         return EnergyReadout(self.channels, head or "mlp", activation, irreps=self.irreps)
 
     def check_readout(self, readout: Readout) -> None:
-        """Raise a ValueError if it reads other irreps."""
+        """Raise a ValueError if the readout reads other irreps."""
         read = readout.config.get("irreps", self.irreps)
         if read != self.irreps:
             raise ValueError(
@@ -162,19 +167,20 @@ class TensorNet(Network):
         Parameters
         ----------
         graph
-            Its numbers, edge_index, system and charge are read.
+            Graph, whose numbers, edge_index, system and charge are read.
         vectors
-            (E, 3) displacements r_j - r_i of the edges.
+            Displacements r_j - r_i of the edges, (E, 3), in the network's unit of length.
         pairs
-            Of the edges, for radial networks that see each length once; None: as often as it
-            occurs.
+            Pairs of the edges: radial networks then evaluate each length once; None: once per
+            edge.
 
         Returns
         -------
-        (n, N, F)
+        Tensor
+            Features, (n, N, F).
         """
         distances = torch.linalg.vector_norm(vectors, dim=1)
-        # Tensors are built along r_i - r_j, torchmd-net's sign: it decides that of A.
+        # Tensors are built along r_i - r_j as in torchmd-net: this determines the sign of A.
         unit = -vectors / distances.unsqueeze(1)
         factors = self.edge_factors(distances, pairs)
         at_zero = self.edge_factors(torch.zeros(1, dtype=vectors.dtype, device=vectors.device))
@@ -186,10 +192,10 @@ class TensorNet(Network):
         return x
 
     def edge_factors(self, distances: Tensor, pairs: Pairs | None = None) -> list[Tensor]:
-        """All that the network asks of distances (E,): factors (E, 3F) of I, A and S.
+        """Radial networks of the distances (E,): factors (E, 3F) of I, A and S.
 
-        The first are the embedding's, the others those of each layer; irreps that there are not
-        have none. They are zero at the cutoff.
+        The first belongs to the embedding, the others to the layers in order. Removed irreps have
+        no factors. All factors are zero at the cutoff.
         """
         if self.table is not None:
             width = len(self.irreps) * self.channels
@@ -207,14 +213,20 @@ class TensorNet(Network):
             return factors
 
     def use_table(self, table: RadialTable) -> None:
-        """Take the edge factors from a table, side by side, and drop the radial networks."""
+        """Replace the radial networks by a table of all edge factors, side by side."""
         self.table = table
         del self.radial, self.envelope, self.embedding.radial
         for layer in self.layers:
             del layer.radial
 
     def parse_kept(self, kept: Kept) -> str:
-        """``IS``, ``IA`` or ``I`` of the irreps that there are."""
+        """Check that the network has these irreps, and return them.
+
+        Raises
+        ------
+        ValueError
+            If it does not, or ``kept`` is not a string of irreps.
+        """
         if not isinstance(kept, str):
             raise ValueError(
                 f"a TensorNet has irreps, not degrees {list(kept)}: expected IS, IA or I"
@@ -231,7 +243,7 @@ class TensorNet(Network):
         return self.irreps.replace(name, "")
 
     def project(self, kept: Kept) -> str:
-        """Give products and directions no components of the other irreps."""
+        """Omit the components of other irreps from products and directions."""
         irreps = self.parse_kept(kept)
         for module in self.modules():
             if isinstance(getattr(module, "algebra", None), TensorAlgebra):
@@ -240,7 +252,13 @@ class TensorNet(Network):
         return irreps
 
     def smaller(self, kept: Kept, readout: Readout, tensors: Mapping[str, Tensor]) -> Smaller:
-        """Without the rows, matrices and radial functions of the other irreps."""
+        """The network without the rows, matrices and radial functions of other irreps.
+
+        Raises
+        ------
+        ValueError
+            If the network does not have the irreps, or the readout is not an `EnergyReadout`.
+        """
         irreps = self.parse_kept(kept)
         if not isinstance(readout, EnergyReadout):
             raise ValueError(f"a {type(readout).__name__} reads no irreps: expected EnergyReadout")
@@ -252,7 +270,7 @@ class TensorNet(Network):
         for name, shape in shapes.items():
             name = f"representation.{name}"
             if tensors[name].shape != shape:
-                # What belongs to irreps lies block by block along the first dimension.
+                # The first dimension consists of one block per irrep.
                 blocks = tensors[name].chunk(len(self.irreps))
                 changed[name] = torch.cat([blocks[place] for place in places])
         columns = torch.arange(len(self.irreps) * self.channels).view(-1, self.channels)
@@ -262,7 +280,7 @@ class TensorNet(Network):
         return Smaller(config, readout.config | fewer, changed)
 
     def multiplications(self, irreps: Sequence[Irrep], neighbours: float) -> float:
-        """Of the embedding, the layers and the readout."""
+        """Sum over the embedding, the layers and the readout."""
         f, n, d = self.channels, len(irreps), sum(irrep.size for irrep in irreps)
         embedding = neighbours * f * (TABLE * n + n + d) + d * f * f + 2 * f * f * (1 + n)
         rows = [row for irrep in irreps for row in range(9)[ROWS[irrep.name]]]
@@ -277,15 +295,15 @@ class TensorNet(Network):
 
 
 class TensorEmbedding(nn.Module):
-    r"""Features of an atom from the directions and species of its neighbours.
+    r"""Initial features of an atom from the directions and species of its neighbours.
 
     .. math::
         X_i = \sum_j \phi(r_{ij}) Z_{ij} \left( f_I \mathbb{1} + f_A [\hat r_{ij}]_\times
         + f_S (\hat r_{ij} \hat r_{ij}^T - \tfrac13 \mathbb{1}) \right)
         \qquad \text{(eqs. 6 to 8)}
 
-    with :math:`Z_{ij} = W [e(Z_i), e(Z_j)] + b` and f linear in the radial basis; then mixed
-    over channels and scaled by a function of the norms (eqs. 9 and 10).
+    with :math:`Z_{ij} = W [e(Z_i), e(Z_j)] + b` and f linear in the radial basis. The sum is
+    mixed over channels and scaled by a function of the norms (eqs. 9 and 10).
     """
 
     def __init__(
@@ -325,7 +343,7 @@ class TensorEmbedding(nn.Module):
         i, j = graph.edge_index[0], graph.edge_index[1]
         f, irreps = self.channels, len(self.irreps)
         species = self.species(graph.numbers)
-        # W [e_i, e_j] is a sum of two terms, each computed by atom.
+        # W [e_i, e_j] is a sum of two terms, each computed per atom.
         receiver = species @ self.species_pair.weight[:, :f].t() + self.species_pair.bias
         sender = species @ self.species_pair.weight[:, f:].t()
 
@@ -334,7 +352,7 @@ class TensorEmbedding(nn.Module):
         edges = scale_irreps(self.algebra.directions(unit).unsqueeze(2), by_irrep)
         x = edges.new_zeros([edges.shape[0], graph.numbers.shape[0], f]).index_add(1, i, edges)
         if self.self_interaction:
-            # At r = 0 there is no direction: only the scalar part is left, sqrt(3) in norm.
+            # At r = 0 there is no direction: only the scalar part remains, with norm sqrt(3).
             own = 3.0**0.5 * at_zero[:, :f] * (receiver + sender)
             x = torch.cat([x[:1] + own.unsqueeze(0), x[1:]])
 

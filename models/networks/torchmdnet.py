@@ -1,9 +1,8 @@
-"""Every other architecture of torchmd-net, by running torchmd-net's own module.
+"""All other architectures of torchmd-net, which run torchmd-net's own module.
 
-Its network is kept as it is; its neighbour lists are replaced by the edges of our `Graph`, so
-that any cell and any number of neighbours is right, and forces and virial come from the
-gradient with respect to those edges. torchmd-net itself is imported only here, and only when
-a checkpoint needs it.
+Its network is unchanged. Its neighbour lists are replaced by the edges of our `Graph`, so that any
+cell and any number of neighbours work; forces and virial are computed from the gradient with
+respect to the edges. torchmd-net is imported only here, and only if a checkpoint needs it.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ ARCHITECTURES = {
     "transformer": "TorchMD_T",
     "equivariant-transformer": "TorchMD_ET",
 }
-"""Names in hyper-parameters, and of the classes."""
+"""Class names by the names in hyper-parameters."""
 
 ENERGY_OUTPUTS = ("Scalar", "ScalarPlusWeightedCoulomb")
 
-# What a prior needs to be told; the rest is in its tensors.
+# Options that a prior needs; the rest is in its tensors.
 PRIORS: dict[str, tuple[str, ...]] = {
     "Atomref": (),
     "LearnableAtomref": (),
@@ -45,7 +44,7 @@ PRIORS: dict[str, tuple[str, ...]] = {
 def parse_priors(
     arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The priors of a model and their options, whichever way its hyper-parameters give them.
+    """Priors of a model and their options, from any form of its hyper-parameters.
 
     Raises
     ------
@@ -106,31 +105,33 @@ def _prior_options(
 
 
 class TorchMDNetPotential(nn.Module):
-    """A model of torchmd-net behind the interface of `Potential`.
+    """A torchmd-net model with the interface of `Potential`.
 
     Parameters
     ----------
     hyper_parameters
-        Of the model, with the names that torchmd-net gives them.
+        Hyper-parameters of the model under torchmd-net's names.
     tensors
-        Its state dict; copied.
+        State dict of the model; copied.
     elements
         Atomic numbers the model was trained on.
     length_unit, energy_unit
         The model's own units: names of `units`.
     metadata
-        What is worth knowing of the weights.
+        Information about the weights.
 
     Attributes
     ----------
     has_atom_energies
-        Whether the energy is a sum over atoms. Where it is not, because a prior adds energies
-        of pairs or the reduction is no sum, ``energies`` of a prediction are NaN.
+        Whether the energy is a sum over atoms. If not, because a prior adds pair energies or the
+        reduction is not a sum, ``energies`` of a prediction are NaN.
 
     Raises
     ------
     ValueError
-        If the model gives no energy, or the tensors are not its own.
+        If the model does not predict an energy, or the tensors do not fit it.
+    ImportError
+        If torchmd-net cannot be imported.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class TorchMDNetPotential(nn.Module):
         self.metadata = dict(metadata or {})
         priors = parse_priors(hyper_parameters, tensors, "the checkpoint")
         self.hyper_parameters = copy.deepcopy(dict(hyper_parameters)) | {
-            # torchmd-net fails to build its LearnableAtomref, which computes the same.
+            # torchmd-net fails to build its LearnableAtomref; Atomref computes the same.
             "prior_model": [{kind.removeprefix("Learnable"): options} for kind, options in priors],
             "prior_args": None,
         }
@@ -206,7 +207,7 @@ class TorchMDNetPotential(nn.Module):
             "box_vecs": None,
         }
         try:
-            # It draws weights that are not kept, and changes the filters of warnings.
+            # create_model draws random weights, and changes the warning filters.
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 model: nn.Module = create_model(arguments)
         except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -218,10 +219,10 @@ class TorchMDNetPotential(nn.Module):
         return model
 
     def _replace_neighbor_lists(self) -> float:
-        """Put our edges in; return the largest cutoff, in the model's unit."""
+        """Replace all neighbour lists; return the largest cutoff, in the model's unit."""
         from torchmdnet.models.utils import OptimizedDistance
 
-        # These take every edge between an atom and itself for the one of length zero.
+        # These treat every edge from an atom to itself as the edge of length zero.
         masks = self.hyper_parameters["model"] not in ("graph-network", "transformer")
         masks = masks or bool(self.hyper_parameters.get("neighbor_embedding"))
         cutoffs = []
@@ -254,7 +255,7 @@ class TorchMDNetPotential(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network's weights."""
+        """Dtype of the network's weights."""
         return next(self.model.parameters()).dtype
 
     def tensors(self) -> dict[str, Tensor]:
@@ -263,17 +264,17 @@ class TorchMDNetPotential(nn.Module):
 
     @staticmethod
     def allowed_nan(tensors: Mapping[str, Tensor]) -> list[str]:
-        """Names of tensors that rightly hold NaN: D2 has no parameters for element zero."""
+        """Names of tensors that may contain NaN: D2 has no parameters for element zero."""
         return [key for key in tensors if key.endswith((".C_6", ".R_r"))]
 
     def with_coulomb_cutoff(self, cutoff: float | None) -> TorchMDNetPotential:
-        """The same model with its Coulomb energy cut off, as periodic systems need it.
+        """The same model with a Coulomb cutoff, which periodic systems require.
 
         Parameters
         ----------
         cutoff
-            In the model's unit of length (reaction field beyond it); None sums over all
-            pairs of a molecule.
+            Coulomb cutoff, in the model's unit of length (reaction field beyond it); None: sum
+            over all pairs of a molecule.
 
         Raises
         ------
@@ -299,12 +300,12 @@ class TorchMDNetPotential(nn.Module):
         Raises
         ------
         ValueError
-            If the model cannot treat its cell: see the message for the remedy.
+            If the model does not support the cell; the message states the remedy.
         """
         self._check_cell(graph)
         graph, vectors = within(graph, self.cutoff)
         vectors = vectors.detach().requires_grad_(True)
-        # Only a Coulomb sum over all pairs reads positions.
+        # Positions are read only by a Coulomb sum over all pairs.
         positions = _centred(graph).detach().requires_grad_(True)
         energy, energies = self._evaluate(graph, vectors, positions)
         by_vector, by_position = torch.autograd.grad(
@@ -350,7 +351,7 @@ class TorchMDNetPotential(nn.Module):
             energies = torch.cat([p[1] for p in parts])[torch.argsort(order)]
             return torch.cat([p[0] for p in parts]), energies
 
-        # Any: what torchmd-net's modules are, it does not say.
+        # Any: torchmd-net's modules are not typed.
         model: Any = self.model
         dtype = self.dtype
         self._edges.index = graph.edge_index
@@ -365,7 +366,7 @@ class TorchMDNetPotential(nn.Module):
         extra = getattr(model.representation_model, "extra_energy", None)
         if extra is not None:
             x = x + extra
-        # From here on torchmd-net's own order of operations in float64: sums over atoms and
+        # From here on, torchmd-net's own order of operations in float64: sums over atoms and
         # reference energies are large.
         x = x.double() * model.std
         priors: Iterable[Any] = model.prior_model or ()
@@ -395,7 +396,7 @@ def _rebuild(
 
 
 def _centred(graph: Graph) -> Tensor:
-    """Positions relative to the mean of their system, so that float32 can hold them."""
+    """Positions relative to the mean of their system, to limit rounding in float32."""
     sums = graph.positions.new_zeros(graph.charge.shape[0], 3)
     sums = sums.index_add(0, graph.system, graph.positions)
     sizes = torch.bincount(graph.system, minlength=len(sums)).clamp(min=1)

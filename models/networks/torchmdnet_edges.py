@@ -1,4 +1,4 @@
-"""What torchmd-net's modules are given in place of their own: our edges, and plain operators."""
+"""Replacements in torchmd-net's modules: our edges, and plain operators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Edges:
-    """What the network's neighbour lists hand out, set before each evaluation."""
+    """Edges that the network's neighbour lists return; set before each evaluation."""
 
     index: Tensor
     vectors: Tensor
@@ -21,9 +21,9 @@ class Edges:
 
 
 class GivenEdges(nn.Module):
-    """Takes the place of torchmd-net's `OptimizedDistance` and computes nothing.
+    """Replacement for torchmd-net's `OptimizedDistance` that returns given edges.
 
-    Its sign is r_i - r_j; an atom's edge to itself, where the network wants one, is last.
+    The sign is r_i - r_j. Edges from atoms to themselves, if the network needs them, are last.
     """
 
     def __init__(self, replaced: nn.Module, edges: Edges, self_images: bool) -> None:
@@ -38,7 +38,7 @@ class GivenEdges(nn.Module):
     def forward(
         self, pos: Tensor, batch: Tensor | None = None, box: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices (2, E), distances (E,) and vectors (E, 3)."""
+        """Return indices (2, E), distances (E,) and vectors (E, 3)."""
         index, vectors = self.edges.index, -self.edges.vectors
         distances = torch.linalg.vector_norm(vectors, dim=1)
         kept = (distances < self.cutoff_upper) & (distances >= self.cutoff_lower)
@@ -52,7 +52,7 @@ class GivenEdges(nn.Module):
             )
         if not self.both_directions:
             kept = kept & ((index[0] < index[1]) | (image & _leads(self.edges.shift)))
-        # Networks change what they are given in place: hand out copies.
+        # Networks modify these in place: return copies.
         index, vectors, distances = index[:, kept], vectors[kept], distances[kept].clone()
         if self.loop:
             atoms = torch.arange(len(pos), device=index.device)
@@ -63,7 +63,7 @@ class GivenEdges(nn.Module):
 
 
 def _leads(shift: Tensor) -> Tensor:
-    """True for one of each pair of opposite images, (E, 3) -> (E,)."""
+    """True for exactly one of each pair of opposite images, (E, 3) -> (E,)."""
     x, y, z = shift.unbind(1)
     return (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))
 
@@ -72,8 +72,8 @@ def _leads(shift: Tensor) -> Tensor:
 def _plain_operators() -> dict[str, ModuleType]:
     """Private copies of torchmd-net's TensorNet modules that use its plain torch operators.
 
-    Its compiled operators differ: they flip the sign of A, which SO(3) energies notice. What
-    they are is a global of the module, and changing that would change it for everyone.
+    Its compiled operators flip the sign of A, which changes SO(3) energies. The operators are
+    globals of the module, so changing them there would affect all users of torchmd-net.
     """
     copies = {}
     for short in ("tensornet", "tensornet2"):
@@ -96,7 +96,7 @@ def _plain_operators() -> dict[str, ModuleType]:
 
 
 def use_plain_operators(model: nn.Module) -> None:
-    """Have every TensorNet module in a model of torchmd-net compute with them."""
+    """Make every TensorNet module of a torchmd-net model use the plain operators."""
     copies = _plain_operators()
     module: Any
     for module in model.modules():

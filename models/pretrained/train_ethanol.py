@@ -1,10 +1,10 @@
-r"""The small networks of ethanol that ship, from revised MD17, split 1.
+r"""Train the small ethanol networks that ship with the package, on revised MD17, split 1.
 
     python -m tensormd.models.pretrained.train_ethanol tensornet \
         rmd17_ethanol_train_01.npz rmd17_ethanol_test_01.npz tensornet-ethanol.safetensors
 
-950 frames are trained on; the other 50 are only watched and choose nothing. The state of the
-run is kept beside the output and taken up again after an interruption.
+950 frames are for training; the other 50 are only monitored, and select nothing. The state of the
+run is saved beside the output, and an interrupted run resumes from it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SETTINGS = {
 
 
 def new_potential(architecture: str, frames: Frames) -> Potential:
-    """A small network whose scale and mean are those of the frames."""
+    """A small network with scale and mean from the frames."""
     if architecture == "tensornet":
         network: Network = TensorNet(channels=128, layers=2, cutoff=CUTOFF, max_number=10)
     else:
@@ -50,7 +50,7 @@ def new_potential(architecture: str, frames: Frames) -> Potential:
             cutoff=CUTOFF,
             max_number=10,
             norm_epsilon=0.01,
-            average_degree=7.5,  # of an atom of ethanol
+            average_degree=7.5,  # in ethanol
         )
     forces = torch.cat(frames.forces)
     return Potential(
@@ -65,7 +65,7 @@ def new_potential(architecture: str, frames: Frames) -> Potential:
 def model_card(
     architecture: str, errors: Errors, settings: TrainingSettings
 ) -> dict[str, str | int | float]:
-    """What the file says of itself."""
+    """Metadata of the file."""
     return {
         "name": f"{architecture}-ethanol",
         "training_data": "revised MD17 ethanol, split 1, 950 frames (PBE/def2-SVP)",

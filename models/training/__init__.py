@@ -1,4 +1,4 @@
-"""Training: labelled frames, the loss, and a loop that resumes."""
+"""Training: labelled frames, the loss, and a training loop that can resume."""
 
 from ..data.frames import Batch, Frames, Labels
 from ..data.readers import FORMATS, DataUnits, format_of, read_extxyz, read_frames, read_rmd17

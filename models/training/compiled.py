@@ -1,9 +1,9 @@
 """A loss and its gradient as one compiled graph for batches of all sizes.
 
-torch.compile cannot take a function that differentiates twice. But its parts can: `make_fx`
-writes down every operator of forward pass, first and second derivative with symbolic sizes, and
-Inductor compiles the list. What Python or torch decided by looking at a size while the list was
-written is kept by the ShapeEnv as a guard; all are checked before a batch is run.
+torch.compile does not support functions that differentiate twice, but its parts do: `make_fx`
+records every operator of the forward pass and of the first and second derivatives with symbolic
+sizes, and Inductor compiles the recorded graph. Whenever Python or torch branches on a size during
+tracing, the ShapeEnv records a guard; all guards are checked before a batch is run.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from ..potential import Potential
 log = logging.getLogger("tensormd")
 
 Function = Callable[[Potential, Sequence[Tensor]], tuple[Tensor, Tensor]]
-"""Of a potential and tensors: what to differentiate, and what to return beside."""
+"""From a potential and tensors to a scalar to differentiate and an additional result."""
 
 
 class Axis(NamedTuple):
-    """The axis of an input whose size differs from batch to batch."""
+    """Axis of an input whose size differs between batches."""
 
     size: str
     """Field of `Sizes`."""
     place: int
+    """Index of the axis."""
 
 
 class Unfit(Exception):  # noqa: N818
-    """A batch that no compiled graph may be used for."""
+    """A batch does not fit the compiled graph."""
 
 
 class CompilationError(RuntimeError):
@@ -44,7 +45,7 @@ class CompilationError(RuntimeError):
 
 
 def compiler_for(device: torch.device) -> str | None:
-    """Why no step can be compiled on this machine, or None if one can."""
+    """Reason why steps cannot be compiled on this machine, or None if they can."""
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
@@ -64,9 +65,10 @@ class CompiledFunction:
     Parameters
     ----------
     potential
-        Its trainable parameters are differentiated by; structure and dtype must not change.
+        Potential whose trainable parameters the gradient refers to; its structure and dtype must
+        not change.
     function
-        See `Function`. It may read sizes, and branch on them, but no values.
+        Function to compile, see `Function`. It may branch on sizes, but not on values.
     """
 
     def __init__(self, potential: Potential, function: Function) -> None:
@@ -77,25 +79,25 @@ class CompiledFunction:
     def __call__(
         self, inputs: Sequence[Tensor], axes: Sequence[Axis | None]
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """What to return beside, and the gradient by each trainable parameter.
+        """The additional result, and the gradient with respect to each trainable parameter.
 
         Parameters
         ----------
         inputs
-            Of the function; all on the device of the potential.
+            Inputs of the function, on the device of the potential.
         axes
-            Which axis of each varies; None: its shape is always the same.
+            Variable axis of each input; None if its shape is fixed.
 
         Raises
         ------
         Unfit
-            If the sizes do not fit.
+            If the sizes do not fit the graph.
         CompilationError
-            If this needs a new graph, and torch cannot make it.
+            If torch cannot trace or compile the function.
         """
         sizes = Sizes.of(inputs, axes)
-        # Torch takes no size of 0 or 1 for a symbol; and a graph of one system alone, which it
-        # would compile, was found to give NaN.
+        # torch specialises sizes 0 and 1, so they cannot be symbols; and a graph compiled for a
+        # single system was found to give NaN.
         if min(sizes) < 2:
             raise Unfit(f"{sizes}: expected 2 or more of each")
         if self._graph is None:
@@ -111,7 +113,7 @@ class CompiledFunction:
 
 
 class Sizes(NamedTuple):
-    """All sizes by which batches differ."""
+    """Sizes that differ between batches."""
 
     atoms: int
     edges: int
@@ -120,7 +122,7 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, inputs: Sequence[Tensor], axes: Sequence[Axis | None]) -> Sizes:
-        """Of the inputs of a `CompiledFunction`.
+        """Sizes of the inputs of a `CompiledFunction`.
 
         Raises
         ------
@@ -140,14 +142,14 @@ class Sizes(NamedTuple):
 
 
 class _Graph(NamedTuple):
-    """A compiled graph, and for which sizes it was made."""
+    """A compiled graph and its guards on sizes."""
 
     call: Callable[[list[Tensor]], Sequence[Tensor]]
     unused: list[bool]
-    """Of each trainable parameter."""
+    """Whether the scalar is independent of each trainable parameter."""
     symbols: list[Any]
     guards: list[Any]
-    """Expressions of the symbols."""
+    """Conditions on the symbols."""
 
     def run(
         self, weights: list[Tensor], inputs: Sequence[Tensor], sizes: Sizes
@@ -169,7 +171,7 @@ def _tensors_of(potential: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 @contextlib.contextmanager
 def _whole(potential: nn.Module) -> Iterator[None]:
-    """No loops over chunks, whose number would be written down with them."""
+    """Switch off loops over chunks: a trace would fix their number."""
     chunked = [m for m in potential.modules() if getattr(m, "chunked", False)]
     for module in chunked:
         module.chunked = False  # type: ignore[assignment]
@@ -181,7 +183,7 @@ def _whole(potential: nn.Module) -> Iterator[None]:
 
 
 class _PlainLayerNorm(TorchFunctionMode):
-    """Layer norms from simple operators: the second derivative of torch's own fixes sizes."""
+    """Layer norms from simple operators: the second derivative of torch's operator fixes sizes."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -256,9 +258,9 @@ def _trace(
     arguments = [*fake_weights, *fakes]
     with _whole(potential), _PlainLayerNorm(), torch.set_grad_enabled(True):
         graph = make_fx(flat, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
-    # Dropout draws from torch's own generator, as the plain step does, whose state is saved.
-    # Loops in several threads would add to atoms in no fixed order: no resume to the last bit.
-    # Matrix products, most of the time, still take all threads.
+    # Dropout draws from torch's own generator, as in the plain step, because its state is saved.
+    # Loops with several threads would sum over edges in varying order and break exact resume.
+    # Matrix products, which take most of the time, still use all threads.
     with (
         torch._inductor.config.patch({"fallback_random": True, "cpp.threads": 1}),
         tracing(TracingContext(fake_mode)),
@@ -276,7 +278,7 @@ def _trace(
 def _fakes(
     fake_mode: Any, inputs: Sequence[Tensor], axes: Sequence[Axis | None], sizes: Sizes
 ) -> tuple[list[Tensor], list[Any]]:
-    """Stand-ins for the inputs, whose sizes are symbols; and the symbols, in `Sizes`' order."""
+    """Fake inputs whose sizes are symbols, and the symbols in the order of `Sizes`."""
     from torch._dynamo.source import ConstantSource
     from torch.fx.experimental.symbolic_shapes import DimDynamic
 

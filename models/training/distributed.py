@@ -1,11 +1,11 @@
-"""One training in several processes, started by torchrun, one for each GPU or each few cores.
+"""Training in several processes, started by torchrun: one per GPU or per group of cores.
 
     torchrun --nproc-per-node 4 -m tensormd.md_runs.command.main train config.yaml
 
-Every process holds all weights and draws the same order of frames. Of each batch a process takes
-its share; gradients are added up with the weight that each share has in the batch, so that a
-step is that of the whole batch, whatever the number of processes (to rounding: sums are taken in
-another order; and dropout draws other numbers). Process 0 alone validates and writes files.
+Every process holds all weights and draws the same order of frames. Each process evaluates its
+share of a batch. Gradients are summed with the weight of each share, so that a step does not
+depend on the number of processes (except for rounding, because sums are taken in another order,
+and for dropout, which draws other numbers). Only process 0 validates and writes files.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Processes:
-    """One process among those that train together."""
+    """One of the processes of a training."""
 
     rank: int = 0
+    """Index of this process."""
     count: int = 1
+    """Number of processes."""
     device: str = "cpu"
-    """That this process shall use."""
+    """Device of this process."""
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that validates and writes."""
+        """Whether this process validates and writes."""
         return self.rank == 0
 
     def share(self, frames: Sequence[int]) -> Sequence[int]:
-        """What this process takes of a batch; it may be nothing."""
+        """Frames of a batch that this process evaluates; possibly none."""
         return frames[self.rank :: self.count]
 
     def add(self, values: Tensor) -> None:
@@ -52,12 +54,12 @@ class Processes:
         return bool(sum_of_flags > 0)
 
     def wait(self) -> None:
-        """Until all processes have come here."""
+        """Wait until all processes have called this."""
         if self.count > 1:
             dist.barrier()
 
     def from_first(self, values: Sequence[float]) -> list[float]:
-        """The first process's numbers, in all."""
+        """Numbers of the first process, returned in all processes."""
         if self.count == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -65,13 +67,13 @@ class Processes:
         return tensor.tolist()
 
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
-        """Make tensors those of the first process."""
+        """Overwrite tensors with those of the first process."""
         if self.count > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def gather(self, values: Tensor) -> list[Tensor]:
-        """Tensors of the same shape, of every process, on the CPU."""
+        """Tensors of all processes, which have the same shape, on the CPU."""
         if self.count == 1:
             return [values.cpu()]
         values = values.to(self.device)
@@ -82,13 +84,13 @@ class Processes:
 
 @contextlib.contextmanager
 def start_processes(device: str | torch.device = "cpu") -> Iterator[Processes]:
-    """Join the processes that torchrun has started; without torchrun, just one.
+    """Join the processes started by torchrun; without torchrun there is only one.
 
     Parameters
     ----------
     device
-        ``cpu``: they talk through gloo; ``cuda``: through nccl, each on the GPU of its local
-        rank.
+        ``cpu``: processes communicate through gloo; ``cuda``: through nccl, each on the GPU of its
+        local rank.
 
     Raises
     ------
@@ -105,7 +107,7 @@ def start_processes(device: str | torch.device = "cpu") -> Iterator[Processes]:
         if local >= torch.cuda.device_count():
             raise ValueError(
                 f"process {local} of this machine has no GPU of its own: there are "
-                f"{torch.cuda.device_count()}; start as many processes"
+                f"{torch.cuda.device_count()}; start at most as many processes"
             )
         torch.cuda.set_device(local)
         device = f"cuda:{local}"
@@ -117,7 +119,7 @@ def start_processes(device: str | torch.device = "cpu") -> Iterator[Processes]:
 
 
 def current_processes(device: str | torch.device) -> Processes:
-    """Of the group that `start_processes`, or the caller, has joined."""
+    """Processes of the group that `start_processes`, or the caller, has joined."""
     if dist.is_available() and dist.is_initialized():
         return Processes(dist.get_rank(), dist.get_world_size(), str(device))
     return Processes(device=str(device))

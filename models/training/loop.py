@@ -1,4 +1,4 @@
-"""One loop for every architecture: steps, validations, averaged weights, exact resume."""
+"""Training loop for every architecture: steps, validations, averaged weights, exact resume."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .state import Run, read_state
 log = logging.getLogger("tensormd")
 
 WORTH_COMPILING = 3000
-"""Steps that pay for a compilation of some minutes."""
+"""Number of steps from which a compilation of some minutes pays off."""
 
 
 class TrainingStopped(Exception):  # noqa: N818
@@ -35,30 +35,30 @@ class TrainingStopped(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known after a validation."""
+    """State of a run after a validation."""
 
     epoch: int
-    """Epochs done."""
+    """Number of epochs done."""
     step: int
-    """Steps done."""
+    """Number of steps done."""
     seconds: float
-    """Since the start, interruptions not counted."""
+    """Wall time since the start, without interruptions."""
     loss: float
-    """Weighted, mean over the epoch."""
+    """Weighted training loss, mean over the epoch."""
     losses: dict[str, float]
-    """Of each quantity, before the weights, mean over the epoch."""
+    """Training loss of each quantity without its weight, mean over the epoch."""
     validation_loss: float
-    """Of the averaged weights, on the validation frames."""
+    """Loss of the averaged weights on the validation frames."""
     best: bool
-    """Whether it is the lowest so far."""
+    """Whether this validation loss is the lowest so far."""
     errors: dict[str, QuantityErrors]
-    """Of the averaged weights, on the validation frames, by quantity."""
+    """Errors of the averaged weights on the validation frames, by quantity."""
     learning_rate: float
-    """Of the last step."""
+    """Learning rate of the last step."""
     compiled: bool
     """Whether steps are compiled."""
     plain_steps: int
-    """Steps of a compiled run that were not, because a batch fitted no compiled graph."""
+    """Number of uncompiled steps in a compiled run, whose batches did not fit the graph."""
 
 
 def _ignore(*_: Any) -> None:
@@ -86,37 +86,43 @@ def train(
     Parameters
     ----------
     potential
-        Trained in place. Parameters without ``requires_grad`` stay as they are.
+        Potential, trained in place. Parameters without ``requires_grad`` are not changed.
     fit, validation
-        Frames to learn from, and frames that are watched.
+        Training frames and validation frames.
     settings
-        Of the run.
+        Settings of the run.
     state_file
-        Where the run is saved after each validation and when it is stopped, and resumed from if
-        it exists: the same numbers come out as without the interruption.
+        File to which the state is saved after each validation and on stopping. If it exists, the
+        run resumes from it, with the same results as without the interruption.
     tell
-        Called after each validation, before the state is saved.
+        Function called after each validation, before the state is saved.
     device
-        ``cpu`` or ``cuda``, where the potential is moved to.
+        Device to which the potential is moved: ``cpu`` or ``cuda``.
     keep
-        Called after ``tell`` with the averaged weights.
+        Function called after ``tell`` with the averaged weights.
     step_done
-        Called after each step with the epoch (from 1), steps done, steps of the whole run, and
-        the loss.
+        Function called after each step with the epoch (from 1), the number of steps done, the
+        number of steps of the whole run, and the loss.
     stop
-        Asked after each step: if true, the run is saved and `TrainingStopped` raised. No signal
-        is handled here: Ctrl-C ends the run at once, and it resumes from the last state saved.
+        Function called after each step: if it returns true, the state is saved and
+        `TrainingStopped` is raised. Signals are not handled: Ctrl-C ends the run at once, and the
+        run can resume from the last saved state.
+
+    Returns
+    -------
+    Potential
+        The averaged weights, in evaluation mode.
 
     Raises
     ------
     ValueError
-        If there are fewer frames than a batch holds, a label, head or element is missing, the
-        state is of another run, or ``compile`` is True and there is no compiler.
-    FloatingPointError
-        If the loss becomes infinite or no number: it says in which frames (`BadLossError`), and
-        the last state saved is kept.
+        If there are fewer frames than a batch has, a label, head or element is missing, the state
+        belongs to another run, or ``compile`` is True and there is no compiler.
+    BadLossError
+        If the loss becomes infinite or NaN; the error has the frames, and the last saved state is
+        kept.
     TrainingStopped
-        See ``stop``.
+        If ``stop`` returns true.
     """
     processes = current_processes(device)
     _check(potential, fit, validation, settings, processes)
@@ -201,7 +207,7 @@ def _whether_to_compile(
         return False
     if settings.compile is True:
         return True
-    # A run goes on as it began: plain and compiled steps differ in the last digits.
+    # A resumed run keeps its kind of step: plain and compiled steps differ in the last digits.
     worth = steps >= WORTH_COMPILING if state is None else bool(state["compiled"])
     if not worth:
         log.info("the training step is not compiled: %d steps would not pay for it", steps)

@@ -1,4 +1,4 @@
-"""The loss: of each quantity by itself, then their weighted sum."""
+"""Losses of the quantities, of which training minimises the weighted sum."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .settings import TrainingSettings
 
 
 def check_labels(frames: Frames, settings: TrainingSettings, name: str) -> None:
-    """Check that frames have every label that the loss asks for.
+    """Check that frames have every label that the loss needs.
 
     Parameters
     ----------
     frames
-        To train on or to validate with.
+        Training or validation frames.
     settings
-        Whose weights say what is asked for.
+        Settings whose weights define the loss.
     name
-        Of the frames, for the message.
+        Name of the frames, for the message.
 
     Raises
     ------
     ValueError
-        Naming the label and the weight to set to zero.
+        If a label is missing; the message names it, and the weight to set to 0.
     """
     for quantity in settings.weights:
         if quantity not in frames.quantities:
@@ -51,7 +51,7 @@ def loss_terms(
     atoms: Tensor | None,
     settings: TrainingSettings,
 ) -> dict[str, Tensor]:
-    r"""The loss of each quantity that has a weight, before the weights.
+    r"""Loss of each quantity that has a weight, without the weight.
 
     .. math::
         L_q = \frac1n \sum_k \|\hat q_k - q_k\| \text{ (norm)}, \quad
@@ -64,13 +64,14 @@ def loss_terms(
     found, wanted
         Predictions and labels by quantity.
     atoms
-        (B,) float64, atoms of each frame: read if energies are taken per atom.
+        Number of atoms of each frame, (B,) float64; read if energies are taken per atom.
     settings
-        Of the run.
+        Settings of the run.
 
     Returns
     -------
-    One number for each quantity.
+    dict[str, Tensor]
+        One scalar for each quantity.
     """
     terms = {}
     for name in settings.weights:
@@ -94,8 +95,8 @@ class RunningLosses:
 
     .. math:: \bar L_q \leftarrow \alpha_q L_q + (1 - \alpha_q) \bar L_q
 
-    from the first loss on. The smoothed loss is the one minimised: its gradient is
-    :math:`\alpha_q \nabla L_q`, the rest being the past.
+    starting from the first loss. The smoothed loss is minimised: its gradient is
+    :math:`\alpha_q \nabla L_q`, since past losses are constant.
     """
 
     def __init__(self, settings: TrainingSettings) -> None:

@@ -8,28 +8,28 @@ from .settings import TrainingSettings
 
 
 class Schedule:
-    """The learning rate of each step of a run.
+    """Learning rate of each step of a run.
 
-    The warm-up is linear, and multiplies whatever the schedule says.
+    The warm-up is a linear factor on the rate of the schedule.
 
     Parameters
     ----------
     settings
-        Of the run.
+        Settings of the run.
     steps
-        Of the whole run.
+        Number of steps of the whole run.
     """
 
     def __init__(self, settings: TrainingSettings, steps: int) -> None:
         self.settings = settings
         self.steps = steps
         self.factor = 1.0
-        """Of plateaus so far."""
+        """Factor from the plateaus so far."""
         self._best = math.inf
         self._waited = 0
 
     def rate(self, step: int) -> float:
-        """Of a step, the first being 0."""
+        """Learning rate of a step, counted from 0."""
         s = self.settings
         warm = min(1.0, (step + 1) / max(s.warm_up_steps, 1))
         if s.schedule == "cosine":
@@ -40,7 +40,7 @@ class Schedule:
         return 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
     def validated(self, loss: float) -> None:
-        """Take note of a validation loss; as torch's ReduceLROnPlateau with threshold 1e-4."""
+        """Record a validation loss, like torch's ReduceLROnPlateau with threshold 1e-4."""
         s = self.settings
         if s.schedule != "plateau":
             return
@@ -54,10 +54,10 @@ class Schedule:
             self._waited = 0
 
     def state(self) -> dict[str, float]:
-        """What `load` takes up."""
+        """State for `load`."""
         return {"factor": self.factor, "best": self._best, "waited": self._waited}
 
     def load(self, state: dict[str, float]) -> None:
-        """Go on from a state."""
+        """Resume from a state."""
         self.factor, self._best = state["factor"], state["best"]
         self._waited = int(state["waited"])

@@ -1,4 +1,4 @@
-"""What a training is asked to do."""
+"""Settings of a training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..quantities import QUANTITIES
 
 
 def _with_weights(cls: type) -> type:
-    """Add a field for the weight of every quantity that has none, after that of forces."""
+    """Add missing weight fields of quantities, after the weight of forces."""
     annotations = {}
     for name, annotation in cls.__annotations__.items():
         annotations[name] = annotation
@@ -29,22 +29,22 @@ def _with_weights(cls: type) -> type:
 @dataclass(frozen=True, config=STRICT)
 @_with_weights
 class TrainingSettings:
-    """Options of `train`, all checked when they are set.
+    """Options of `train`, validated when they are set.
 
-    Every quantity has a weight in the loss, by the name and in the unit of its row of
-    `QUANTITIES`: ``dipole_weight``, ... Those that are not listed are 0 unless given.
+    Every quantity has a weight in the loss, whose name and unit are in its row of `QUANTITIES`:
+    ``dipole_weight``, ... Weights that are not listed below are 0 by default.
 
     Raises
     ------
     ValueError
-        Naming the field, its value and what was expected.
+        If a value is not valid; the message has the field, the value and what was expected.
     """
 
     epochs: int = option("passes over the training frames", 900, ge=1)
     batch: int = option("frames in one step", 8, "frames", ge=1)
     # Smaller batches have noisier gradients at the same learning rate.
     keep_last_batch: bool = option(
-        "whether the frames left at the end of an epoch make a last, smaller batch", False
+        "whether the frames left over in an epoch form a last, smaller batch", False
     )
     learning_rate: float = option("highest learning rate, reached after the warm-up", 1e-3, gt=0)
     warm_up_steps: int = option(
@@ -75,7 +75,7 @@ class TrainingSettings:
         "whether energy errors are divided by the number of atoms", False
     )
     force_weight: float = option("weight of the forces", 1.0, "Å/eV", ge=0)
-    # torchmd-net's ema_alpha_y and ema_alpha_neg_dy: the gradient is reduced by the same share.
+    # torchmd-net's ema_alpha_y and ema_alpha_neg_dy: the gradient is scaled by the same factor.
     energy_loss_ema: float = option(
         "share of the newest value in the running loss of energies", 1.0, gt=0, le=1
     )
@@ -83,7 +83,7 @@ class TrainingSettings:
         "share of the newest value in the running loss of forces", 1.0, gt=0, le=1
     )
     ema_decay: float = option(
-        "decay of the moving average of the weights, which is what is kept", 0.999, ge=0, lt=1
+        "decay of the moving average of the weights, which is the result", 0.999, ge=0, lt=1
     )
     keep: Literal["last", "best"] = option(
         "which averaged weights are tested: last, or best (lowest validation loss)", "last"
@@ -95,7 +95,7 @@ class TrainingSettings:
     dtype: Literal["float32", "float64"] = option(
         "precision of the weights: float32 or float64", "float32"
     )
-    seed: int = option("seed of the first weights, the order of the frames and dropout", 0, ge=0)
+    seed: int = option("seed of the initial weights, the order of the frames and dropout", 0, ge=0)
     validate_every: int = option(
         "epochs between validations, at which the state is saved", 20, "epochs", ge=1
     )

@@ -1,4 +1,4 @@
-"""The state of a training: weights, their average, the optimizer, and how to save it all."""
+"""State of a training: weights, their average and the optimizer; saving and resuming."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .step import StepLosses, TrainingStep
 
 
 class BadLossError(FloatingPointError):
-    """A loss or a gradient that is infinite or no number.
+    """A loss or a gradient is infinite or NaN.
 
     Attributes
     ----------
     frames
-        Of the batch, as places in the frames to train on.
+        Frames of the batch, as indices into the training frames.
     """
 
     def __init__(self, message: str, frames: Sequence[int]) -> None:
@@ -42,15 +42,15 @@ class Run:
     Parameters
     ----------
     potential
-        Trained in place.
+        Potential, trained in place.
     settings
-        Of the run.
+        Settings of the run.
     steps_per_epoch
-        Of all epochs.
+        Number of steps per epoch.
     compile
         Whether steps are compiled.
     processes
-        That train together.
+        Processes that train together.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class Run:
         self.losses = RunningLosses(settings)
         self.training_step = TrainingStep(potential, settings, compile)
         self.epoch = 0
-        """Epochs done."""
+        """Number of epochs done."""
         self.steps_in_epoch = 0
-        """Steps done of the next."""
+        """Number of steps done in the current epoch."""
         self.epoch_sums: dict[str, float] = {}
-        """Losses in it, times frames; and ``frames``."""
+        """Losses of the current epoch, each times its number of frames; and ``frames``."""
         self.steps_done = 0
         self.seconds = 0.0
         self.best_loss = math.inf
@@ -100,9 +100,14 @@ class Run:
         Parameters
         ----------
         frames
-            To train on.
+            Training frames.
         index
-            Those of the batch, of all processes together.
+            Frames of the batch, for all processes together.
+
+        Raises
+        ------
+        BadLossError
+            If the loss or the norm of the gradient is infinite or NaN.
         """
         rate = self.schedule.rate(self.steps_done)
         for group in self.optimizer.param_groups:
@@ -151,7 +156,7 @@ class Run:
         else:
             self.optimizer.zero_grad()
         gradients = [p.grad for p in self.parameters]
-        # All processes must agree which parameters have none, and so are left alone.
+        # All processes must agree on which parameters have no gradient, and are not updated.
         counts = [float(g is not None) for g in gradients]
         device = self.parameters[0].device
         summed = torch.tensor(
@@ -173,7 +178,7 @@ class Run:
         return StepLosses(sum(weights[name] * terms[name] for name in terms), terms)
 
     def end_epoch(self) -> dict[str, float]:
-        """Mean losses of the epoch that is over, by quantity, and their ``total``."""
+        """Finish an epoch; returns its mean losses by quantity, and their ``total``."""
         frames = self.epoch_sums.pop("frames")
         means = {name: value / frames for name, value in self.epoch_sums.items()}
         self.epoch += 1
@@ -182,7 +187,7 @@ class Run:
         return means
 
     def validated(self, loss: float) -> bool:
-        """Take note of a validation loss; returns whether it is the lowest."""
+        """Record a validation loss; returns whether it is the lowest so far."""
         self.schedule.validated(loss)
         best = loss < self.best_loss
         if best:
@@ -193,17 +198,17 @@ class Run:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether there were as many validations without a better one as the settings allow."""
+        """Whether the settings allow no more validations without improvement."""
         return 0 < self.settings.early_stopping <= self.validations_since_best
 
     def result(self) -> Potential:
-        """The averaged weights that the settings keep, in evaluation mode."""
+        """Averaged weights, last or best as the settings say, in evaluation mode."""
         if self.settings.keep == "best" and self.best_weights:
             self.average.load_state_dict(self.best_weights)
         return self.average.requires_grad_(True).eval()
 
     def save(self, file: Path | None) -> None:
-        """Write the state under a temporary name, then rename it; the first process does."""
+        """Write the state atomically, in the first process."""
         random = self.processes.gather(torch.get_rng_state())
         cuda: list[Tensor] = []
         if self.parameters[0].device.type == "cuda":
@@ -237,13 +242,13 @@ class Run:
             torch.save(state, temporary)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take up the run whose state `read_state` has read."""
+        """Resume the run whose state `read_state` has read."""
         self.potential.load_state_dict(state["potential"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load(state["schedule"])
         self.losses.values = dict(state["losses"])
-        # With another number of processes dropout cannot draw the same numbers.
+        # With another number of processes, dropout cannot draw the same numbers.
         if len(state["random"]) == self.processes.count:
             torch.set_rng_state(state["random"][self.processes.rank])
             if state["random_cuda"] and self.parameters[0].device.type == "cuda":
@@ -260,12 +265,12 @@ class Run:
 
 
 def read_state(file: Path, settings: TrainingSettings) -> dict[str, Any]:
-    """The state of a run, as `Run.save` wrote it, on the CPU.
+    """Read the state of a run that `Run.save` wrote, to the CPU.
 
     Raises
     ------
     ValueError
-        If it is no such file, or of a run with other settings.
+        If it is not such a file, or belongs to a run with other settings.
     """
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
@@ -274,13 +279,13 @@ def read_state(file: Path, settings: TrainingSettings) -> dict[str, Any]:
         raise
     except Exception:  # torch raises several kinds
         raise ValueError(
-            f"{file} is no state of a training, or is damaged: delete it to start anew"
+            f"{file} is not a training state, or is damaged: delete it to start again"
         ) from None
     ours = dataclasses.asdict(settings)
     for name in ours:
         if theirs.get(name) != ours[name]:
             raise ValueError(
-                f"{file} is of a run with {name} {theirs.get(name)}, not {ours[name]}: "
-                "use the same settings, or delete it to start anew"
+                f"{file} belongs to a run with {name} {theirs.get(name)}, not {ours[name]}: "
+                "use the same settings, or delete it to start again"
             )
     return state

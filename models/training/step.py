@@ -1,4 +1,4 @@
-"""One step of training: losses and the gradient of the parameters, plain or compiled."""
+"""Training step, plain or compiled: losses, and their gradient for the parameters."""
 
 from __future__ import annotations
 
@@ -33,34 +33,35 @@ class StepLosses(NamedTuple):
     """Losses of one batch."""
 
     total: float
-    """Their weighted sum."""
+    """Weighted sum of the losses."""
     terms: dict[str, float]
-    """By quantity, before the weights."""
+    """Losses by quantity, without the weights."""
 
 
 class TrainingStep:
     """Losses of a batch, and the gradient of their weighted sum in ``.grad`` of the parameters.
 
-    Compiled, a step is one graph of tensor operators: forward pass, derivatives by the edge
-    vectors, loss, and its derivatives by the parameters, traced with symbolic sizes and compiled
-    by Inductor (C++ on a CPU, Triton on CUDA), once for batches of all sizes. Every condition on
-    the sizes under which the graph was traced is checked for each batch; one that does not fit
-    takes the plain step and is counted. So do batches of one system, or of one pair. On a CPU
-    matrix products use all threads and the other loops one, so that results repeat to the last
-    bit; several processes (see `distributed`) use more cores better.
+    A compiled step is one graph of tensor operators: forward pass, derivatives with respect to the
+    edge vectors, loss, and derivatives with respect to the parameters. It is traced with symbolic
+    sizes and compiled once by Inductor (C++ on a CPU, Triton on CUDA) for batches of all sizes.
+    The conditions on sizes found in tracing are checked for each batch; a batch that does not fit
+    takes the plain step and is counted, as do batches with one system or one pair. On a CPU,
+    matrix products use all threads and other loops one, so that results are bitwise reproducible;
+    several processes (see `distributed`) make better use of more cores.
 
-    Gradients are contiguous: fused optimizers misread others. A parameter that the losses do not
-    depend on keeps the gradient None.
+    Gradients are contiguous, because fused optimizers misread others. Parameters on which the
+    losses do not depend keep the gradient None.
 
     Parameters
     ----------
     potential
-        Whose parameters with ``requires_grad`` are trained. Each step puts it into training mode.
+        Potential whose parameters with ``requires_grad`` are trained. Each step puts it into
+        training mode.
     settings
-        Whose losses and weights are taken.
+        Settings that define the losses and their weights.
     compile
-        Whether to compile; this happens at the first step. If it fails, the settings decide:
-        with ``compile`` "auto" steps are plain from there on, and a warning says so.
+        Whether to compile, at the first step. If this fails and ``settings.compile`` is "auto", a
+        warning is logged and later steps are plain; otherwise the error is raised.
 
     Raises
     ------
@@ -70,7 +71,7 @@ class TrainingStep:
     Attributes
     ----------
     plain_steps
-        How many steps of a compiled one were done plainly.
+        Number of plain steps while steps are compiled.
     """
 
     def __init__(
@@ -99,9 +100,16 @@ class TrainingStep:
         Parameters
         ----------
         batch
-            With every label that has a weight.
+            Frames with every label that has a weight.
         shares
-            Factor of each quantity's loss, 1 if None: what part the batch is of a larger one.
+            Factor of each quantity's loss, the batch's share of a larger batch; None: 1.
+
+        Raises
+        ------
+        ValueError
+            If the batch lacks a label.
+        CompilationError
+            If compilation fails and ``settings.compile`` is not "auto".
         """
         self.potential.train()
         inputs = self._inputs(batch, shares)
@@ -131,7 +139,7 @@ class TrainingStep:
         return terms.detach(), torch.autograd.grad([total], parameters, allow_unused=True)
 
     def _inputs(self, batch: Batch, shares: Mapping[str, float] | None) -> list[Tensor]:
-        """All tensors that a step reads besides parameters and buffers."""
+        """All tensors that a step reads, except parameters and buffers."""
         weights, alphas = self.settings.weights, self.settings.loss_emas
         factors = [
             weights[name] * alphas[name] * (shares or {}).get(name, 1.0) for name in weights
@@ -154,7 +162,7 @@ class TrainingStep:
         return [x.to(device).contiguous() for x in (*everything, *labels, *volume)]
 
     def _losses(self, potential: Potential, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Weighted sum, and the (Q,) losses themselves, as functions of `_inputs`."""
+        """Weighted sum of the losses, and the losses (Q,), as functions of `_inputs`."""
         rest: Iterator[Tensor] = iter(inputs)
         graph = Graph(*(next(rest) for _ in Graph._fields))
         vectors = next(rest)

@@ -1,4 +1,4 @@
-"""Readers of labelled frames, one file for each family of formats."""
+"""Readers of labelled frames, one module per family of formats."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ _READERS: dict[str, tuple[Structures, DataUnits]] = {
     "aselmdb": (aselmdb_structures, ASE_UNITS),
 }
 FORMATS = tuple(_READERS)
-"""Names of the formats; ``extxyz`` is anything that ASE reads."""
+"""Names of the formats; ``extxyz`` is every format that ASE reads."""
 
 
 def format_of(path: PathLike) -> str:
-    """Which of `FORMATS` a data set is taken for: by its name, and LMDB files by a record.
+    """Recognise the format (one of `FORMATS`) by the name, and of LMDB files by a record.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is no such LMDB file, it holds nothing, or a folder holds no data set.
+        If an LMDB file does not exist or is empty, or a folder has no data set.
     ModuleNotFoundError
-        If it is an LMDB file and lmdb is not installed.
+        If the file is an LMDB file and lmdb is not installed.
     """
     file = Path(path)
     suffix = file.suffix.lower()
@@ -96,39 +96,41 @@ def read_frames(
     units: Mapping[str, str] | None = None,
     keys: Keys | None = None,
 ) -> Frames:
-    """Labelled frames of one file, or of several with the same labels.
+    """Read labelled frames of one file, or of several with the same labels.
 
     Parameters
     ----------
     path
         A file, a folder, or ``qm9`` for the installed package qm9pack; or several.
     cutoff
-        Of the graphs, Angstrom.
+        Cutoff distance of the graphs, Angstrom.
     format
-        One of `FORMATS`; None tells it from the name (`format_of`).
+        One of `FORMATS`; None: recognised by `format_of`.
     split
-        Numbers of the frames to read, from 0, in the order they shall have, or a text file of
-        them; None for all. Of PubChemQCR, numbers of molecules.
+        Numbers of the frames to read, from 0, in the order of the result, or a text file of
+        numbers; None: all. For PubChemQCR, numbers of molecules.
     limit, seed
-        So many frames of each file: the first ones, or random ones where there is a seed.
+        Read at most this many frames per file: the first ones, or random ones if a seed is given.
     units
-        Unit of ``length`` or of a quantity in the file, where it is not that of the format; see
+        Units of ``length`` and quantities in the file that differ from those of the format; see
         `DataUnits`.
     keys
-        Names that labels have in the file, where they are not those of the format.
+        Names of labels in the file that differ from those of the format.
 
     Returns
     -------
     Frames
-        In eV and Angstrom, all held in memory.
+        Frames in eV and Angstrom, in memory.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it cannot be read; a label is missing, not finite, or of another shape than others;
-        units are mixed. The frame is named.
+        If a file cannot be read, a label is missing, not finite or of the wrong shape, or units
+        are mixed. The message names the frame.
+    ModuleNotFoundError
+        If a format needs a package that is not installed.
     """
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     index = _index(split)
@@ -162,9 +164,9 @@ def iterate_structures(
     units: Mapping[str, str] | None = None,
     keys: Keys | None = None,
 ) -> Iterator[tuple[int, Structure]]:
-    """The frames of a file one by one, in eV and Angstrom, and their numbers.
+    """Yield the frames of a file with their numbers, in eV and Angstrom.
 
-    For the parameters see `read_frames`; what a frame lacks it has not in ``labels``.
+    For parameters and errors see `read_frames`. Frames may lack labels.
     """
     name = format_of(path) if format is None else format
     if name not in _READERS:
@@ -190,33 +192,33 @@ def _index(split: Sequence[int] | PathLike | None) -> list[int] | None:
 
 
 def read_extxyz(path: PathLike, cutoff: float, **options: Any) -> Frames:
-    """Any file that ASE reads with labels (eV, Angstrom), such as extended XYZ.
+    """Read labelled frames from any file that ASE reads (eV, Angstrom), such as extended XYZ.
 
-    ``info["charge"]``, where a frame has it, is its total charge. See `read_frames`.
+    ``info["charge"]``, if present, is the total charge. See `read_frames`.
     """
     return read_frames(path, cutoff, format="extxyz", **options)
 
 
 def read_rmd17(path: PathLike, cutoff: float, **options: Any) -> Frames:
-    """An npz file of revised MD17 (kcal/mol, Angstrom); see `read_frames` and `load_rmd17`."""
+    """Read an npz file of revised MD17 (kcal/mol, Angstrom); see `read_frames`, `load_rmd17`."""
     return read_frames(path, cutoff, format="rmd17", **options)
 
 
 def read_qm9(path: PathLike, cutoff: float, **options: Any) -> Frames:
-    """QM9 (``qm9``, or a folder of its csv files); for the options see `read_frames`."""
+    """Read QM9 (``qm9``, or a folder of its csv files); for options see `read_frames`."""
     return read_frames(path, cutoff, format="qm9", **options)
 
 
 def read_pubchemqcr(path: PathLike, cutoff: float, **options: Any) -> Frames:
-    """An LMDB file of PubChemQCR; for the options see `read_frames`."""
+    """Read an LMDB file of PubChemQCR; for options see `read_frames`."""
     return read_frames(path, cutoff, format="pubchemqcr", **options)
 
 
 def read_aselmdb(path: PathLike, cutoff: float, **options: Any) -> Frames:
-    """ASE databases in LMDB files; for the options see `read_frames`."""
+    """Read ASE databases in LMDB files; for options see `read_frames`."""
     return read_frames(path, cutoff, format="aselmdb", **options)
 
 
 def read_database(path: PathLike, cutoff: float, **options: Any) -> Frames:
-    """An ASE database; for the options see `read_frames`."""
+    """Read an ASE database; for options see `read_frames`."""
     return read_frames(path, cutoff, format="ase-db", **options)

@@ -1,4 +1,4 @@
-"""Everything that ASE reads: extended XYZ and its other formats, and ASE databases."""
+"""Formats that ASE reads, such as extended XYZ, and ASE databases."""
 
 from __future__ import annotations
 
@@ -26,25 +26,24 @@ from .structure import Keys, PathLike, Selection, Structure, existing_file
 
 ASE_UNITS = DataUnits()
 LABEL_KEYS = (*QUANTITIES, "virial", "charge")
-"""What ``keys`` may name; ``virial`` stands for a stress, -virial / volume."""
+"""Labels that ``keys`` may name; ``virial`` is converted to a stress, -virial / volume."""
 BY_NAME_ALONE = (*(name for name, row in QUANTITIES.items() if row.derive), "virial")
-"""Read only if ``keys`` names them: they are other forms of a label."""
+"""Labels read only if ``keys`` names them, because they are other forms of a label."""
 _STATED = ("units", "energy_units", "energy_unit", "length_units", "length_unit")
 
 
 def ase_structures(
     path: PathLike, selection: Selection, units: DataUnits, keys: Keys
 ) -> Iterator[tuple[int, Structure]]:
-    """Frames of a file that ASE reads, and their numbers.
+    """Yield frames of a file that ASE reads, and their numbers.
 
-    Labels are those of the calculator that ASE attaches, or entries of ``info`` and ``arrays``
-    of the same name; ``keys`` gives other names. ``file@index`` takes the frames that ASE's
-    index selects.
+    Labels are results of the calculator that ASE attaches, or entries of ``info`` and ``arrays``
+    with the same name; ``keys`` gives other names. ``file@index`` selects frames by ASE's index.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is no such file, ASE cannot read it, or a frame lacks what ``keys`` names.
+        If there is no such file, ASE cannot read it, or a frame lacks a label in ``keys``.
     """
     wanted = checked_keys(keys)
     read = iterate_atoms(path, stop=selection.stop, closest=CLOSEST_LABELLED)
@@ -61,10 +60,9 @@ def ase_structures(
 def database_structures(
     path: PathLike, selection: Selection, units: DataUnits, keys: Keys
 ) -> Iterator[tuple[int, Structure]]:
-    """Rows of an ASE database in the order of their ids, and their numbers from 0.
+    """Yield rows of an ASE database in the order of their ids, and their numbers from 0.
 
-    ``keys`` may name key-value pairs and entries of ``data``. Only the rows that are wanted
-    are read.
+    ``keys`` may name key-value pairs and entries of ``data``. Only the selected rows are read.
 
     Raises
     ------
@@ -80,13 +78,13 @@ def database_structures(
 
 
 def _database_rows(path: Path, selection: Selection) -> Iterator[tuple[int, int, Atoms]]:
-    """Numbers, ids and contents of the rows that are wanted."""
+    """Numbers, ids and contents of the selected rows."""
     whole = path.suffix.lower() == ".json"
     with contextlib.ExitStack() as stack:
         with _database_errors(path):
             database = connect(path, type="json" if whole else "db", serial=True)
             stack.enter_context(database)
-            # A JSON file is read whole at each access; of SQLite the ids are read alone.
+            # A JSON file is read completely at each access; from SQLite only the ids are read.
             rows = {row.id: row for row in database.select()} if whole else {}
             few = () if whole else database.select(columns=["id"], include_data=False)
             ids = sorted([*rows, *(row.id for row in few)])
@@ -98,7 +96,7 @@ def _database_rows(path: Path, selection: Selection) -> Iterator[tuple[int, int,
 
 @contextlib.contextmanager
 def _database_errors(path: Path) -> Iterator[None]:
-    """Errors of SQLite, of JSON and of ASE as one that names the file."""
+    """Turn errors of SQLite, JSON and ASE into one that names the file."""
     try:
         yield
     except Exception as error:
@@ -106,33 +104,33 @@ def _database_errors(path: Path) -> Iterator[None]:
 
 
 def _row_atoms(row: Any) -> Atoms:
-    """A row as atoms with its data and key-value pairs as ``info``."""
+    """Atoms of a row, with its data and key-value pairs as ``info``."""
     atoms = row.toatoms()
     data = row.data if isinstance(row.data, Mapping) else {}
-    # ASE answers "charge" by the sum of initial charges, whatever pair has this name.
+    # For "charge" ASE returns the sum of initial charges, even if a pair has this name.
     pairs = {key: vars(row).get(key, value) for key, value in row.key_value_pairs.items()}
     atoms.info = {**data, **pairs}
     return atoms
 
 
 def structure_of(atoms: Any, name: str, keys: Keys, units: DataUnits) -> Structure:
-    """An ``ase.Atoms`` with its labels, in the units of the file.
+    """Structure of an ``ase.Atoms`` with its labels, in the units of the file.
 
     Parameters
     ----------
     atoms
-        As ASE read it.
+        Atoms as read by ASE.
     name
-        What an error calls it.
+        Name of the frame in error messages.
     keys
-        Names of labels in the file; None leaves a label out.
+        Names of labels in the file; None omits a label.
     units
-        Of the file: a virial becomes a stress in them.
+        Units of the file, in which a virial is converted to a stress.
 
     Raises
     ------
     ValueError
-        If it has not a label that is named, or two forms of one.
+        If a named label is missing, or a label is given in two forms.
     """
     labels: dict[str, Any] = {}
     for quantity in QUANTITIES:
@@ -165,7 +163,7 @@ def structure_of(atoms: Any, name: str, keys: Keys, units: DataUnits) -> Structu
 
 
 def _find(atoms: Any, quantity: str, keys: Keys, name: str) -> Any:
-    """One label as it is in the file, or None."""
+    """Value of one label in the file, or None."""
     key = keys.get(quantity, None if quantity in BY_NAME_ALONE else quantity)
     if key is None:
         return None
@@ -173,7 +171,7 @@ def _find(atoms: Any, quantity: str, keys: Keys, name: str) -> Any:
     places: tuple[Any, ...] = (results, atoms.info, atoms.arrays)
     if quantity == "charge" and quantity not in keys:
         places = (atoms.info,)
-    elif quantity in keys:  # what was named comes before what ASE knows by this name
+    elif quantity in keys:  # named entries take precedence over ASE's results
         places = (atoms.info, atoms.arrays, results)
     for place in places:
         if place.get(key) is None:
@@ -199,7 +197,7 @@ def _shaped(value: Any, quantity: str, name: str) -> np.ndarray[Any, np.dtype[np
 
 
 def _hint(atoms: Any) -> str:
-    """What a frame has that could be a label."""
+    """End of an error message: entries of a frame that could be labels."""
     others = ("numbers", "positions")
     held = [*atoms.info, *(name for name in atoms.arrays if name not in others)]
     has = f"; it has {', '.join(held)}" if held else ""
@@ -207,7 +205,7 @@ def _hint(atoms: Any) -> str:
 
 
 def checked_keys(keys: Keys) -> Keys:
-    """The same, or a ValueError if they name what is no label."""
+    """Check keys, and return them; raises a ValueError if one is not a label."""
     for name, value in keys.items():
         if name not in LABEL_KEYS:
             raise ValueError(f"keys: unknown {name!r}: expected one of {', '.join(LABEL_KEYS)}")

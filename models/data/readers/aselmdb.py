@@ -1,4 +1,4 @@
-"""ASE databases in LMDB files, as fairchem writes them for OC20, OC22 and OMol25."""
+"""ASE databases in LMDB files, the format of fairchem for OC20, OC22 and OMol25."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .structure import Keys, PathLike, Selection, Structure
 
 
 def aselmdb_files(path: PathLike) -> list[Path]:
-    """The files of a data set: one, or those of a folder in the order of their names."""
+    """Files of a data set: one file, or all files of a folder in the order of their names."""
     path = Path(path)
     if path.is_dir() and not (path / "data.mdb").exists():
         return sorted(path.glob("*.aselmdb"))
@@ -29,10 +29,10 @@ def aselmdb_files(path: PathLike) -> list[Path]:
 def aselmdb_structures(
     path: PathLike, selection: Selection, units: DataUnits, keys: Keys
 ) -> Iterator[tuple[int, Structure]]:
-    """Rows in the order of their ids, and their numbers from 0; several files one after another.
+    """Yield rows in the order of files and ids, and their numbers from 0.
 
-    Labels and ``keys`` are those of an ASE database: fields of the row, key-value pairs and
-    entries of ``data``. Only the rows that are wanted are read.
+    As in an ASE database, labels and ``keys`` are fields of the row, key-value pairs and entries
+    of ``data``. Only the selected rows are read.
 
     Raises
     ------
@@ -56,12 +56,12 @@ def aselmdb_structures(
 
 
 def _ids(path: Path) -> list[int]:
-    """Ids of the rows of a file: 1 to nextid, less those that were deleted."""
+    """Ids of the rows of a file: 1 up to nextid, without deleted ones."""
     with reading(path) as transaction:
         following = transaction.get(b"nextid")
         if following is None:
             for _, value in transaction.cursor():
-                unpacked(value, f"the first record of {path}")  # says what it is instead
+                unpacked(value, f"the first record of {path}")  # its error says what it is
                 break
             raise ValueError(f"{path} has no nextid: expected an ASE database of fairchem")
         deleted = transaction.get(b"deleted_ids")
@@ -80,7 +80,7 @@ def _json(data: bytes, name: str) -> Any:
 
 
 def _array(found: dict[str, Any]) -> Any:
-    """Arrays as ASE writes them into JSON."""
+    """Convert arrays from ASE's JSON form."""
     if "__ndarray__" not in found:
         return found
     shape, dtype, values = found["__ndarray__"]
@@ -88,7 +88,7 @@ def _array(found: dict[str, Any]) -> Any:
 
 
 def _atoms(row: Any, name: str) -> Any:
-    """A row as ``ase.Atoms`` with its results."""
+    """The ``ase.Atoms`` of a row, with its results."""
     try:
         atoms = Atoms(
             np.asarray(row["numbers"], dtype=np.int64),

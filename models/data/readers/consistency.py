@@ -1,4 +1,4 @@
-"""Energies of one data set in two units are found out."""
+"""Detection of energies in different units within one data set."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from ..frames import Frames
 Array = NDArray[np.floating[Any]]
 
 _GAP = 2.0
-"""Energies of one unit differ by less than this from what their elements let expect."""
+"""Smallest gap between the two groups, as a factor."""
 _SPREAD = 1.5
+"""Largest spread within a group, as a factor."""
 _TOLERANCE = 0.05
 _FEWEST = 3
 _ROUNDS = 30
-_SMALL_UNITS = ("mev",)  # its ratios to others than eV are those of no mistake that is made
+_SMALL_UNITS = ("mev",)  # nobody mixes it with units other than eV
 
 
 def check_one_unit(parts: Mapping[str, Frames]) -> None:
-    """Compare energies with what the elements let expect.
+    """Check that all energies have the same unit.
 
     Energies per atom are fitted by energies of elements, by least squares and by least absolute
-    deviations. If the frames fall in two groups, each of them within a factor of 1.5, and the
-    factor between the groups is within 5 % that between two units of energy, the smaller group
-    is taken for the mistake. Frames of one atom are left out, and so are those with elements
-    that the larger group has not.
+    deviations. If the frames form two groups, each within a factor of 1.5 of the fit, and the
+    factor between the groups is that between two units of energy within 5 %, the smaller group is
+    considered wrong. Frames with one atom are ignored, as are frames with elements that the larger
+    group lacks.
 
     Parameters
     ----------
     parts
-        Frames that shall have one unit, and what an error calls each part.
+        Frames that must have the same unit, by their name in error messages.
 
     Raises
     ------
     ValueError
-        Naming the first frame of the smaller group, and the units.
+        If the units differ; the message names the first frame of the smaller group, and the units.
     """
     labelled = {name: part for name, part in parts.items() if "energy" in part.quantities}
     if labelled:
@@ -53,7 +54,7 @@ def check_one_unit(parts: Mapping[str, Frames]) -> None:
 def check_energies(
     energies: NDArray[np.float64], numbers: Sequence[NDArray[np.int64]], names: Sequence[str]
 ) -> None:
-    """Do what `check_one_unit` does for energies, atomic numbers and names of frames."""
+    """Like `check_one_unit`, for energies (F,) in eV, atomic numbers and names of frames."""
     counts = _counts(numbers)
     where = np.flatnonzero((counts.sum(1) > 1) & (energies != 0))
     if len(where) < _FEWEST:
@@ -69,7 +70,7 @@ def check_energies(
 def _smaller_group(
     shares: Array, per_atom: Array, references: Array
 ) -> tuple[float, NDArray[np.bool_]]:
-    """Frames that are off by one and the same factor, and the factor."""
+    """A factor, and a mask of the frames that deviate by it."""
     nobody = np.zeros(len(per_atom), dtype=bool)
     ratio = _ratio(shares, per_atom, references)
     order = np.argsort(ratio)
@@ -93,28 +94,28 @@ def _smaller_group(
 
 
 def _compare(factor: float, name: str, count: int) -> None:
-    """Raise a ValueError if a factor is that between two units."""
+    """Raise a ValueError if the factor is that between two units."""
     for small, large, expected in _unit_pairs():
         for unit, other, times in ((small, large, expected), (large, small, 1 / expected)):
             if abs(factor / times - 1) < _TOLERANCE:
                 raise ValueError(
                     f"the energies of {name} and {count - 1} other frames are {factor:.4g} times "
-                    f"what the others let expect, the factor from {other} to {unit}: units are "
+                    f"what the other frames suggest, the factor from {other} to {unit}: units are "
                     "mixed; convert them, or read each file with its own units"
                 )
 
 
 def _counts(numbers: Sequence[NDArray[np.int64]]) -> Array:
-    """(F, elements), atoms of each element."""
+    """Numbers of atoms of each element, (F, elements)."""
     elements = np.unique(np.concatenate(numbers))
     return np.stack([(z[:, None] == elements).sum(0) for z in numbers]).astype(np.float64)
 
 
 def _references(shares: Array, per_atom: Array, rounds: int) -> Array:
-    """Energies of atoms: least squares, and after some rounds least absolute deviations.
+    """Energies of elements: least squares, or least absolute deviations with ``rounds`` > 0.
 
-    The latter are what most of the frames say; where both groups are equal in number, only the
-    former keeps them apart.
+    The latter follow the majority of the frames; if both groups are equally large, only the former
+    separate them.
     """
     found: Array = np.linalg.lstsq(shares, per_atom, rcond=None)[0]
     for _ in range(rounds):
@@ -125,7 +126,7 @@ def _references(shares: Array, per_atom: Array, rounds: int) -> Array:
 
 
 def _ratio(shares: Array, per_atom: Array, references: Array) -> Array:
-    """Energies by what references let expect, without their signs."""
+    """Absolute energies divided by the absolute energies from the references."""
     largest = np.abs(per_atom).max()
     return np.abs(per_atom) / np.maximum(np.abs(shares @ references), 1e-12 * largest)
 

@@ -1,4 +1,4 @@
-"""Opening LMDB files, and telling what is in them."""
+"""Opening LMDB files, and recognising their contents."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 from .structure import PathLike, existing_file
 
 LARGEST_RECORD = 2**28
-"""Bytes that a record may unpack to."""
+"""Largest size of an unpacked record, bytes."""
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 
 
 @contextlib.contextmanager
 def reading(path: PathLike) -> Iterator[Any]:
-    """A transaction that reads an LMDB file, or a folder that holds data.mdb.
+    """Open an LMDB file, or a folder with data.mdb, and yield a read transaction.
 
     Raises
     ------
     ModuleNotFoundError
         If lmdb is not installed.
     ValueError
-        If it is no LMDB file.
+        If it is not an LMDB file.
     """
     try:
         import lmdb
@@ -56,13 +56,12 @@ def reading(path: PathLike) -> Iterator[Any]:
 
 
 def unpacked(data: bytes, name: str) -> bytes:
-    """The contents of a record packed by gzip or zlib.
+    """Unpack a record compressed by gzip or zlib.
 
     Raises
     ------
     ValueError
-        If it is damaged, a pickle that is not packed, or unpacks to more than
-        ``LARGEST_RECORD``.
+        If it is damaged, an uncompressed pickle, or unpacks to more than ``LARGEST_RECORD``.
     """
     if is_pickle(data):
         raise ValueError(
@@ -83,7 +82,7 @@ def unpacked(data: bytes, name: str) -> bytes:
 
 
 def is_pickle(data: bytes) -> bool:
-    """Whether bytes begin as a pickle of protocol 2 or later does."""
+    """Whether bytes begin like a pickle of protocol 2 or later."""
     return data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
@@ -93,7 +92,7 @@ def kind_of(path: PathLike) -> str:
     Raises
     ------
     ValueError
-        If it is no LMDB file or holds nothing.
+        If it is not an LMDB file, or is empty.
     """
     with reading(path) as transaction:
         for _, value in transaction.cursor():

@@ -23,30 +23,30 @@ class Trajectory:
     """Frames of one molecule, in eV and Angstrom."""
 
     numbers: NDArray[np.int64]
-    """(N,), atomic numbers."""
+    """Atomic numbers, (N,)."""
     positions: NDArray[np.float64]
-    """(F, N, 3)."""
+    """Positions, (F, N, 3), Angstrom."""
     energies: NDArray[np.float64]
-    """(F,)."""
+    """Energies, (F,), eV."""
     forces: NDArray[np.float64]
-    """(F, N, 3)."""
+    """Forces, (F, N, 3), eV/A."""
 
 
 def load_rmd17(path: PathLike, units: DataUnits = NPZ_UNITS) -> Trajectory:
-    """The arrays in an npz file of revised MD17, MD17 or sGDML.
+    """Read the arrays of an npz file of revised MD17, MD17 or sGDML.
 
     Parameters
     ----------
     path
-        With the keys nuclear_charges, coords, energies and forces, or z, R, E and F.
+        File with the keys nuclear_charges, coords, energies and forces, or z, R, E and F.
     units
-        Of the file, kcal/mol and Angstrom unless said.
+        Units of the file; default kcal/mol and Angstrom.
 
     Raises
     ------
     ValueError
-        If it is no such file, states other units (``e_unit``, ``r_unit``), or its arrays do not
-        belong together.
+        If it is not such a file, states other units (``e_unit``, ``r_unit``), or the shapes of its
+        arrays do not match.
     """
     found = _arrays(path, units)
     return Trajectory(
@@ -60,7 +60,13 @@ def load_rmd17(path: PathLike, units: DataUnits = NPZ_UNITS) -> Trajectory:
 def npz_structures(
     path: PathLike, selection: Selection, units: DataUnits, keys: Keys
 ) -> Iterator[tuple[int, Structure]]:
-    """Frames and their numbers."""
+    """Yield frames and their numbers.
+
+    Raises
+    ------
+    ValueError
+        If ``keys`` are given, or as for `load_rmd17`.
+    """
     if keys:
         raise ValueError(f"keys {dict(keys)}: the keys of an npz file are known; leave them out")
     found = _arrays(path, units)
@@ -71,7 +77,7 @@ def npz_structures(
 
 
 def _arrays(path: PathLike, units: DataUnits) -> Trajectory:
-    """What `load_rmd17` gives, in the units of the file."""
+    """Trajectory of `load_rmd17`, in the units of the file."""
     existing_file(path)
     try:
         with np.load(path, allow_pickle=False) as data:

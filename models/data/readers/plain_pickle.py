@@ -1,9 +1,9 @@
-"""Pickles of plain data, opened without running anything.
+"""Pickles of plain data, opened without running code.
 
-A pickle is a program: opening it calls whatever it names. `load_plain` names nothing: dicts,
-lists, tuples, sets, text, bytes and numbers are built by the machine itself, and the few names
-that NumPy's numbers and arrays need stand for makers of this file, which give Python numbers and
-nested lists. All other names are refused before they are looked up.
+A pickle is a program: opening it calls every function that it names. `load_plain` calls none of
+them: the unpickler itself builds dicts, lists, tuples, sets, strings, bytes and numbers, and the
+few names that NumPy's numbers and arrays need are mapped to constructors of this module, which
+give Python numbers and nested lists. All other names are refused before they are looked up.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-_KINDS = "biuf"  # truth values, whole numbers with and without sign, floats
+_KINDS = "biuf"  # booleans, signed and unsigned integers, floats
 _LARGEST_ARRAY = 10**8
 
 
 class _Bytes:
-    """``bytes``, ``bytearray`` and ``codecs.encode``, of text alone: no size to be allocated."""
+    """``bytes``, ``bytearray`` and ``codecs.encode``, for text only: a size would be allocated."""
 
-    __slots__ = ()  # so that no pickle can write to it
+    __slots__ = ()  # so that a pickle cannot set attributes
 
     def __call__(self, text: object = "", encoding: object = "latin1") -> bytes:
         if isinstance(text, (bytes, bytearray)):
@@ -47,7 +47,7 @@ class _DType:
         self._order = state[1]
 
     def numbers(self, data: Any) -> Any:
-        """The numbers in bytes, as a NumPy array."""
+        """NumPy array of the numbers in bytes."""
         dtype = np.dtype(self._code).newbyteorder(self._order)  # type: ignore[arg-type]
         if dtype.kind not in _KINDS or not isinstance(data, (bytes, bytearray)):
             raise pickle.UnpicklingError("a NumPy type that is no plain number")
@@ -55,7 +55,7 @@ class _DType:
 
 
 class _Array(list[Any]):
-    """``numpy.ndarray``: becomes nested lists."""
+    """``numpy.ndarray``, as nested lists."""
 
     __slots__ = ()
 
@@ -74,7 +74,7 @@ class _Scalar:
 
 
 class _Reconstruct:
-    """``numpy.core.multiarray._reconstruct``: an array to be filled."""
+    """``numpy.core.multiarray._reconstruct``: an empty array, filled later."""
 
     __slots__ = ()
 
@@ -131,29 +131,29 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class _RefusedError(Exception):
-    """What a pickle asked for that is not plain data."""
+    """A pickle asked for something that is not plain data."""
 
 
 def load_plain(data: bytes, name: str) -> Any:
-    """The plain data in a pickle; nothing in it is imported or called.
+    """Load the plain data of a pickle; nothing that it names is imported or called.
 
     Parameters
     ----------
     data
-        The pickle.
+        Contents of the pickle.
     name
-        What an error calls it.
+        Name of the pickle in error messages.
 
     Returns
     -------
     object
-        Dicts, lists, tuples, sets, text, bytes, numbers, truth values and None; NumPy's numbers
-        and arrays as numbers and nested lists.
+        Dicts, lists, tuples, sets, strings, bytes, numbers, booleans and None; NumPy's numbers and
+        arrays as numbers and nested lists.
 
     Raises
     ------
     ValueError
-        If it asks for anything else, or is damaged.
+        If the pickle asks for anything else, or is damaged.
     """
     try:
         return _PlainUnpickler(io.BytesIO(data)).load()
@@ -162,6 +162,6 @@ def load_plain(data: bytes, name: str) -> Any:
             f"{name} is a pickle that would load {error} when opened: it was not opened. "
             "Expected plain data (dicts, lists, text and numbers)"
         ) from None
-    except Exception as error:  # damaged bytes raise whatever the machine meets in them
+    except Exception as error:  # damaged bytes raise errors of any kind
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name} is a damaged pickle ({reason}): copy it again") from error

@@ -16,7 +16,7 @@ from .structure import Keys, PathLike, Selection, Structure
 
 PUBCHEMQCR_UNITS = DataUnits(energy="hartree", forces="hartree/bohr")
 LEVELS = ("pm3", "hf", "DFT_1st", "DFT_2nd")
-"""Stages of a relaxation; each begins with the geometry that the one before it ended with."""
+"""Stages of a relaxation; each starts from the final geometry of the previous one."""
 
 log = logging.getLogger("tensormd")
 
@@ -24,18 +24,17 @@ log = logging.getLogger("tensormd")
 def pubchemqcr_structures(
     path: PathLike, selection: Selection, units: DataUnits, keys: Keys
 ) -> Iterator[tuple[int, Structure]]:
-    """Steps of relaxations, and the numbers of their records.
+    """Yield steps of relaxations, and the numbers of their records.
 
-    A record is a molecule, and the selection is one of records: all steps of a relaxation are
-    taken, in their order. Records are counted from 0 in the order of the file, which is that of
-    the bytes of their keys. ``keys`` may hold ``level``, one or more of `LEVELS`: DFT_2nd
-    unless said. Records without that level are left out, which the log says. Forces are the
-    gradient's opposite; the molecules are neutral.
+    A record is a molecule, and the selection is of records: all steps of a relaxation are read, in
+    order. Records are counted from 0 in the order of the file, which sorts their keys by bytes.
+    ``keys`` may have ``level``, one or more of `LEVELS`; the default is DFT_2nd. Records without
+    the level are omitted and logged. Forces are the negative gradient; the molecules are neutral.
 
     Raises
     ------
     ModuleNotFoundError, ValueError
-        If lmdb is missing, or a record holds anything but plain data of this form.
+        If lmdb is missing, or a record is not plain data of this form.
     """
     levels = _levels(keys)
     with reading(path) as transaction:
@@ -72,7 +71,7 @@ def _levels(keys: Keys) -> Sequence[str]:
 
 
 def _structure(step: Any, name: str) -> Structure:
-    """A step; a nuclear charge, which not every stage has, is not read."""
+    """Structure of a step; the nuclear charge, which some stages lack, is not read."""
     try:
         atoms, gradient = step["coordinates"], step["gradient"]
         symbols = [str(atom["atom"]).capitalize() for atom in atoms]
@@ -82,7 +81,7 @@ def _structure(step: Any, name: str) -> Structure:
         same = [str(g["atom"]).capitalize() for g in gradient] == symbols
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{name} lacks something or has no number where one belongs ({error}): expected "
+            f"{name} lacks something or has a value that is no number ({error}): expected "
             "coordinates (atom, x, y, z), energy and gradient (atom, dx, dy, dz)"
         ) from None
     if not same:

@@ -1,4 +1,4 @@
-"""QM9 as the PyPI package qm9pack carries it: tables in csv files."""
+"""QM9 from the PyPI package qm9pack: tables in csv files."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ QM9_COLUMNS = {
     "polarizability_isotropic": "Polarizability_bohr3",
     "polarizability_anisotropy": "A_xx",
 }
-"""Where labels are found unless ``keys`` says otherwise."""
+"""Default columns of labels; ``keys`` gives others."""
 NUMBERS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
 _TENSORS = "qm9_polarizability.csv"
 
 
 def qm9_folder(path: PathLike) -> Path:
-    """The folder of the csv files: ``path``, or that of the package for ``qm9``.
+    """Folder of the csv files: ``path``, or that of the package for ``qm9``.
 
     The package is not imported.
 
     Raises
     ------
     ModuleNotFoundError
-        If it is not installed.
+        If the package is not installed.
     ValueError
-        If the files are not there.
+        If the files are missing.
     """
     folder = Path(path)
     if str(path) == "qm9" and not folder.exists():
@@ -54,24 +54,24 @@ def qm9_folder(path: PathLike) -> Path:
 
 
 def has_qm9(folder: Path) -> bool:
-    """Whether the csv files are in a folder."""
+    """Whether a folder has the csv files."""
     return (folder / "qm9_part1.csv").is_file()
 
 
 def qm9_structures(
     path: PathLike, selection: Selection, units: DataUnits, keys: Keys
 ) -> Iterator[tuple[int, Structure]]:
-    """Molecules and their numbers from 0, in the order of the files.
+    """Yield molecules and their numbers from 0, in the order of the files.
 
-    Their labels are an energy (U0, or another column in hartree that ``keys`` names), the length
-    of the dipole moment, and the polarizability's isotropic part and anisotropy. The tensor
-    itself is in other axes than the geometry, so that it is no label: see the documentation of
-    data sets. Only the lines that are wanted are parsed.
+    Labels are an energy (U0, or another column in hartree named by ``keys``), the length of the
+    dipole moment, and the isotropic part and anisotropy of the polarizability. The tensor itself
+    is not a label, because its axes are not those of the geometry: see the documentation of data
+    sets. Only the selected lines are parsed.
 
     Raises
     ------
     ModuleNotFoundError, ValueError
-        If the files are not there, a column or a number is missing.
+        If the package or the files are missing, or a column or a number is missing.
     """
     folder = qm9_folder(path)
     columns = _columns(keys)
@@ -103,8 +103,8 @@ def qm9_structures(
 def anisotropy(tensor: NDArray[np.float64]) -> NDArray[np.float64]:
     """sqrt(3/2) times the Frobenius norm of the traceless part of tensors (..., 3, 3).
 
-    It is the difference of the two principal values of an axial molecule: the usual
-    definition, sqrt of ((xx - yy)^2 + (yy - zz)^2 + (zz - xx)^2) / 2 in the principal axes.
+    This is the usual definition, sqrt of ((xx - yy)^2 + (yy - zz)^2 + (zz - xx)^2) / 2 in the
+    principal axes. For an axial molecule it is the difference of the two principal values.
     """
     mean = np.trace(tensor, axis1=-2, axis2=-1)[..., None, None] / 3
     return np.sqrt(1.5) * np.linalg.norm(tensor - mean * np.eye(3), axis=(-2, -1))
@@ -129,7 +129,7 @@ def _columns(keys: Keys) -> dict[str, str | None]:
 
 
 def _count(part: Path) -> int:
-    """Lines of a table below its head."""
+    """Number of lines of a table, without the header."""
     with part.open("rb") as stream:
         return sum(1 for _ in stream) - 1
 
@@ -137,7 +137,7 @@ def _count(part: Path) -> int:
 def _rows(
     parts: Iterable[Path], counts: Iterable[int], wanted: list[int], path: PathLike
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """The lines ``wanted`` (ascending), parsed."""
+    """Parse the ``wanted`` lines (ascending)."""
     queue = iter(wanted)
     following = next(queue, None)
     first = 0
@@ -161,7 +161,7 @@ def _rows(
 
 
 def _anisotropies(folder: Path, rows: list[tuple[int, dict[str, str]]]) -> dict[str, float]:
-    """Anisotropy of the polarizability by the name of the molecule, bohr^3."""
+    """Anisotropies of the polarizability, bohr^3, by name of the molecule."""
     wanted = {row["XYZ_file"] for _, row in rows}
     file = folder / _TENSORS
     if not file.is_file():

@@ -1,4 +1,4 @@
-"""What every reader yields, which frames it is asked for, and how frames are collected."""
+"""Structures that readers yield, selections of frames, and the collector of frames."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ Keys = Mapping[str, str | Sequence[str] | None]
 
 
 class Structure(NamedTuple):
-    """A frame as a file has it: in the units of the file until they are converted."""
+    """A frame of a file, in the units of the file until it is converted."""
 
     name: str
-    """What an error calls it."""
+    """Name in error messages."""
     numbers: NDArray[np.int64]
-    """(N,), atomic numbers."""
+    """Atomic numbers, (N,)."""
     positions: NDArray[np.float64]
-    """(N, 3)."""
+    """Positions, (N, 3)."""
     labels: dict[str, Any]
-    """By the names of `QUANTITIES`."""
+    """Labels by the names of `QUANTITIES`."""
     cell: NDArray[np.float64] | None = None
-    """(3, 3), rows are lattice vectors."""
+    """Lattice vectors as rows, (3, 3)."""
     pbc: ArrayLike = False
     charge: float = 0.0
-    """e."""
+    """Total charge, e."""
     units: object = None
-    """What the frame itself says of its units."""
+    """Units that the frame itself states."""
     hint: str = ""
-    """Of a frame without labels: the rest of the error, with what could be labels."""
+    """End of the error message for a frame without labels: entries that could be labels."""
 
     def converted(self, units: DataUnits, trusted: bool = False) -> Structure:
-        """The same in eV and Angstrom.
+        """Convert the structure to eV and Angstrom.
 
         Parameters
         ----------
         units
-            Of the file.
+            Units of the file.
         trusted
-            Whether a user gave them: then a frame may state units that nobody knows.
+            Whether a user gave the units: the frame may then state unknown units.
 
         Raises
         ------
@@ -71,13 +71,20 @@ class Structure(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which frames of a file to read."""
+    """Selection of the frames of a file to read.
+
+    Raises
+    ------
+    ValueError
+        If the limit is below 1, a seed has no limit, or ``index`` is given with either.
+    """
 
     limit: int | None = None
-    """So many: the first ones, or, with a seed, random ones."""
+    """Maximum number of frames: the first ones, or, with a seed, random ones."""
     seed: int | None = None
+    """Seed of random frames."""
     index: tuple[int, ...] | None = None
-    """Their numbers, from 0."""
+    """Numbers of the frames, from 0."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -89,13 +96,19 @@ class Selection:
 
     @property
     def stop(self) -> int | None:
-        """So many frames from the beginning hold all that are wanted; None if not known yet."""
+        """Number of frames from the start that include all selected ones; None if unknown."""
         if self.index is not None:
             return max(self.index) + 1
         return self.limit if self.seed is None else None
 
     def of(self, count: int, path: object) -> list[int]:
-        """Numbers of the frames to read out of ``count``, ascending."""
+        """Numbers of the selected frames among ``count``, ascending.
+
+        Raises
+        ------
+        ValueError
+            If ``index`` has a number of ``count`` or more.
+        """
         if self.index is not None:
             if max(self.index) >= count:
                 raise ValueError(
@@ -112,7 +125,7 @@ class Selection:
 
 
 class Collector:
-    """Builds the graphs of structures as they come, and checks that all have the same labels."""
+    """Builds graphs of structures one by one, and checks that all have the same labels."""
 
     def __init__(self, cutoff: float) -> None:
         self.names: list[str] = []
@@ -122,7 +135,14 @@ class Collector:
         self._labels: dict[str, list[Any]] = {}
 
     def add(self, structure: Structure, file: int, number: int) -> None:
-        """Take a structure in eV and Angstrom, of one of the files; numbers may repeat."""
+        """Add a structure, in eV and Angstrom, of one of the files; numbers may repeat.
+
+        Raises
+        ------
+        ValueError
+            If it has no labels, other labels than the first structure or labels that are not
+            valid, or if its neighbours cannot be searched.
+        """
         name, labels = structure.name, structure.labels
         require_labels(structure)
         if not self._graphs:
@@ -153,7 +173,13 @@ class Collector:
             self._labels[key].append(value)
 
     def frames(self, path: object) -> Frames:
-        """All that was taken; structures of one number and file are a group."""
+        """Frames of all structures; those with the same number and file form a group.
+
+        Raises
+        ------
+        ValueError
+            If there is no structure.
+        """
         if not self._graphs:
             raise ValueError(f"{path} holds no frame: expected at least one")
         labels = dict(self._labels)
@@ -165,7 +191,7 @@ class Collector:
 
 
 def require_labels(structure: Structure) -> None:
-    """Raise a ValueError that names the frame if it has no label."""
+    """Raise a ValueError if a frame has no label; the message names the frame."""
     if not structure.labels:
         raise ValueError(
             f"{structure.name} has no energy, no forces and no other label{structure.hint}"
@@ -173,7 +199,7 @@ def require_labels(structure: Structure) -> None:
 
 
 def check_labels(structure: Structure) -> None:
-    """Raise a ValueError that names the frame if a label is not finite or of another shape."""
+    """Raise a ValueError if a label of a frame is not finite or has the wrong shape."""
     name, count = structure.name, len(structure.numbers)
     for key, value in structure.labels.items():
         if not np.isfinite(value).all():
@@ -187,12 +213,12 @@ def check_labels(structure: Structure) -> None:
 
 
 def existing_file(path: PathLike) -> Path:
-    """The path of a file that is there and holds something.
+    """Check that a file exists and is not empty, and return its path.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is none, or it is a folder or empty.
+        If it does not exist, is a folder, or is empty.
     """
     path = Path(path)
     if not path.exists():

@@ -1,6 +1,7 @@
-"""Structures of files, of any format that ASE reads: the door that runs and trainings share.
+"""Reading of structure files of any format that ASE reads, for runs and trainings.
 
-What is guessed or dropped is said in one line, a ``UserWarning``; what cannot be right is refused.
+Guesses and omissions are reported by a one-line ``UserWarning``; structures that cannot be right
+are refused.
 """
 
 from __future__ import annotations
@@ -68,26 +69,26 @@ def iterate_atoms(
     closest: float = CLOSEST,
     failed: Failed | None = None,
 ) -> Iterator[tuple[int, Atoms]]:
-    """Structures of a file one by one, with their numbers in the file, from 0.
+    """Yield the structures of a file with their numbers, from 0.
 
     Parameters
     ----------
     source
-        ``file``, or ``file@index`` with an index of ASE: 7, -1, 10:20, of a database a query.
+        ``file``, or ``file@index`` with an ASE index: 7, -1, 10:20, or a query of a database.
     stop
-        Read no more than so many structures from the beginning; not with an index.
+        Read at most this many structures from the start; ignored with an index.
     closest
-        Two atoms less than this apart, in Angstrom, are refused.
+        Smallest distance between two atoms, Angstrom; structures with closer atoms are refused.
     failed
-        Called with the number of a structure that is refused, and why; the rest is read. None
-        raises the error.
+        Function called with the number of a refused structure and the error; reading continues.
+        None: raise the error.
 
     Raises
     ------
     FileNotFoundError, PermissionError
-        If there is no such file, or it may not be read.
+        If there is no such file, or reading it is not permitted.
     ValueError
-        If it is a folder, empty, cannot be read, or a structure in it cannot be right.
+        If it is a folder, is empty, cannot be read, or has a structure that cannot be right.
     """
     path, index = split_source(source)
     notes = Notes(path)
@@ -140,7 +141,7 @@ def _chosen(
     except ValueError:
         wanted = index
     if isinstance(wanted, str):
-        yield from frames  # a query that the database has answered
+        yield from frames  # a query, which ASE has already applied
         return
     if isinstance(wanted, int) and wanted >= 0:
         held = list(itertools.islice(frames, wanted + 1))
@@ -159,10 +160,10 @@ def _chosen(
 
 
 def _frames(path: Path, index: str, stop: int | None, notes: Notes) -> Iterator[tuple[int, Atoms]]:
-    """Structures as the readers give them, numbered; errors name the file."""
+    """Numbered structures from the readers; errors name the file."""
     try:
         frames = _read(path, index, notes)
-        # ASE takes an END after the last model of some formats for one more, empty, structure.
+        # In some formats ASE reads an END after the last model as another, empty structure.
         filled = (atoms for atoms in frames if len(atoms))
         yield from itertools.islice(enumerate(filled), None if index else stop)
     except UnknownFileTypeError:
@@ -210,7 +211,7 @@ def _read_by_ase(path: Path, kind: str, index: str) -> Iterator[Any]:
 
 
 def format_of(path: Path) -> str:
-    """ASE's name of a file's format; ``mmcif`` for CIF with Cartesian coordinates."""
+    """ASE's name for a file's format; ``mmcif`` for CIF with Cartesian coordinates."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
@@ -226,7 +227,7 @@ def format_of(path: Path) -> str:
 
 
 def _open(path: Path) -> IO[str]:
-    """A text file, compressed or not; bytes that are no UTF-8 spoil numbers, not comments."""
+    """Open a text file, compressed or not; invalid UTF-8 breaks numbers, but not comments."""
     openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     opener = openers.get(path.suffix.lower(), open)
     stream: IO[str] = opener(path, "rt", encoding="utf-8-sig", errors="replace")

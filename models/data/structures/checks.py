@@ -1,4 +1,4 @@
-"""What every structure must pass, whatever its format: charge, cell, distances."""
+"""Checks for structures of all formats: charge, cell, masses, distances."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .parts import Notes
 Array = NDArray[np.float64]
 
 CLOSEST = 0.4
-"""Angstrom. Hydrogen atoms that meet with all of the energy of their bond (4.7 eV) come to
-0.38 A; no two nuclei of a structure are closer."""
+"""Smallest allowed distance, Angstrom. Hydrogen atoms that collide with the full energy of their
+bond (4.7 eV) approach each other to 0.38 A; no two nuclei of a structure are closer."""
 CLOSEST_LABELLED = 0.1
-"""Angstrom. Labelled frames scan short distances on purpose."""
+"""Smallest allowed distance of labelled frames, Angstrom: they scan short distances on purpose."""
 SMALLEST_VOLUME = 0.5
-"""Cubic Angstrom an atom. Hydrogen at 500 GPa takes about 1."""
+"""Smallest allowed volume per atom, cubic Angstrom. Hydrogen at 500 GPa has about 1."""
 CHARGE_NAMES = ("Charge", "CHARGE", "total_charge", "net_charge")
-"""Other entries that state the total charge."""
+"""Other names of the total charge."""
 LABELS = (
     "energy",
     "free_energy",
@@ -39,30 +39,30 @@ LABELS = (
 
 
 def is_truth_value(value: Any) -> bool:
-    """Whether a value is True or False, or an array of such: no number in any sense."""
+    """Whether a value is a boolean or an array of booleans, and therefore not a number."""
     return isinstance(value, (bool, np.bool_)) or (
         isinstance(value, (list, tuple, np.ndarray)) and np.asarray(value).dtype.kind == "b"
     )
 
 
 def clean(atoms: Atoms, name: str, notes: Notes, closest: float = CLOSEST) -> Atoms:
-    """The structure, checked, without entries that only look like a charge or a label.
+    """Check a structure, and remove entries that only look like a charge or a label.
 
     Parameters
     ----------
     atoms
-        As a reader gives them; changed in place.
+        Structure from a reader; changed in place.
     name
-        What an error calls it.
+        Name in error messages.
     notes
-        Where what is dropped is said.
+        Recipient of warnings about dropped entries.
     closest
-        Two atoms less than this apart, in Angstrom, are refused.
+        Smallest allowed distance between two atoms, Angstrom.
 
     Raises
     ------
     ValueError
-        If it cannot be right.
+        If the structure cannot be right.
     """
     _check_atoms(atoms, name)
     _drop_truth_values(atoms, notes)
@@ -115,12 +115,12 @@ def _read_charge(atoms: Atoms, name: str, notes: Notes) -> None:
 
 
 def whole_charge(value: Any, name: str) -> int:
-    """A total charge in e.
+    """Total charge as an integer, e.
 
     Raises
     ------
     ValueError
-        If it is no whole number.
+        If it is not a whole number.
     """
     try:
         if is_truth_value(value):
@@ -175,7 +175,7 @@ def _check_masses(atoms: Atoms, name: str) -> None:
 
 
 def check_distances(atoms: Atoms, name: str, closest: float = CLOSEST) -> None:
-    """Raise a ValueError that names the closest two atoms if they are less than this apart."""
+    """Raise a ValueError that names the closest two atoms if they are closer than this (A)."""
     found = _closest_pair(atoms.positions, atoms.cell.array, atoms.pbc, closest)
     if found is None:
         return
@@ -191,7 +191,7 @@ def check_distances(atoms: Atoms, name: str, closest: float = CLOSEST) -> None:
 def _closest_pair(
     positions: Array, cell: Array, pbc: NDArray[np.bool_], within: float
 ) -> tuple[int, int, float] | None:
-    """The closest two atoms, if they are less than ``within`` apart."""
+    """Indices and distance of the closest two atoms, if less than ``within``."""
     owners, images = np.arange(len(positions)), positions
     for axis in np.flatnonzero(pbc):
         # Atoms near a face of the cell have an image near the opposite one.
@@ -212,14 +212,14 @@ def _closest_pair(
     if not len(here):
         return None
     one = here[np.argmin(distances[here, 1])]
-    # Of atoms in one place the first neighbour may be either of the two.
+    # For coinciding atoms the first neighbour may be the atom itself or the other one.
     two = next(int(n) for n in neighbours[one] if n != one)
     i, j = sorted((int(owners[one]), int(owners[two])))
     return i, j, float(distances[one, 1])
 
 
 def _vector(cell: Array, axis: int) -> Array:
-    """A cell vector, or where it is zero any direction that the other two do not span."""
+    """A cell vector, or, if it is zero, a direction outside the span of the other two."""
     if cell[axis].any():
         return cell[axis]
     others = np.array([cell[k] for k in range(3) if k != axis and cell[k].any()])
@@ -227,9 +227,9 @@ def _vector(cell: Array, axis: int) -> Array:
 
 
 def _simplify_constraints(atoms: Atoms) -> None:
-    """Fixed fractional coordinates of a cell along x, y, z are fixed Cartesian ones.
+    """Replace fixed fractional coordinates by Cartesian ones for a cell along x, y, z.
 
-    Extended XYZ and most programs know the latter only.
+    Extended XYZ and most programs support only Cartesian ones.
     """
     if not np.array_equal(atoms.cell.array, np.diag(np.diag(atoms.cell.array))):
         return

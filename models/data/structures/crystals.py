@@ -1,4 +1,4 @@
-"""Crystallographic CIF and POSCAR by ASE's readers, and what these pass over."""
+"""Crystallographic CIF and POSCAR: ASE's readers, and checks that they lack."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .checks import check_distances
 from .parts import ISOTOPES, Notes, element
 
 FULL = 0.9
-"""A site that is occupied so far, or further, is taken for full."""
+"""Smallest occupancy of a site that counts as full."""
 
 
 def cif_structures(text: str, notes: Notes) -> Iterator[Atoms]:
-    """Structures of the blocks of a CIF.
+    """Yield the structures in the blocks of a CIF.
 
     Raises
     ------
     ValueError
-        For disorder: sites that are occupied in part are no structure.
+        If the file is damaged or the crystal disordered (partly occupied sites).
     """
     _check_quotes(text)
     for block in parse_cif(io.BytesIO(text.encode())):
@@ -38,7 +38,7 @@ def cif_structures(text: str, notes: Notes) -> Iterator[Atoms]:
         _check_cell(block)
         _check_occupancies(block, notes)
         _check_symbols(block)
-        # ASE merges atoms in one place, as symmetry makes them: of the file's own, one is wrong.
+        # ASE merges coinciding atoms, which symmetry creates; among the file's own, one is wrong.
         check_distances(block.get_unsymmetrized_structure(), f"data_{block.name}")
         atoms = block.get_atoms()
         _check_formula(block, atoms, notes)
@@ -46,8 +46,8 @@ def cif_structures(text: str, notes: Notes) -> Iterator[Atoms]:
 
 
 def _check_quotes(text: str) -> None:
-    """Raise a ValueError for a line of the atoms that has another number of values."""
-    # ASE reads a loop as a stream of values: a value that is missing shifts all that follow.
+    """Raise a ValueError if a line of atoms has the wrong number of values."""
+    # ASE reads a loop as a stream of values: a missing value shifts all following ones.
     names, inside = 0, False
     for count, raw in enumerate(text.splitlines(), start=1):
         line = raw.strip()
@@ -63,7 +63,7 @@ def _check_quotes(text: str) -> None:
 
 
 def _check_cell(block: Any) -> None:
-    """Raise a ValueError for a cell that lacks a number: ASE would take fractions for Angstrom."""
+    """Raise a ValueError if the cell is incomplete: ASE would read fractions as Angstrom."""
     parameters = block.get_cellpar()
     if parameters is None and block.get("_atom_site_fract_x") is None:
         return
@@ -94,7 +94,7 @@ def _check_occupancies(block: Any, notes: Notes) -> None:
 
 
 def _check_symbols(block: Any) -> None:
-    """Raise a ValueError for a symbol of no element; ASE reads the letters that it knows."""
+    """Raise a ValueError for an unknown symbol, of which ASE would read the letters it knows."""
     types = block.get("_atom_site_type_symbol")
     for text in types or ():
         letters = re.match(r"[A-Za-z]*", str(text))
@@ -105,7 +105,7 @@ def _check_symbols(block: Any) -> None:
 
 
 def _check_formula(block: Any, atoms: Atoms, notes: Notes) -> None:
-    """Say so if the file's formula has other proportions: atoms may be missing."""
+    """Warn if the file's formula has other proportions, because atoms may be missing."""
     stated = block.get("_chemical_formula_sum")
     if not isinstance(stated, str) or stated.strip() in (".", "?"):
         return
@@ -126,17 +126,18 @@ def _check_formula(block: Any, atoms: Atoms, notes: Notes) -> None:
 
 
 def poscar_structure(path: Path, text: str, notes: Notes) -> Atoms:
-    """The structure of a POSCAR.
+    """Structure of a POSCAR.
 
     Raises
     ------
     ValueError
-        If it has more or fewer lines of atoms than its counts say.
+        If the file violates the format or has the wrong number of atoms; the message names the
+        line.
     """
     lines = text.splitlines()
     _check_poscar(lines, notes)
     stream = _Named(text)
-    stream.name = str(path)  # beside it ASE looks for a POTCAR with the elements
+    stream.name = str(path)  # ASE looks in its folder for a POTCAR with the elements
     atoms: Atoms = read_vasp(stream)
     return atoms
 

@@ -11,7 +11,7 @@ from ase import Atoms
 from .parts import Notes, Site, atoms_of_sites, crystal_cell, element, number
 
 CARTESIAN = "_atom_site.Cartn_x"
-"""What tells such a file from a crystallographic CIF."""
+"""Item that distinguishes such a file from a crystallographic CIF."""
 _WORD = re.compile(r"""'(?:[^']|'(?=\S))*'(?=\s|$)|"(?:[^"]|"(?=\S))*"(?=\s|$)|\#.*|\S+""")
 _UNKNOWN = (".", "?", "")
 _NEEDED = ("Cartn_x", "Cartn_y", "Cartn_z", "type_symbol")
@@ -54,12 +54,12 @@ def _words(stream: Iterable[str]) -> Iterator[_Word]:
 
 
 def mmcif_models(stream: Iterable[str], notes: Notes) -> Iterator[Atoms]:
-    """Models of an mmCIF file.
+    """Yield the models of an mmCIF file.
 
     Raises
     ------
     ValueError
-        Naming the line that is not as the format wants it.
+        If the file violates the format; the message names the line.
     """
     items, sites = _read(list(_words(stream)))
     cell = None
@@ -77,7 +77,7 @@ def mmcif_models(stream: Iterable[str], notes: Notes) -> Iterator[Atoms]:
 
 
 def _read(words: list[_Word]) -> tuple[dict[str, str], list[tuple[str, Site]]]:
-    """Single items, and the atoms with the numbers of their models."""
+    """Single items, and atoms with their model numbers."""
     items: dict[str, str] = {}
     sites: list[tuple[str, Site]] = []
     k = 0
@@ -124,7 +124,7 @@ def _sites(names: list[str], values: list[_Word], line: int) -> list[tuple[str, 
     sites = []
     for start in range(0, len(values), width):
         row = values[start : start + width]
-        # One word too few or too many shifts all that follows: each atom stands on a line.
+        # A missing or extra word would shift all following ones: each atom must be on one line.
         if len(row) < width or len({word.line for word in row}) > 1:
             raise ValueError(f"line {row[0].line}: expected the {width} values of one atom")
         try:
@@ -166,7 +166,7 @@ def _site(row: dict[str, _Word]) -> tuple[str, Site]:
 
 
 def _measured(text: str) -> float:
-    """A number that may carry its uncertainty: ``1.234(5)``."""
+    """A number, possibly with an uncertainty: ``1.234(5)``."""
     return number(re.sub(r"\(\d+\)$", "", text))
 
 

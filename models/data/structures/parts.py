@@ -1,4 +1,4 @@
-"""What the readers of structure files share: elements, numbers, notes, atoms of biomolecules."""
+"""Parts shared by readers of structure files: elements, numbers, notes, atoms of biomolecules."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ase.cell import Cell
 from ase.data import atomic_numbers
 
 ISOTOPES = {"D": (1, 2.014101778), "T": (1, 3.016049282)}
-"""Symbols of isotopes: atomic number, and mass in u."""
+"""Atomic number and mass (u) by symbol of an isotope."""
 
 
 class Notes:
-    """Says what was guessed or dropped, once for each kind and file.
+    """Warns about guesses and omissions, once per kind and file.
 
     Parameters
     ----------
     source
-        The file, as a warning names it.
+        Name of the file in warnings.
     """
 
     def __init__(self, source: object) -> None:
@@ -32,19 +32,19 @@ class Notes:
         self._said: set[str] = set()
 
     def say(self, kind: str, text: str) -> None:
-        """Warn, unless something of this kind was said of this file already."""
+        """Warn, unless this file already has a warning of this kind."""
         if kind not in self._said:
             self._said.add(kind)
             warnings.warn(f"{self.source}: {text}", UserWarning, stacklevel=2)
 
 
 def element(symbol: str) -> tuple[int, float | None]:
-    """Atomic number of a symbol, and the mass (u) where it names an isotope.
+    """Atomic number of a symbol, and the mass (u) if it is an isotope, or None.
 
     Raises
     ------
     ValueError
-        If it is no symbol of an element.
+        If it is not the symbol of an element.
     """
     name = symbol.strip().capitalize()
     if name in ISOTOPES:
@@ -56,12 +56,12 @@ def element(symbol: str) -> tuple[int, float | None]:
 
 
 def number(text: str) -> float:
-    """A finite number; Python's own reading also takes ``1_0`` and ``nan``.
+    """Read a finite number; unlike ``float``, this refuses ``1_0`` and ``nan``.
 
     Raises
     ------
     ValueError
-        If it is none.
+        If the text is not a finite number.
     """
     try:
         value = float(text) if "_" not in text else math.nan
@@ -73,17 +73,17 @@ def number(text: str) -> float:
 
 
 def fixed_columns(line: str, edges: Sequence[int], decimals: int) -> list[float]:
-    """Numbers of fixed columns, such as columns 31-38, 39-46 and 47-54 of a PDB atom.
+    """Read numbers in fixed columns, such as columns 31-38, 39-46 and 47-54 of a PDB atom.
 
     Parameters
     ----------
     line
-        Of the file.
+        Line of the file.
     edges
-        Where each number begins, from 0, and where the last one ends.
+        First column of each number, from 0, and the end of the last one.
     decimals
-        Digits after the point that fill the columns. Digits that run across an edge are two
-        numbers only if the first one has all of these: otherwise the line is shifted.
+        Number of decimals of a full column. Digits that cross an edge are two numbers only if the
+        first number has all its decimals; otherwise the line is shifted.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def make_atoms(
     pbc: Any = False,
     charge: int = 0,
 ) -> Atoms:
-    """ASE's atoms; masses None are those of the element, a charge of 0 is not written down."""
+    """ASE atoms; None is the standard mass of the element, and a charge of 0 is not stored."""
     atoms = Atoms(numbers, np.asarray(positions, dtype=float).reshape(-1, 3), cell=cell, pbc=pbc)
     set_isotopes(atoms, masses)
     if charge:
@@ -131,7 +131,7 @@ def set_isotopes(atoms: Atoms, masses: Sequence[float | None]) -> None:
 
 @dataclass
 class Site:
-    """An atom as a PDB or mmCIF file has it."""
+    """An atom of a PDB or mmCIF file."""
 
     line: int
     number: int
@@ -140,7 +140,7 @@ class Site:
     charge: int
     name: str
     alternate: str
-    """Letter of the alternate location; empty if there is one only."""
+    """Letter of the alternate location; empty if there is only one location."""
     residue: tuple[str, ...]
     """Chain, number and insertion code."""
     residue_name: str
@@ -149,10 +149,10 @@ class Site:
 
 
 def chosen_sites(sites: list[Site], notes: Notes) -> list[Site]:
-    """One location of each atom: in each residue the letter with the highest occupancy.
+    """Select one location per atom: in each residue the letter with the highest occupancy.
 
-    The letter that comes first wins a tie. A residue's letters are alternatives if two of them
-    hold an atom of the same name, or name different residues; else all its atoms are kept.
+    In a tie the first letter wins. The letters of a residue are alternatives if two of them have
+    an atom of the same name, or different residue names; otherwise all atoms are kept.
     """
     residues: dict[tuple[str, ...], list[Site]] = {}
     for site in sites:
@@ -169,7 +169,7 @@ def chosen_sites(sites: list[Site], notes: Notes) -> list[Site]:
             letter: float(np.mean([site.occupancy for site in held]))
             for letter, held in letters.items()
         }
-        best = max(occupancy, key=occupancy.__getitem__)  # the first of equals
+        best = max(occupancy, key=occupancy.__getitem__)  # the first one in a tie
         lost = [site for letter in letters if letter != best for site in letters[letter]]
         dropped.update(id(site) for site in lost)
         name = " ".join(part for part in (atoms[0].residue_name, *residue) if part)
@@ -190,7 +190,7 @@ def _are_alternatives(letters: list[list[Site]], atoms: list[Site]) -> bool:
 
 
 def say_of_gaps(sites: list[Site], notes: Notes) -> None:
-    """Say where serial numbers jump inside a residue: lines may be missing there."""
+    """Warn if serial numbers jump inside a residue, because lines may be missing."""
     for one, two in itertools.pairwise(sites):
         if one.serial is None or two.serial is None or one.residue != two.residue:
             continue
@@ -205,7 +205,7 @@ def say_of_gaps(sites: list[Site], notes: Notes) -> None:
 def atoms_of_sites(
     sites: list[Site], cell: Any, notes: Notes, charges_from: str = "columns 79-80"
 ) -> Atoms:
-    """The atoms of one model, with the charges that the file states."""
+    """Atoms of one model, with the charges stated in the file."""
     say_of_gaps(sites, notes)
     sites = chosen_sites(sites, notes)
     charge = sum(site.charge for site in sites)
@@ -226,7 +226,7 @@ def atoms_of_sites(
 
 
 def placeholder_box(lengths: Any, notes: Notes) -> bool:
-    """Whether a box (A) only fills a field that the format demands; said, if so."""
+    """Whether a box (A) is only a placeholder that the format requires; warns if so."""
     if not (np.allclose(lengths, 1, atol=1e-6) or np.allclose(lengths, 0, atol=1e-6)):
         return False
     notes.say(
@@ -238,7 +238,13 @@ def placeholder_box(lengths: Any, notes: Notes) -> bool:
 
 
 def crystal_cell(parameters: Sequence[float], group: str, notes: Notes) -> Any:
-    """The cell of lengths and angles, or None where it stands for "no crystal"."""
+    """Cell from lengths (A) and angles (degrees), or None for a placeholder.
+
+    Raises
+    ------
+    ValueError
+        If the cell spans no volume.
+    """
     if placeholder_box(np.asarray(parameters[:3]), notes):
         return None
     cell = Cell.new(np.asarray(parameters, dtype=float))

@@ -1,4 +1,4 @@
-"""PDB files by their columns: models, alternate locations, charges, any numbering."""
+"""PDB files, read by columns: models, alternate locations, charges, any numbering."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _RESIDUES = (
     "VAL ACE NME NMA A C G U I DA DC DG DT DI HOH WAT SOL TIP TIP3 H2O",
 )
 POLYMERS = frozenset(name for line in _RESIDUES for name in line.split())
-"""Residues in which a name begins with an element of one letter: CA is carbon, HG hydrogen."""
+"""Residues whose atom names begin with a one-letter element: CA is carbon, HG hydrogen."""
 
 
 def pdb_models(stream: Iterable[str], notes: Notes) -> Iterator[Atoms]:
-    """Models of a PDB file; the box holds for all that follow it.
+    """Yield the models of a PDB file; a box applies to all models after it.
 
     Raises
     ------
     ValueError
-        Naming the line that is not as the format wants it.
+        If the file violates the format; the message names the line.
     """
     cell: Any = None
     sites: list[Site] = []
@@ -115,7 +115,7 @@ def _site(line: str, count: int, guessed: dict[str, str]) -> Site:
 
 
 def _charge(text: str) -> int:
-    """``1+``, ``+1``, ``2-`` or a bare sign."""
+    """Charge from ``1+``, ``+1``, ``2-`` or a bare sign."""
     text = text.strip()
     if not text or text.strip("0") == "":
         return 0
@@ -127,15 +127,15 @@ def _charge(text: str) -> int:
 
 
 def guess_element(name: str, residue_name: str) -> str:
-    """The symbol of an atom by its name, columns 13-16, and residue.
+    """Guess the symbol of an atom from its name (columns 13-16) and residue.
 
-    Symbols of two letters begin in column 13, those of one in column 14, but for names of four
+    Two-letter symbols begin in column 13, one-letter symbols in column 14, except in names of four
     characters.
 
     Raises
     ------
     ValueError
-        If the name begins with no element.
+        If the name does not begin with an element.
     """
     letters = re.sub(r"[^A-Za-z]", " ", name)
     words = letters.split()
@@ -150,7 +150,7 @@ def guess_element(name: str, residue_name: str) -> str:
         candidates = [two, first[0]]
     else:
         candidates = [first[0]]
-    if len(first) > 1:  # names that begin with D or T are no deuterium: Drude particles, ...
+    if len(first) > 1:  # longer names with D or T are not isotopes, but Drude particles, ...
         candidates = [symbol for symbol in candidates if symbol.upper() not in ISOTOPES]
     for symbol in candidates:
         try:

@@ -11,7 +11,7 @@ from ase.data import atomic_masses
 from .parts import ISOTOPES, Notes, element, fixed_columns, make_atoms, number
 
 _OLD_CHARGES = {0: 0, 1: 3, 2: 2, 3: 1, 4: 0, 5: -1, 6: -2, 7: -3}
-"""What the charge column of an atom means; 4 is a radical."""
+"""Charges by the code in the charge column of an atom; 4 is a radical."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ class _Molecule:
         self.charges.append(charge)
 
     def set_isotope(self, atom: int, mass_number: int, notes: Notes) -> None:
-        """Give an atom the mass of an isotope, exact for hydrogen."""
+        """Set the mass of an isotope, exact for hydrogen."""
         exact = {2: ISOTOPES["D"][1], 3: ISOTOPES["T"][1]} if self.numbers[atom] == 1 else {}
         if mass_number not in exact:
             notes.say("isotope", f"isotope masses are mass numbers, such as {mass_number} u")
@@ -37,12 +37,12 @@ class _Molecule:
 
 
 def sdf_molecules(stream: Iterable[str], notes: Notes) -> Iterator[Atoms]:
-    """Molecules of an SDF file or molfile.
+    """Yield the molecules of an SDF file or molfile.
 
     Raises
     ------
     ValueError
-        Naming the line that is not as the format wants it.
+        If the file violates the format; the message names the line.
     """
     record: list[str] = []
     start = 1
@@ -84,7 +84,7 @@ def _read(lines: list[str], start: int, notes: Notes) -> Atoms:
 
 
 def _check_data(lines: list[str], place: list[int]) -> None:
-    """Raise a ValueError for what is no data item: a molecule without $$$$ before it."""
+    """Raise a ValueError for lines outside data items, such as a molecule without $$$$."""
     inside = False
     for k in range(place[0], len(lines)):
         place[0] = k
@@ -110,7 +110,7 @@ def _optional(text: str, what: str) -> int:
 
 
 def _read_v2000(lines: list[str], place: list[int], notes: Notes) -> _Molecule:
-    """Read fixed columns; ``place`` holds the line that an error belongs to, from 0."""
+    """Read fixed columns; ``place`` has the line number for errors, from 0."""
     atoms = _integer(lines[3][:3], "number of atoms")
     bonds = _integer(lines[3][3:6], "number of bonds")
     if atoms < 1 or bonds < 0:
@@ -140,7 +140,7 @@ def _read_v2000(lines: list[str], place: list[int], notes: Notes) -> _Molecule:
             place[0] = k + 1
             return molecule
         if line.startswith(("M  CHG", "M  RAD")) and not charged:
-            charged = True  # from here on the atoms' own column does not count
+            charged = True  # these lines override the charge column of atoms
             molecule.charges = [0] * atoms
         if line.startswith(("M  CHG", "M  ISO")):
             for atom, value in _pairs(line, atoms):
@@ -150,7 +150,7 @@ def _read_v2000(lines: list[str], place: list[int], notes: Notes) -> _Molecule:
                     molecule.set_isotope(atom, value, notes)
         elif not line.startswith(("M  ", "A  ", "V  ", "G  ", "S  ")):
             previous = lines[k - 1]
-            if not previous.startswith(("A  ", "G  ")):  # those have a text line each
+            if not previous.startswith(("A  ", "G  ")):  # a line of text follows these
                 raise ValueError(f"{line.strip()[:40]!r} stands where M  END is expected")
     place[0] = len(lines)
     raise ValueError("the molecule ends without M  END")
@@ -176,7 +176,7 @@ def _atom_v2000(line: str) -> tuple[str, list[float], int, int]:
             _optional(line[36:39], "charge code"),
         )
     except ValueError as error:
-        words = line.split()  # files written by hand keep no columns
+        words = line.split()  # files written by hand ignore the columns
         if len(words) < 4 or not words[3].isalpha():
             raise error
         rest = [_integer(word, "whole number") for word in words[4:6]] + [0, 0]
@@ -184,7 +184,7 @@ def _atom_v2000(line: str) -> tuple[str, list[float], int, int]:
 
 
 def _pairs(line: str, atoms: int) -> list[tuple[int, int]]:
-    """Atoms, from 0, and values of a property line such as ``M  CHG  1   2  -1``."""
+    """Atom indices, from 0, and values of a property line such as ``M  CHG  1   2  -1``."""
     words = [_integer(word, "whole number") for word in line[6:].split()]
     if not words or len(words) != 1 + 2 * words[0]:
         raise ValueError(f"{line.strip()!r}: expected a count and as many pairs")

@@ -1,4 +1,4 @@
-"""XYZ and extended XYZ, frame by frame: no frame is lost, and no line is passed over."""
+"""XYZ and extended XYZ, frame by frame, without skipping frames or lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .parts import Notes, element, number, set_isotopes
 Rows = list[list[str]]
 
 PLAIN = "species:S:1:pos:R:3"
-"""Columns of a file that does not say what they are."""
+"""Columns of a file without ``Properties``."""
 _TOKEN = re.compile(
     r"""(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\{[^}]*\}|\[[^\]]*\]|\\.|[^\s"'{\[\\])+"""
 )
@@ -50,12 +50,12 @@ class _Lines:
 
 
 def xyz_frames(stream: Iterable[str], notes: Notes) -> Iterator[Atoms]:
-    """Frames of an XYZ file. Blank lines may stand between them.
+    """Yield the frames of an XYZ file; blank lines between frames are allowed.
 
     Raises
     ------
     ValueError
-        Naming the line that is not as the format wants it.
+        If the file violates the format; the message names the line.
     """
     lines = _Lines(stream)
     while (line := lines.next()) is not None:
@@ -92,7 +92,7 @@ def xyz_frames(stream: Iterable[str], notes: Notes) -> Iterator[Atoms]:
 
 
 def _vectors(lines: _Lines) -> Rows:
-    """Cell vectors as some programs write them: lines VEC1 to VEC3 after the atoms."""
+    """Cell vectors in lines VEC1 to VEC3 after the atoms, as some programs write them."""
     found: Rows = []
     while (line := lines.next()) is not None:
         if not line.startswith("VEC"):
@@ -139,8 +139,14 @@ def _element(symbol: str, symbols: list[str], start: int) -> tuple[int, float | 
 
 
 def entries_of(comment: str, line: int, notes: Notes) -> dict[str, Any]:
-    """The ``key=value`` entries of a comment line; ASE also makes bare words entries (True)."""
-    # Blanks around "=" are allowed outside of quotes.
+    """The ``key=value`` entries of a comment line; bare words, True in ASE, are ignored.
+
+    Raises
+    ------
+    ValueError
+        If an entry cannot be read.
+    """
+    # Outside quotes, blanks around "=" are allowed.
     parts = re.split(r"""("(?:\\.|[^"\\])*")""", comment.strip())
     joined = "".join(p if p.startswith('"') else re.sub(r"\s*=\s*", "=", p) for p in parts)
     tokens = _TOKEN.findall(joined)
@@ -157,13 +163,13 @@ def entries_of(comment: str, line: int, notes: Notes) -> dict[str, Any]:
         return {}
     try:
         info: dict[str, Any] = key_val_str_to_dict(" ".join(entries))
-    except Exception as error:  # what is wrong with a value shows in many ways
+    except Exception as error:  # wrong values raise errors of many kinds
         raise ValueError(f"line {line}: {' '.join(str(error).split())}") from None
     return info
 
 
 def _cell(info: dict[str, Any], vectors: Rows) -> tuple[Any, Any]:
-    """Cell and periodicity, which leave ``info``."""
+    """Cell and periodicity, removed from ``info``."""
     lattice, pbc = info.pop("Lattice", None), info.pop("pbc", None)
     cell = None if lattice is None else np.asarray(lattice, dtype=float).T
     if vectors:
@@ -190,17 +196,17 @@ def _cell(info: dict[str, Any], vectors: Rows) -> tuple[Any, Any]:
 def _columns(
     rows: Rows, properties: str, plain: bool, start: int, notes: Notes
 ) -> tuple[dict[str, Any], list[str] | None]:
-    """Columns by ASE's names, and the symbols."""
+    """Columns by ASE's names, and the symbols, if there are any."""
     fields = properties.split(":")
     if len(fields) % 3:
         raise ValueError(f"Properties is {properties!r}: expected NAME:TYPE:COLUMNS, repeated")
     kinds = []
     for name, kind, count in zip(fields[::3], fields[1::3], fields[2::3], strict=True):
         if kind not in ("R", "I", "S", "L") or not count.isdecimal() or int(count) < 1:
-            raise ValueError(f"Properties has {name}:{kind}:{count}: expected such as pos:R:3")
+            raise ValueError(f"Properties has {name}:{kind}:{count}: expected e.g. pos:R:3")
         kinds.append((REV_PROPERTY_NAME_MAP.get(name, name), kind, int(count)))
     if len({name for name, _, _ in kinds}) < len(kinds):
-        raise ValueError(f"Properties is {properties!r}: a name is there twice")
+        raise ValueError(f"Properties is {properties!r}: a name occurs twice")
     width = sum(count for _, _, count in kinds)
     for k, row in enumerate(rows):
         if len(row) < width or (len(row) > width and not plain):
@@ -253,7 +259,7 @@ def _values(part: Rows, kind: str, start: int) -> np.ndarray[Any, Any]:
 
 
 def _constraints(movable: np.ndarray[Any, Any]) -> list[Any]:
-    """ASE's constraints of a column ``move_mask``."""
+    """ASE constraints from a column ``move_mask``."""
     movable = movable.astype(bool)
     if movable.ndim == 1:
         return [FixAtoms(mask=~movable)]

@@ -201,7 +201,7 @@ def renamed(symbol: str) -> dict[str, Any]:
     [
         (packed(without("gradient")), "step 0 of DFT_2nd in record 7 of .* lacks something"),
         (packed(without("energy")), "'energy'"),
-        (packed(changed("coordinates", "x", "one")), "no number where one belongs"),
+        (packed(changed("coordinates", "x", "one")), "a value that is no number"),
         (packed(changed("coordinates", "x", float("nan"))), "step 0 .* non-finite coordinate"),
         (packed(changed("gradient", "dy", float("inf"))), r"step 0 .* not finite \(forces\)"),
         (packed(changed("gradient", "atom", "O")), "different atoms"),

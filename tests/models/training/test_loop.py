@@ -283,7 +283,7 @@ def test_a_loss_that_is_no_number_stops(frames: Frames, tmp_path: Path) -> None:
 
 def test_states_that_are_none(frames: Frames, tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"PK nonsense")
-    with pytest.raises(ValueError, match="no state of a training"):
+    with pytest.raises(ValueError, match="not a training state"):
         train(student(frames), frames, frames, SETTINGS, tmp_path / "a.pt")
 
 
