@@ -42,7 +42,7 @@ def fused_problem(potential: nn.Module) -> str | None:
 
 
 def _has_kernels(potential: nn.Module) -> bool:
-    """Whether there are kernels for exactly these classes: a subclass may compute something else."""
+    """Whether there are kernels for exactly these classes: a subclass may compute other things."""
     if type(potential) is not Potential:
         return False
     kernels = KERNELS.get(type(potential.representation))
