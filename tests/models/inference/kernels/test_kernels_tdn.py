@@ -1,4 +1,4 @@
-"""The fused pass of TDN: its twin against autograd, the kernels against plain torch."""
+"""The fused pass of TDN: its equations against autograd, the kernels against plain torch."""
 
 from __future__ import annotations
 
