@@ -68,9 +68,9 @@ def check_energies(potential: nn.Module) -> None:
         trained = member.metadata.get("trained_on")  # type: ignore[union-attr, operator]
         if isinstance(trained, list) and "energy" not in trained:
             raise UntrainedError(
-                f"the model was trained on {', '.join(map(str, trained))} and on no energies: its "
-                "energies and forces would mean nothing; ask it for what it was trained on, or "
-                "take another checkpoint"
+                f"the model was trained on {', '.join(map(str, trained))}, not on energies: its "
+                "energies and forces would be meaningless; request the properties it was trained "
+                "on, or use another checkpoint"
             )
 
 

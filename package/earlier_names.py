@@ -62,5 +62,5 @@ class _Finder(MetaPathFinder, Loader):
 def install() -> None:
     """Make the earlier names importable."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        # First: of a package by another name, Python would load the modules a second time.
+        # First in the list: Python would load modules of a renamed package a second time.
         sys.meta_path.insert(0, _Finder())

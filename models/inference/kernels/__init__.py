@@ -70,7 +70,7 @@ def fuse(potential: Potential) -> nn.Module:
 
 def _tensornet_problem(network: TensorNet, on_gpu: bool) -> str | None:
     if on_gpu and network.irreps != "IAS":
-        return f"the kernels of a TensorNet of {network.irreps} alone run on a CPU"
+        return f"the kernels of a TensorNet with irreps {network.irreps} run only on a CPU"
     return None
 
 
@@ -87,9 +87,9 @@ def _fuse_tensornet(potential: Potential) -> nn.Module:
 
 def _tdn_problem(network: TDN, on_gpu: bool) -> str | None:
     if on_gpu:
-        return "the kernels of TDN run on a CPU alone"
+        return "the kernels of TDN run only on a CPU"
     if network.degrees == [0]:
-        return "there are no fused kernels for a TDN of degree 0 alone"
+        return "there are no fused kernels for a TDN with degree 0 only"
     return None
 
 
