@@ -1,18 +1,17 @@
-"""Accuracy on revised MD17: 950 frames to train on, 50 to watch, 1,000 to test, split 1.
+"""Accuracy on revised MD17: 950 training, 50 validation and 1,000 test frames of split 1.
 
     python benchmarks/accuracy.py [MOLECULE ...] --data DIR [--architecture tensornet tdn]
                                   [--epochs N | --minutes M] [--seed S] [--out DIR] [--work DIR]
 
-trains every architecture on every molecule (default: all ten), tests it, keeps the errors with the
-setting, the seed and the time in ``accuracy_cpu.json`` of the folder ``--out``, and prints them
-beside the published ones of TensorNet and beside two predictors that learn nothing: the mean
-energy of the training frames, and no force at all. ``--table`` prints what is kept, and trains
-nothing.
+trains every architecture on every molecule (default: all ten) and tests it. It stores the errors
+with settings, seed and time in ``accuracy_cpu.json`` of the folder ``--out``, and prints them next
+to TensorNet's published errors and those of two trivial predictors: the mean energy of the
+training frames, and zero forces. ``--table`` prints the stored results and trains nothing.
 
 Every run has a folder under ``--work`` with its state, a log and, at the end, the potential. The
-same command takes an interrupted run up again and ends with the same numbers. ``--minutes`` is the
-time of one run on this machine: its first steps are timed, and the epochs are as many as fit, so
-that the schedule of the learning rate comes to its end. The 50 frames choose nothing.
+same command resumes an interrupted run and ends with the same numbers. ``--minutes`` is the time
+of one run on this machine: its first steps are timed to choose the number of epochs that fit, so
+that the learning-rate schedule is completed. No choice depends on the 50 validation frames.
 
 To use two cores, run two molecules at a time, each with OMP_NUM_THREADS=1.
 """
@@ -80,7 +79,7 @@ SETTINGS = {
     ),
 }  # fmt: skip
 SIZES = (950, 50)
-"""Frames to train on, and to watch."""
+"""Numbers of training and validation frames."""
 
 PUBLISHED: dict[str, tuple[float, float | None]] = {
     "aspirin": (2.4, 8.9),
@@ -92,9 +91,9 @@ PUBLISHED: dict[str, tuple[float, float | None]] = {
     "toluene": (0.3, None),
     "uracil": (0.4, None),
 }
-"""Of TensorNet (Simeon & De Fabritiis 2023): energies, meV, and of some forces, meV/A."""
+"""TensorNet's published errors (Simeon & De Fabritiis 2023): energies, meV, forces, meV/A."""
 
-WARM, TIMED = 3, 12  # steps that are not timed, and that are
+WARM, TIMED = 3, 12  # steps before timing begins, and timed steps
 
 
 class Run:
@@ -103,17 +102,17 @@ class Run:
     Parameters
     ----------
     molecule, architecture
-        Of ``MOLECULES`` and ``SETTINGS``.
+        Entries of ``MOLECULES`` and ``SETTINGS``.
     files
-        Training and test frames.
+        Files of the training and test frames.
     work
         Folder of all runs.
     seed
-        Of the split, the weights and the order of the frames.
+        Seed of the split, the weights and the order of the frames.
     epochs, minutes
-        How long, or None; both None: as the setting says.
+        Length of the training; at most one is not None. Both None: as in the setting.
     device
-        Where.
+        Device to train on.
     """
 
     def __init__(
@@ -146,7 +145,7 @@ class Run:
             self.network["average_degree"] = round(edges / atoms, 1)
 
     def potential(self) -> Potential:
-        """Untrained; scale and mean are those of the frames to train on."""
+        """An untrained potential with the scale and mean of the training frames."""
         torch.manual_seed(self.settings.seed)
         sizes = {"cutoff": CUTOFF, "max_number": 10, **self.network}
         if self.architecture == "tensornet":
@@ -163,7 +162,7 @@ class Run:
         )
 
     def execute(self) -> dict[str, Any]:
-        """Train, or go on, and test: the entry of the file of results."""
+        """Train, or resume, and test; returns the entry for the file of results."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.minutes is not None:
             self.settings = replace(self.settings, epochs=self._epochs_that_fit(self.minutes))
@@ -206,7 +205,7 @@ class Run:
         return entry
 
     def _epochs_that_fit(self, minutes: float) -> int:
-        """As many as the first steps promise; decided once for a run."""
+        """Number of epochs that fit, estimated from the first steps, once per run."""
         plan = self.folder / "plan.json"
         if plan.exists():
             return int(json.loads(plan.read_text())["epochs"])
@@ -226,7 +225,7 @@ class Run:
         return epochs
 
     def _time_steps(self) -> tuple[float, float]:
-        """Seconds before the first steps are done, and of each later one."""
+        """Seconds until the warm-up steps are done, and seconds per later step."""
 
         class EnoughError(Exception):
             pass
@@ -255,7 +254,7 @@ class Run:
         return later[0] - began, statistics.median(each)
 
     def _seconds(self, seconds: float) -> float:
-        """Of the whole training, also of a run that was complete already."""
+        """Seconds of the whole training, also for a run that was already complete."""
         file = self.folder / "seconds.json"
         if seconds == 0.0 and file.exists():
             return float(json.loads(file.read_text()))
@@ -270,7 +269,7 @@ class Run:
         }
 
     def _card(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """What the potential's file says of itself."""
+        """Metadata for the file of the potential."""
         fit, _ = SIZES
         data = f"revised MD17 {self.molecule}, split 1"
         return {
@@ -288,7 +287,7 @@ class Run:
 
 
 def report(run: Run, progress: Progress) -> None:
-    """A line on the screen and in the log of the run."""
+    """Write a line to the screen and to the log of the run."""
     energy, forces = (progress.errors[name].mae for name in ("energy", "forces"))
     line = (
         f"{run.name}  epoch {progress.epoch}  {progress.seconds:.0f} s  loss {progress.loss:.5f}  "
@@ -303,7 +302,7 @@ KEY = ("molecule", "architecture", "seed", "network", "training", "minutes_asked
 
 
 def keep(path: Path, entry: dict[str, Any]) -> None:
-    """Put an entry into the file of results, in place of an older one of the same run."""
+    """Write an entry to the file of results, replacing an older one of the same run."""
     with _locked(path.parent):
         entries = [e for e in read(path) if any(e[key] != entry[key] for key in KEY)]
         entries.append(entry)
@@ -313,7 +312,7 @@ def keep(path: Path, entry: dict[str, Any]) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Alone among the processes that write into a folder."""
+    """Lock a folder against other processes that write to it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -328,7 +327,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    """Markdown; mean absolute errors."""
+    """Markdown table of mean absolute errors."""
     lines = [
         "| molecule | network | epochs | hours | energy, meV | published | the mean "
         "| forces, meV/Å | published | none |",
@@ -350,7 +349,7 @@ def table(entries: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train, test, keep and print."""
+    """Train, test, store and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -359,8 +358,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--architecture", nargs="+", choices=list(SETTINGS), default=list(SETTINGS)
     )
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=_positive(int), help="of every run; default: as set")
-    length.add_argument("--minutes", type=_positive(float), help="of every run, on this machine")
+    length.add_argument("--epochs", type=_positive(int), help="epochs per run; default: as set")
+    length.add_argument("--minutes", type=_positive(float), help="time per run, on this machine")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     add_data_option(parser)
@@ -371,7 +370,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--work", type=Path, default=Path("accuracy_runs"), metavar="DIR",
         help="folder of states, logs and potentials (default: accuracy_runs)",
     )  # fmt: skip
-    parser.add_argument("--table", action="store_true", help="print what is kept, and leave")
+    parser.add_argument("--table", action="store_true", help="print stored results and exit")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.molecules if name not in MOLECULES]
     if unknown:
@@ -397,7 +396,7 @@ def main(arguments: list[str] | None = None) -> None:
             except FloatingPointError as error:
                 sys.exit(f"accuracy.py: {molecule}, {architecture}: {error}")
             except KeyboardInterrupt:
-                sys.exit("accuracy.py: interrupted; the same command goes on from here")
+                sys.exit("accuracy.py: interrupted; the same command resumes from here")
     chosen = [
         e for e in read(results)
         if e["molecule"] in molecules and e["architecture"] in options.architecture

@@ -4,8 +4,8 @@
     python benchmarks/inference.py --table FILE        # Markdown table, from the JSON
     python benchmarks/inference.py --speed FILE PNG    # the README's bar chart, from the JSON
 
-Needs chignolin.pdb and dhfr.pdb (--data or TENSORMD_DATA), a quiet machine, and about half an
-hour on two cores; a system that does not fit into memory is left out, and reported as such.
+Needs chignolin.pdb and dhfr.pdb (--data or TENSORMD_DATA), an idle machine, and about half an
+hour on two cores. A system that does not fit into memory is skipped, and reported as such.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FULL = [
 
 
 def plot_speed(results: dict[str, Any], path: Path) -> None:
-    """Draw how many times faster than torchmd-net each system runs, as bars.
+    """Draw each system's speed relative to torchmd-net as a bar chart.
 
     Raises
     ------

@@ -1,10 +1,10 @@
-"""What OpenMM and TorchForce add to a bare evaluation of energy and forces, at 22 atoms.
+"""Time that OpenMM and TorchForce add to a bare evaluation of energy and forces, at 22 atoms.
 
     python benchmarks/openmm_overhead.py [STRUCTURE.pdb] [--steps 500] [--json FILE]
 
-The network is TensorNet with 2 layers, 128 channels, 32 radial functions and a cutoff of 4.5 A,
-random weights; the step and the bare operator, both of them with the fused kernels, are timed in
-turn in one process, and medians are printed.
+The network is a TensorNet with random weights, 2 layers, 128 channels, 32 radial functions and a
+cutoff of 4.5 A. The step and the bare operator, both with fused kernels, are timed alternately in
+one process, and medians are printed.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> None:
         for name, call in (("bare", evaluate), ("step", lambda: integrator.step(1))):
             began = time.perf_counter()
             call()
-            if k >= 50:  # what is compiled at the first calls
+            if k >= 50:  # the first calls compile
                 times[name].append(1e3 * (time.perf_counter() - began))
     result = {name: statistics.median(values) for name, values in times.items()}
     result["overhead"] = result["step"] - result["bare"]

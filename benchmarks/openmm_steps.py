@@ -2,8 +2,8 @@
 
     python benchmarks/openmm_steps.py [--system alanine_dipeptide] [--json FILE]
 
-22 atoms by default, the same weights, in turn in one process; openmm-ml compiles for about a
-minute first.
+The two run the same weights, on 22 atoms by default, alternately in one process; openmm-ml first
+compiles for about a minute.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def main() -> None:
     parser.add_argument("--system", default="alanine_dipeptide", help="a name or a file")
     parser.add_argument("--model", help="checkpoint; default: random weights")
     parser.add_argument("--engine", default="auto", help="torchforce, python or auto")
-    parser.add_argument("--platform", default="CPU", help="OpenMM's")
+    parser.add_argument("--platform", default="CPU", help="OpenMM platform")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=30, help="in a round")
+    parser.add_argument("--steps", type=int, default=30, help="steps per round")
     parser.add_argument("--no-peer", dest="peer", action="store_false")
     parser.add_argument("--json", type=Path)
     options = vars(parser.parse_args())

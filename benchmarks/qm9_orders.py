@@ -1,15 +1,15 @@
-"""QM9 energies by TDN with different sets of degrees: which ones a network needs.
+"""QM9 energies from TDNs with different sets of degrees, to see which ones a network needs.
 
     python benchmarks/qm9_orders.py [--json FILE] [--state FOLDER] [--minutes M]
 
 After Lee, Galkin & Miret, "Deconstructing equivariant representations in molecular systems"
 (2024, arXiv:2410.08131). Each network (``exact_cg``, O(3)) learns the internal energies at 0 K of
-the same molecules for the same number of epochs, energies of the elements taken off by least
-squares; seeds differ in weights and in the order of the molecules. Reported are the mean absolute
-error on molecules that were not trained on, that of the trivial predictor (the elements alone),
-and what each degree holds and carries in the end (`tensormd.models.analysis`).
+the same molecules for the same number of epochs, after subtracting least-squares energies of the
+elements; seeds differ in the weights and in the order of the molecules. Reported are the mean
+absolute errors of the network and of the trivial predictor (the elements alone) on test molecules,
+and each degree's share of the norm and of the energy gradient (`tensormd.models.analysis`).
 
-Needs ``pip install 'tensormd[datasets]'``. A run that is stopped goes on where it was saved; with
+Needs ``pip install 'tensormd[datasets]'``. An interrupted run resumes from its saved state; with
 ``--minutes`` it stops by itself.
 """
 
@@ -66,12 +66,12 @@ SETTINGS: dict[str, Any] = {
 
 
 def label(degrees: tuple[int, ...]) -> str:
-    """``0,3,4``."""
+    """Name of a set of degrees, such as ``0,3,4``."""
     return ",".join(map(str, degrees))
 
 
 def load(cutoff: float) -> tuple[Frames, Frames, Frames]:
-    """The same molecules for every network: to fit, to watch, to test."""
+    """Training, validation and test molecules, the same for every network."""
     frames = read_frames(
         "qm9", cutoff, format="qm9", limit=sum(MOLECULES.values()), seed=SPLIT_SEED
     )
@@ -93,7 +93,7 @@ def run(
     state: Path,
     until: float,
 ) -> dict[str, Any]:
-    """Train one network, or go on, and measure it."""
+    """Train one network, or resume its training, and measure it."""
     fit, validation, test = parts
     name = f"{label(degrees)}-{seed}"
     settings = TrainingSettings(seed=seed, **SETTINGS)
@@ -128,7 +128,7 @@ def run(
 
 
 def measure(potential: Potential, test: Frames) -> dict[str, Any]:
-    """Test error, shares of each degree after each layer, how well the maps tell energies."""
+    """Test error, shares of each degree after each layer, and R^2 of the maps for energies."""
     potential = potential.double().eval()
     energies = predict(potential, test, forces=False).energy
     layout = layout_of(potential)
@@ -153,7 +153,7 @@ def measure(potential: Potential, test: Frames) -> dict[str, Any]:
 
 
 def table(layers: tuple[str, ...], names: list[str], values: torch.Tensor) -> dict[str, Any]:
-    """By layer, then by order."""
+    """Values by layer, then by order."""
     return {
         layer: dict(zip(names, row, strict=True))
         for layer, row in zip(layers, values.tolist(), strict=True)
@@ -161,7 +161,7 @@ def table(layers: tuple[str, ...], names: list[str], values: torch.Tensor) -> di
 
 
 def markdown(runs: list[dict[str, Any]]) -> str:
-    """A line for each set of degrees: means over the seeds, and the seeds' errors."""
+    """Markdown table, a line per set of degrees: means over the seeds, and each seed's error."""
     lines = [
         "| degrees | weights | test MAE / meV (by seed) | norm after block 1, by l / % "
         "| energy gradient after block 1, by l / % | R² of the map | CPU minutes |",
@@ -189,7 +189,7 @@ def markdown(runs: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Every set of degrees with every seed, the first seed first."""
+    """Run every set of degrees with every seed, beginning with the first seed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/qm9_orders.json"))
     parser.add_argument("--state", type=Path, default=Path("qm9_orders_state"))
@@ -213,7 +213,7 @@ def main() -> None:
             try:
                 found = run(degrees, seed, parts, arguments.state, until)
             except TrainingStopped:
-                print("out of time: the same command goes on", flush=True)
+                print("out of time: the same command resumes", flush=True)
                 return
             content["runs"].append(found)
             write_atomically(arguments.json, (json.dumps(content, indent=1) + "\n").encode())

@@ -1,16 +1,16 @@
-"""Dipoles and polarizabilities of QM9 by a small TensorNet with both heads.
+"""Dipoles and polarizabilities of QM9 from a small TensorNet with both heads.
 
     python benchmarks/qm9_properties.py [--json FILE] [--state FOLDER] [--epochs N]
 
-QM9 gives the length of the dipole, and of the polarizability a third of the trace and the
-anisotropy: its tensors are in axes other than those of the geometries. These three are learnt
-together from 10,000 molecules; 1,000 others test the averaged weights. Beside the errors stand
-those of the trivial predictors: for the isotropic polarizability a number for each element (least
-squares on the composition), for the others the median of the molecules trained on, which no
-constant beats in mean absolute error.
+QM9 gives the length of the dipole, and a third of the trace and the anisotropy of the
+polarizability: its tensors are in axes other than those of the geometries. One network learns all
+three from 10,000 molecules; 1,000 others test the averaged weights. The errors are compared with
+those of trivial predictors: for the isotropic polarizability a number per element (least squares
+on the composition), for the others the median of the training molecules, which of all constants
+has the smallest mean absolute error.
 
-Needs ``pip install 'tensormd[datasets]'``. Killed and started again, it goes on from the last
-validation, with the same results.
+Needs ``pip install 'tensormd[datasets]'``. When interrupted, it resumes from the last validation,
+with the same results.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ QUANTITIES = ("dipole_norm", "polarizability_isotropic", "polarizability_anisotr
 
 
 def load() -> list[Frames]:
-    """Molecules to fit, to watch and to test."""
+    """Training, validation and test molecules."""
     frames = read_frames(
         "qm9", CUTOFF, format="qm9", limit=sum(MOLECULES.values()), seed=SPLIT_SEED
     )
@@ -81,7 +81,7 @@ def load() -> list[Frames]:
 
 
 def build(fit: Frames, seed: int) -> Potential:
-    """A network with random weights, its heads standardised by the molecules to fit."""
+    """A network with random weights, its heads standardised with the training molecules."""
     torch.manual_seed(seed)
     network = TensorNet(**NETWORK)
     dipole, polarizability = DipoleReadout(network), PolarizabilityReadout(network)
@@ -97,12 +97,12 @@ def build(fit: Frames, seed: int) -> Potential:
 
 
 def values(frames: Frames, quantity: str) -> NDArray[np.float64]:
-    """(F,), one label of every frame."""
+    """(F,), one label per frame."""
     return torch.stack(frames.values(quantity)).numpy()
 
 
 def trivial_errors(fit: Frames, test: Frames) -> dict[str, float]:
-    """Mean absolute errors of the predictors that know no geometry."""
+    """Mean absolute errors of the trivial predictors, which ignore the geometry."""
 
     def counts(frames: Frames) -> NDArray[np.float64]:
         return np.array([[float((g.numbers == z).sum()) for z in ELEMENTS] for g in frames.graphs])
@@ -118,7 +118,7 @@ def trivial_errors(fit: Frames, test: Frames) -> dict[str, float]:
 
 
 def in_usual_units(errors: dict[str, float]) -> dict[str, float]:
-    """Debye and Bohr^3, as papers have them."""
+    """Errors in Debye and Bohr^3, the units of the literature."""
     bohr3 = bohr3_in_e2_angstrom2_per_ev
     return {
         "dipole_debye": errors["dipole_norm"] / debye_in_e_angstrom,
@@ -128,7 +128,7 @@ def in_usual_units(errors: dict[str, float]) -> dict[str, float]:
 
 
 def show(errors: dict[str, float]) -> str:
-    """In words."""
+    """Errors as text."""
     usual = in_usual_units(errors)
     return (
         f"dipole {usual['dipole_debye']:.3f} D, isotropic polarizability "
@@ -138,13 +138,13 @@ def show(errors: dict[str, float]) -> str:
 
 
 def tell(progress: Progress) -> None:
-    """One line of a validation."""
+    """Print one line per validation."""
     mae = show({name: error.mae for name, error in progress.errors.items()})
     print(f"epoch {progress.epoch}, {progress.seconds:.0f} s: {mae}", flush=True)
 
 
 def main() -> None:
-    """Train, test, and write what came out."""
+    """Train, test, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--json", type=Path, default=Path("benchmarks/results/qm9_properties.json")

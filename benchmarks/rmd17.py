@@ -1,4 +1,4 @@
-"""Where revised MD17 is: what the benchmarks of training share."""
+"""Locates the files of revised MD17 for the training benchmarks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ CUTOFF = 4.5
 
 
 def add_data_option(parser: argparse.ArgumentParser) -> None:
-    """``--data``, or the environment variable TENSORMD_DATA."""
+    """Add the option ``--data``, with the environment variable TENSORMD_DATA as default."""
     parser.add_argument(
         "--data",
         type=Path,
         default=os.environ.get("TENSORMD_DATA"),
         metavar="DIR",
-        help="folder of rmd17_MOLECULE_train_01.npz and _test_01.npz, or the one above it "
+        help="folder of rmd17_MOLECULE_train_01.npz and _test_01.npz, or its parent folder "
         "(default: $TENSORMD_DATA)",
     )
 
@@ -31,7 +31,7 @@ def data_files(folder: Path | None, molecule: str) -> tuple[Path, Path]:
     Raises
     ------
     ValueError
-        If one is missing, with the place it comes from.
+        If a file is missing; the message names its source.
     """
     if folder is None:
         raise ValueError("no folder of data: give --data DIR or set TENSORMD_DATA")

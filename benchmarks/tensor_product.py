@@ -1,19 +1,19 @@
-"""Time and memory of one tensor product, forward and backward, in every evaluation.
+"""Time and memory of one tensor product, forward and backward, by several methods.
 
     python benchmarks/tensor_product.py [--threads 2] [--device cpu] [--json FILE]
 
-- contracted: what TDN runs. The Clebsch-Gordan tensor is contracted with the harmonics of each
-  edge (here anew for each product; in the network once for all), then one small matrix product.
+- contracted: the method of TDN. The Clebsch-Gordan tensor is contracted with the harmonics of each
+  edge (here for each product, in the network once for all), then one small matrix product.
 - factored: the three factors of the paper's rank 7 L^2, edge by edge, as published.
-- blocked: the same, some hundreds of edges at a time, as contracted has it.
-- e3nn: its TensorProduct, mode uvu, a weight for each path and channel.
-- cuequivariance: ChannelWiseTensorProduct with its default method, where it is installed; its
-  output leaves the paths that end in the same degree apart.
+- blocked: the same, some hundreds of edges at a time, like contracted.
+- e3nn: its TensorProduct, mode uvu, with one weight per path and channel.
+- cuequivariance: ChannelWiseTensorProduct with its default method, if installed; its output keeps
+  paths that end in the same degree separate.
 
-All have the same paths: those of SO(3), as published. The gradients are those of the features,
-the harmonics and the weights. Memory is what the process grows by at its peak (Linux, CPU), or
-CUDA's peak. A case that would take longer than ``--limit`` seconds, judged by the smaller one
-before it, is left out.
+All have the same paths: those of SO(3), as published. Gradients are taken with respect to the
+features, the harmonics and the weights. Memory is the peak growth of the process (Linux, CPU), or
+CUDA's peak. A case is skipped if, judged by the next smaller one, it would take longer than
+``--limit`` seconds.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Case:
-    """A product, and how many weights each channel has for it."""
+    """A product, and its number of weights per channel."""
 
     def __init__(self, product: Product, weights: int, flat: bool = False) -> None:
         self.product = product
         self.weights = weights
-        self.flat = flat  # features (E, d * C) in place of (E, d, C)
+        self.flat = flat  # features are (E, d * C) instead of (E, d, C)
 
 
 def contracted(lmax: int, channels: int, device: str) -> Case:
-    """The network's own modules."""
+    """The modules of TDN."""
     coupling = ExactCoupling(range(lmax + 1), GROUP, contracted=True).to(device)
     product = ContractedProduct()
     return Case(lambda x, y, w: product.message(x, w, coupling(y)), 1)
@@ -82,7 +82,7 @@ def blocked(lmax: int, channels: int, device: str) -> Case:
 
 
 def e3nn(lmax: int, channels: int, device: str) -> Case:
-    """One weight for each path and channel."""
+    """e3nn's TensorProduct, with one weight per path and channel."""
     from e3nn import o3
 
     irreps = o3.Irreps([(channels, (degree, 1)) for degree in range(lmax + 1)])
@@ -100,7 +100,7 @@ def e3nn(lmax: int, channels: int, device: str) -> Case:
 
 
 def cuequivariance(lmax: int, channels: int, device: str) -> Case:
-    """The same, in its own layout."""
+    """The product of cuequivariance, in its own layout."""
     import cuequivariance as cue
     import cuequivariance_torch as cuet
 
@@ -151,7 +151,7 @@ def _memory_of(run: Callable[[], None], device: str) -> float | None:
 
 
 class Timer:
-    """One case with its inputs, timed again and again."""
+    """One case with its inputs, timed repeatedly."""
 
     def __init__(self, case: Case, lmax: int, channels: int, edges: int, device: str) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -167,10 +167,10 @@ class Timer:
         self.case, self.device = case, device
         self.ones: Tensor | None = None
         self.seconds: list[float] = []
-        self.run()  # compiles, allocates
+        self.run()  # compiles and allocates
 
     def run(self) -> None:
-        """Forward and backward."""
+        """Run forward and backward once."""
         for tensor in self.inputs:
             tensor.grad = None
         out = self.case.product(*self.inputs)
@@ -181,7 +181,7 @@ class Timer:
             torch.cuda.synchronize()
 
     def time(self, clock: Callable[[], float]) -> None:
-        """One more time."""
+        """Time one more run."""
         began = clock()
         self.run()
         self.seconds.append(clock() - began)
@@ -194,7 +194,7 @@ def measure(
     repeats: int,
     clock: Callable[[], float],
 ) -> dict[str, dict[str, float | None]]:
-    """Best time of some, ms, all cases in turn, and peak memory, MiB."""
+    """Shortest time, ms, with cases alternating, and peak memory, MiB, of each case."""
     timers = {name: Timer(case, *sizes, device) for name, case in cases.items()}
     for _ in range(repeats):
         for timer in timers.values():
@@ -222,9 +222,9 @@ def main() -> None:
         "--clock",
         choices=["wall", "cpu"],
         default="wall",
-        help="cpu: time of one thread, for a machine that is not quiet",
+        help="cpu: CPU time of one thread, for a machine that is not idle",
     )
-    parser.add_argument("--limit", type=float, default=30.0, help="seconds for one run")
+    parser.add_argument("--limit", type=float, default=30.0, help="largest time of one run, s")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.clock == "cpu":
@@ -233,7 +233,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     where = torch.cuda.get_device_name() if options.device != "cpu" else platform.machine()
     print(f"torch {torch.__version__}, {where}, {options.threads} threads, float32")
-    print("ms (MiB) and how many times as long as contracted")
+    print("ms (MiB), and time relative to contracted")
     results: list[dict[str, Any]] = []
     for lmax in options.lmax:
         for channels in options.channels:

@@ -1,25 +1,25 @@
-"""Time of a training step, beside torchmd-net's: rMD17 aspirin, batches of eight, on a CPU.
+"""Time of a training step compared with torchmd-net: rMD17 aspirin, batches of eight, on a CPU.
 
     python benchmarks/training_step.py --data DIR [--threads 1 2] [--networks small large]
                                        [--seconds 60] [--json FILE]
 
-One step is all that a program does from one batch to the next: taking eight frames and making one
-graph of them, energies and forces, the loss (mean squared errors of both), its gradient through
-the forces, clipping of the gradient, AdamW, and the learning rate; tensormd also averages its
-weights. torchmd-net searches neighbours in every step, tensormd once for each frame.
+A step is everything that a program does from one batch to the next: combining eight frames into
+one graph, energies and forces, the loss (mean squared errors of both), its gradient through the
+forces, gradient clipping, AdamW, and the learning rate; tensormd also averages its weights.
+torchmd-net searches neighbours in every step, tensormd once per frame.
 
-- torchmd-net: `LNNP.training_step` on batches of its own data loader (in the same process, for
-  workers would take the cores that compute), then clipping and the optimizer that LNNP configures.
+- torchmd-net: `LNNP.training_step` on batches of its own data loader (in the same process, because
+  workers would compete for the cores), then clipping and the optimizer that LNNP configures.
 - plain operators: the same without its Warp kernels, which are compiled for the CPU too.
-- torchmd-train: the same steps by Lightning's trainer, as `torchmd-train` sets it up, with its
-  log, without checkpoints, validations and its progress bar.
-- tensormd, plain and compiled: `tensormd.models.training.train`, without validations.
+- torchmd-train: the same steps with Lightning's trainer, as `torchmd-train` sets it up, with its
+  log, without checkpoints, validation and progress bar.
+- tensormd, plain and compiled: `tensormd.models.training.train`, without validation.
 
-All have the same weights at first and the same frames; losses of the first batch are compared.
-Each program has a process of its own, and its own loop is held there after every step until the
-others have made theirs. Times are medians; what comes before everything is compiled and warm is
-left out. Results are merged into the JSON file by network and threads. Keep the machine quiet
-meanwhile; the first run compiles for some minutes.
+All start from the same weights and have the same frames; the losses of the first batch are
+compared. Each program has its own process, in which its training loop pauses after every step
+until the others have completed theirs. Times are medians; steps before everything is compiled and
+warm are not counted. Results are merged into the JSON file by network and threads. Keep the
+machine idle meanwhile; the first run compiles for some minutes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ NETWORKS = {
     "large": {"channels": 256, "layers": 3},
 }
 BATCH = 8
-FRAMES = 962  # 120 batches, and two frames that torchmd-net wants to validate and test with
+FRAMES = 962  # 120 batches, and the two frames that torchmd-net needs for validation and test
 OURS = TrainingSettings(
     epochs=10**6,
     batch=BATCH,
@@ -70,7 +70,7 @@ OURS = TrainingSettings(
     largest_gradient=40.0,
     validate_every=10**6,
 )
-THEIRS: dict[str, Any] = {  # of the same example
+THEIRS: dict[str, Any] = {  # from the same example
     "lr": 1e-3,
     "lr_warmup_steps": 500,
     "lr_factor": 0.8,
@@ -94,27 +94,27 @@ THEIRS: dict[str, Any] = {  # of the same example
     "test_interval": -1,
     "precision": 32,
 }
-WARM = 5  # steps of each program that are not counted
-LEAST = 10  # steps that are counted, at least
+WARM = 5  # steps of each program before counting begins
+LEAST = 10  # smallest number of counted steps
 
 Pause = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Case:
-    """What all programs run alike."""
+    """Network, threads and data, the same for all programs."""
 
     network: str
     threads: int
     train_file: Path
 
     def frames(self) -> Frames:
-        """Energies are less their mean, which torchmd-net would add in float32."""
+        """Frames with the mean energy subtracted, because torchmd-net would add it in float32."""
         found = read_rmd17(self.train_file, CUTOFF).select(range(FRAMES))
         return Frames(found.graphs, found.energies - found.energies.mean(), found.forces)
 
     def potential(self, frames: Frames) -> Potential:
-        """Random weights, the same in every process."""
+        """A potential with random weights, the same in every process."""
         torch.manual_seed(0)
         sizes = NETWORKS[self.network]
         return Potential(
@@ -126,7 +126,7 @@ class Case:
 
 
 class Tensormd:
-    """`train`, plain or compiled."""
+    """tensormd's `train`, plain or compiled."""
 
     def __init__(self, case: Case, folder: Path, *, compile: bool) -> None:
         self.frames = case.frames()
@@ -146,7 +146,7 @@ class Tensormd:
 
 
 class TorchMDNet:
-    """torchmd-net, by its parts: without Lightning's trainer."""
+    """torchmd-net's own parts, without Lightning's trainer."""
 
     def __init__(self, case: Case, folder: Path, *, kernels: bool = True) -> None:
         from torch_geometric.data import Data
@@ -208,7 +208,7 @@ class TorchMDNet:
 
 
 class TorchMDTrain(TorchMDNet):
-    """torchmd-net, by Lightning's trainer."""
+    """torchmd-net with Lightning's trainer."""
 
     def loop(self, pause: Pause) -> None:
         """All steps."""
@@ -242,7 +242,7 @@ class TorchMDTrain(TorchMDNet):
 
 
 def plain_operators() -> None:
-    """Have torchmd-net run TensorNets without its Warp kernels, in this process."""
+    """Make torchmd-net run TensorNets without its Warp kernels, in this process."""
     from torchmdnet.models import tensornet
 
     tensornet.OPT = False
@@ -260,16 +260,16 @@ PROGRAMS: dict[str, Callable[[Case, Path], Any]] = {
 
 
 class Program:
-    """A program's training loop in a process of its own, let on step by step.
+    """A program's training loop in its own process, controlled step by step.
 
     Parameters
     ----------
     name
         A key of ``PROGRAMS``.
     case
-        What it runs.
+        Network, threads and data.
     folder
-        For its files.
+        Folder for the program's files.
     """
 
     def __init__(self, name: str, case: Case, folder: Path) -> None:
@@ -282,31 +282,31 @@ class Program:
         there.close()
 
     def let_go(self) -> None:
-        """Let it make one step."""
+        """Let the program run one step."""
         self._here.send(None)
 
     def hear(self) -> float:
-        """The loss of the first batch; later, how long a step took, s."""
+        """Wait for the loss of the first batch or, later, the time of a step, s."""
         try:
             return self._here.recv()
         except EOFError:
             raise RuntimeError(f"{self.name} failed") from None
 
     def step(self) -> None:
-        """One step, whose time is noted."""
+        """Run one step and record its time."""
         self.let_go()
         self.seconds.append(self.hear())
 
     def end(self) -> None:
-        """Leave it where it is; Lightning would hold any other signal back."""
+        """Kill the process; Lightning would hold back any other signal."""
         self._process.kill()
         self._process.join()
 
 
 def work(name: str, case: Case, folder: Path, there: Connection) -> None:
-    """What the process of a program does."""
+    """Main function of a program's process."""
     torch.set_num_threads(case.threads)
-    # Nothing but results on the screen.
+    # Only results go to the screen.
     warnings.simplefilter("ignore")
     logging.disable(logging.INFO)
     began = 0.0
@@ -335,7 +335,7 @@ def measure(case: Case, seconds: float, folder: Path) -> dict[str, Any]:
         losses = {program.name: program.hear() for program in programs}
         if max(losses.values()) > (1 + 1e-4) * min(losses.values()):
             raise RuntimeError(f"the programs do not compute the same loss: {losses}")
-        for program in programs:  # whatever they have to compile, at the same time
+        for program in programs:  # all compile at the same time
             program.let_go()
         for program in programs:
             program.hear()
@@ -367,14 +367,14 @@ def summary(seconds: list[float]) -> dict[str, float]:
 
 
 def ratios(result: dict[str, Any]) -> dict[str, float]:
-    """How many times as long as a compiled step the others take."""
+    """Time of each program's step relative to tensormd's compiled step."""
     programs = result["programs"]
     ours = programs["tensormd, compiled"]["ms"]
     return {name: found["ms"] / ours for name, found in programs.items()}
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown."""
+    """Markdown table of the results."""
     lines = [
         "| network | threads | program | ms a step | quartiles | times compiled |",
         "| --- | ---: | --- | ---: | --- | ---: |",
@@ -391,14 +391,14 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, print and keep."""
+    """Measure, print and store."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_data_option(parser)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time per measurement")
     parser.add_argument("--json", type=Path, metavar="FILE", help="results are merged into it")
     options = parser.parse_args()
     try:
@@ -416,7 +416,7 @@ def main() -> None:
 
 
 def merge(path: Path, result: dict[str, Any]) -> None:
-    """Put a result into a file, in place of an older one of the same network and threads."""
+    """Write a result to a file, replacing an older one of the same network and threads."""
     kept = json.loads(path.read_text()) if path.exists() else []
     key = (result["network"], result["threads"])
     kept = [entry for entry in kept if (entry["network"], entry["threads"]) != key]

@@ -1,4 +1,4 @@
-"""Thin adapters that give other programs' energies and forces from a potential."""
+"""Thin adapters that run a potential in ASE, OpenMM and openmm-ml."""
 
 from .ase import PotentialCalculator, TDNCalculator, TensorNetCalculator
 from .openmm import create_force

@@ -26,11 +26,11 @@ from .evaluator import Checkpoint, Evaluation, Evaluator, Structure
 
 
 class StressUndefinedError(PropertyNotImplementedError, ValueError):
-    """Stress was asked of a structure that has no volume."""
+    """Stress was requested for a structure that has no volume."""
 
 
 class DipoleUndefinedError(PropertyNotImplementedError, ValueError):
-    """The dipole was asked of a periodic structure."""
+    """The dipole was requested for a periodic structure."""
 
 
 class PotentialCalculator(Calculator):
@@ -41,10 +41,10 @@ class PotentialCalculator(Calculator):
     checkpoint
         A path, a registry name, a sequence of paths (a committee) or a loaded potential.
     device
-        ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        ``"auto"`` (CUDA if available), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     dtype
-        ``"float32"`` or ``"float64"``, of weights and arithmetic. Geometry, sums over atoms
-        and results are float64 either way.
+        Precision of weights and arithmetic, ``"float32"`` or ``"float64"``. Geometry, sums over
+        atoms and results are float64 either way.
     backend
         ``"fused"``: compiled kernels with radial tables, within 2e-5 eV/A of the network;
         ``"reference"``: plain torch operators, compiled by TorchScript; ``"auto"``: fused where
@@ -52,31 +52,31 @@ class PotentialCalculator(Calculator):
     skin
         Verlet skin of the neighbour list, Angstrom.
     charge
-        Total charge, e; None takes ``atoms.info["charge"]``, and 0 where there is none.
+        Total charge, e; None reads ``atoms.info["charge"]``, or takes 0 if it is absent.
     units
-        The checkpoint's units of length and energy, where its file does not say:
-        ``("angstrom", "kcal/mol")``.
+        The checkpoint's units of length and energy, needed if its file does not state them, for
+        example ``("angstrom", "kcal/mol")``.
 
     Raises
     ------
     ValueError
-        For a checkpoint that cannot be read and for options that make no sense; at a
-        calculation, for elements the model does not know and for impossible geometries.
+        If the checkpoint cannot be read or an option is invalid; in a calculation, if the model
+        does not know an element or the geometry is impossible.
 
     Notes
     -----
-    Properties: energy and free_energy (eV), energies (eV, by atom), forces (eV/A), stress
+    Properties: energy and free_energy (eV), energies (eV, per atom), forces (eV/A), stress
     (eV/A^3, Voigt; periodic structures). A committee adds energy_std and forces_std, the
     sample standard deviations over its members.
 
-    Of a checkpoint with such heads also dipole (3,), e A, and polarizability (3, 3), e^2 A^2/eV,
-    of the network itself, when they are asked for. One whose ``metadata["trained_on"]`` lacks
-    the energy gives no energies, forces or stress.
+    A checkpoint with the corresponding heads also gives dipole (3,), e A, and polarizability
+    (3, 3), e^2 A^2/eV, on request; the network itself computes them, without tables. A checkpoint
+    whose ``metadata["trained_on"]`` lacks the energy gives no energies, forces or stress.
     """
 
     name = "tensormd"
     architectures: tuple[str, ...] = ()
-    """Architectures that this class accepts; empty for all."""
+    """Architectures that this class accepts; empty: all."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class PotentialCalculator(Calculator):
         }
         self._charge_read: float | None = None
         self._energies, self.heads = _properties_of(self.potential)
-        """Properties that come with the energy, and those that have a readout of their own."""
+        """Properties that come with the energy, and properties with their own readout."""
         self.implemented_properties = [*self._energies, *self.heads]
         try:
             check_energies(self.potential)
@@ -136,10 +136,16 @@ class PotentialCalculator(Calculator):
         properties: Sequence[str] | None = None,
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Compute what is asked of ``atoms`` (ASE calls this when something has changed).
+        """Compute properties of ``atoms`` (ASE calls this when something has changed).
 
-        Energies, forces and stress come together; None asks for them, or for all that a model
-        without energies has.
+        Energies, forces and stress are computed together. If ``properties`` is None, they are
+        computed, or, for a model without energies, all properties that it has.
+
+        Raises
+        ------
+        ValueError
+            If the model does not know an element, the geometry is impossible, or a property is
+            undefined for this structure or was not trained.
         """
         structure = self.atoms if atoms is None else atoms
         if structure is None:
@@ -163,9 +169,9 @@ class PotentialCalculator(Calculator):
         self.atoms, self._charge_read = structure.copy(), given.charge
 
     def evaluate(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-        """Results of many structures in one batch, in the order given.
+        """Compute the results of many structures in one batch, in the given order.
 
-        Nothing that is kept for molecular dynamics is touched.
+        The state kept for molecular dynamics (results, neighbour list) does not change.
         """
         if len(structures) == 0:
             return []
@@ -182,13 +188,13 @@ class PotentialCalculator(Calculator):
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
     ) -> Any:
-        """A result by name, computed if need be; see ASE."""
+        """Return a property by its ASE name, computing it if necessary."""
         if name in self._energies:
             self._require_energies()
         return super().get_property(name, atoms, allow_calculation)
 
     def _wanted(self, properties: Sequence[str] | None) -> tuple[bool, list[str]]:
-        """Whether energies are asked for, and which heads."""
+        """Whether energies are requested, and which heads."""
         if properties is None:
             energies = "energy" in self.implemented_properties
             return energies, [] if energies else self.heads
@@ -225,7 +231,7 @@ class PotentialCalculator(Calculator):
         return charge_of(atoms) if self.charge is None else self.charge
 
     def _results(self, found: Evaluation, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-        """Results by ASE's names, a dictionary for each structure of a batch."""
+        """Results under ASE's names, one dictionary per structure of a batch."""
         results, end = [], 0
         for b, atoms in enumerate(structures):
             part = slice(end, end + len(atoms))
@@ -245,7 +251,7 @@ class PotentialCalculator(Calculator):
     # What ASE asks of a calculator
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
-        """What the model reads and is not as it was at the last calculation, to the last bit."""
+        """Inputs of the model that changed since the last calculation, compared bit by bit."""
         old = self.atoms
         if old is None:
             return list(all_changes)
@@ -263,7 +269,7 @@ class PotentialCalculator(Calculator):
         return changes
 
     def todict(self, skip_default: bool = True) -> dict[str, Any]:
-        """The arguments that make this calculator again."""
+        """Arguments that recreate this calculator."""
         defaults = {"device": "auto", "dtype": "float32", "backend": "auto", "skin": SKIN}
         return {
             key: value
@@ -272,7 +278,7 @@ class PotentialCalculator(Calculator):
         }
 
     def info(self) -> dict[str, Any]:
-        """What runs, where, and what is known of the weights."""
+        """Options, engine, device, properties and metadata of the weights."""
         return {
             **self._arguments,
             **self.evaluator.info(),
@@ -304,7 +310,7 @@ class TDNCalculator(PotentialCalculator):
 
 
 def _properties_of(potential: nn.Module) -> tuple[list[str], list[str]]:
-    """ASE's names of the properties that come with the energy, and of those of other heads."""
+    """ASE's names of the properties that come with the energy, and of those from other heads."""
     members = members_of(potential)
     energies = ["energy", "free_energy", "forces", "stress"]
     if all(getattr(member, "has_atom_energies", True) for member in members):
@@ -318,7 +324,7 @@ def _properties_of(potential: nn.Module) -> tuple[list[str], list[str]]:
 def _results_of_heads(
     found: dict[str, NDArray[np.float64]], structures: Sequence[Atoms]
 ) -> list[dict[str, Any]]:
-    """Properties of each structure of a batch; no dipole where it is periodic."""
+    """Properties of each structure of a batch; periodic structures have no dipole."""
     ends = np.cumsum([len(atoms) for atoms in structures])[:-1]
     parts = {
         name: np.split(values, ends) if QUANTITIES[name].per_atom else values

@@ -1,4 +1,4 @@
-"""Checks of options, structures and results, which every adapter makes."""
+"""Checks of options, structures and results that all adapters share."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..models.inference.backends import BACKENDS
 
 
 class UntrainedError(PropertyNotImplementedError, ValueError):
-    """A property was asked that the weights were never trained on."""
+    """A property was requested that the weights were never trained on."""
 
 
 def parse_device(device: str | torch.device) -> torch.device:
-    """The device to run on; ``"auto"`` takes CUDA where there is one.
+    """The device to run on; ``"auto"`` selects CUDA if it is available.
 
     Raises
     ------
@@ -47,12 +47,12 @@ def parse_device(device: str | torch.device) -> torch.device:
 
 
 def parse_backend(backend: str) -> str:
-    """The name of an implementation of the operators.
+    """The name of a backend, checked.
 
     Raises
     ------
     ValueError
-        If there is none of that name.
+        If no backend has that name.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
@@ -62,15 +62,15 @@ def parse_backend(backend: str) -> str:
 def check_energies(potential: nn.Module) -> None:
     """Raise a ValueError if a potential, or a member of a committee, was not trained on energies.
 
-    A checkpoint without ``metadata["trained_on"]`` was.
+    A checkpoint without ``metadata["trained_on"]`` is assumed to have been trained on them.
     """
     for member in members_of(potential):
         trained = member.metadata.get("trained_on")  # type: ignore[union-attr, operator]
         if isinstance(trained, list) and "energy" not in trained:
             raise UntrainedError(
-                f"the model was trained on {', '.join(map(str, trained))} and on no energies: its "
-                "energies and forces would mean nothing; ask it for what it was trained on, or "
-                "take another checkpoint"
+                f"the model was trained on {', '.join(map(str, trained))}, not on energies: its "
+                "energies and forces would be meaningless; request the properties it was trained "
+                "on, or use another checkpoint"
             )
 
 
@@ -92,19 +92,19 @@ def parse_charge(charge: Any) -> int:
 
 
 def charge_of(atoms: Atoms) -> int:
-    """Total charge of a structure: ``atoms.info["charge"]``, and 0 where there is none."""
+    """Total charge of a structure, e: ``atoms.info["charge"]``, or 0 if it is absent."""
     return parse_charge(atoms.info.get("charge", 0))
 
 
 def symbols(numbers: Iterable[int]) -> str:
-    """Chemical symbols, or the bare number where there is none, separated by commas."""
+    """Chemical symbols separated by commas; an unknown number stands as it is."""
     return ", ".join(
         chemical_symbols[z] if 0 < z < len(chemical_symbols) else str(z) for z in numbers
     )
 
 
 def check_elements(numbers: NDArray[Any], elements: Sequence[int]) -> None:
-    """Raise a ValueError if there is no atom, or an element that the model never saw."""
+    """Raise a ValueError if there are no atoms, or an element that the model was not made for."""
     if len(numbers) == 0:
         raise ValueError("the structure has no atoms: expected at least one")
     unknown = sorted(set(numbers.tolist()) - set(elements))
@@ -115,7 +115,10 @@ def check_elements(numbers: NDArray[Any], elements: Sequence[int]) -> None:
 
 
 def check_geometry(positions: NDArray[Any], cell: NDArray[Any], pbc: NDArray[Any]) -> None:
-    """Raise a ValueError for positions that are not finite or a cell that spans nothing."""
+    """Raise a ValueError if positions are not finite or the periodic cell vectors span no volume.
+
+    Positions (N, 3) and cell (3, 3) are in Angstrom; pbc is (3,).
+    """
     finite = np.isfinite(positions).all(axis=1)
     if not finite.all():
         atom = int(np.argmin(finite))
@@ -140,18 +143,18 @@ def check_geometry(positions: NDArray[Any], cell: NDArray[Any], pbc: NDArray[Any
 
 def all_finite(values: NDArray[Any]) -> bool:
     """Whether no value is infinite or not a number."""
-    # One sum answers at once, unless finite numbers add up to infinity.
+    # One sum decides, unless finite numbers add up to infinity.
     return math.isfinite(values.sum()) or bool(np.isfinite(values).all())
 
 
 def check_results(graph: Graph, *results: NDArray[Any]) -> None:
-    """Raise a ValueError that says why, if a result for a graph is not finite."""
+    """Raise a ValueError that explains the cause if a result for a graph is not finite."""
     if not all(map(all_finite, results)):
         raise ValueError(_explain_failure(graph))
 
 
 def _explain_failure(graph: Graph) -> str:
-    """Why a result is not finite: two atoms in one place, or weights gone wrong."""
+    """Why a result is not finite: two atoms at the same position, or bad weights."""
     edge_index, numbers = graph.edge_index.cpu().numpy(), graph.numbers.cpu().numpy()
     lengths = np.linalg.norm(displacements(graph).cpu().numpy(), axis=1)
     if len(lengths) and lengths.min() < 1e-6:

@@ -1,7 +1,7 @@
-"""A potential, ready to be evaluated: what the adapter of every program stands on.
+"""The evaluator of a potential, on which the adapters of all programs are built.
 
 An adapter translates the structures and units of its program; loading, checks, the neighbour list,
-kernels and the mean of a committee are here.
+kernels and the mean over a committee are here.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ class Structure(NamedTuple):
     positions: NDArray[Any]
     """(N, 3), Angstrom, anywhere in space."""
     cell: NDArray[Any]
-    """(3, 3), rows are lattice vectors, Angstrom; read where ``pbc``."""
+    """(3, 3), rows are lattice vectors, Angstrom; only periodic ones are read."""
     pbc: NDArray[np.bool_]
-    """(3,)."""
+    """(3,), periodicity along each lattice vector."""
     charge: float
     """Total charge, e."""
 
 
 class Evaluation(NamedTuple):
-    """Results for the B systems of a graph, float64: of a committee the mean."""
+    """Results for the B systems of a graph, float64; for a committee, its mean."""
 
     energy: NDArray[np.float64]
     """(B,), eV."""
     energies: NDArray[np.float64]
-    """(N,), eV, of each atom."""
+    """(N,), eV, per atom."""
     forces: NDArray[np.float64]
     """(N, 3), eV/Angstrom."""
     virial: NDArray[np.float64]
@@ -66,14 +66,14 @@ class Evaluation(NamedTuple):
     energy_std: NDArray[np.float64] | None = None
     """(B,), eV: sample standard deviation over the members of a committee."""
     forces_std: NDArray[np.float64] | None = None
-    """(N, 3), eV/Angstrom, of each component."""
+    """(N, 3), eV/Angstrom: the same for each force component."""
 
 
 class Evaluator:
-    """A potential or a committee on a device, by a backend, with the neighbour list of one system.
+    """A potential or committee on a device, with its backend and one system's neighbour list.
 
-    It is compiled at its first evaluation. Copies and pickles carry the weights, not what was
-    compiled from them.
+    It is compiled at its first evaluation. Copies and pickles carry the weights, not the compiled
+    modules.
 
     Parameters
     ----------
@@ -81,21 +81,22 @@ class Evaluator:
         A path, a registry name, a sequence of paths (a committee) or a loaded potential, which
         is copied.
     device
-        ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        ``"auto"`` (CUDA if available), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     dtype
-        ``"float32"`` or ``"float64"``, of weights and arithmetic; None: as in the checkpoint.
+        Precision of weights and arithmetic, ``"float32"`` or ``"float64"``; None: as in the
+        checkpoint.
     backend
         ``"fused"``, ``"reference"`` or ``"auto"``: see `compile_potential`.
     skin
         Verlet skin of the neighbour list, Angstrom.
     units
-        The checkpoint's units of length and energy, where its file does not say.
+        The checkpoint's units of length and energy, needed if its file does not state them.
 
     Raises
     ------
     ValueError
-        For a checkpoint that cannot be read, an option that makes no sense, and ``"fused"`` where
-        there are no fused kernels.
+        If the checkpoint cannot be read, an option is invalid, or ``"fused"`` is requested and
+        there are no fused kernels for the potential.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Evaluator:
             potential = copy.deepcopy(potential)  # the caller's own stays as it is
         self.potential = potential.to(self.device, precision).eval().requires_grad_(False)
         self.why_not_fused = why_not_fused(self.potential, self.backend)
-        """Why fused kernels do not run; None: they do."""
+        """Reason why fused kernels do not run; None if they do."""
         self.neighbors = NeighborList(float(potential.cutoff), skin, self.device)
         self._members: list[nn.Module] | None = None
 
@@ -132,24 +133,30 @@ class Evaluator:
     # From structures to graphs
 
     def graph(self, structure: Structure, changed: Collection[str] | None = None) -> Graph:
-        """The graph of a structure, whose neighbour list is kept.
+        """The graph of a structure, using and updating the kept neighbour list.
 
         Parameters
         ----------
         structure
-            Any; a list that does not fit it is made anew.
+            Any structure; the list is rebuilt if it does not cover it.
         changed
-            Fields that were not checked before; None: all.
+            Fields of the structure to check, because they changed; None: all.
 
         Raises
         ------
         ValueError
-            For elements that the potential does not know and for impossible geometries.
+            If the potential does not know an element or the geometry is impossible.
         """
         return self._graph(structure, self.neighbors, changed)
 
     def batch(self, structures: Iterable[Structure]) -> Graph:
-        """One graph of many structures; the list that is kept stays as it is."""
+        """One graph of many structures; the kept neighbour list does not change.
+
+        Raises
+        ------
+        ValueError
+            As in `graph`.
+        """
         neighbors = NeighborList(self.neighbors.cutoff, 0.0, self.device)
         return batch_graphs([self._graph(structure, neighbors) for structure in structures])
 
@@ -174,7 +181,7 @@ class Evaluator:
         Raises
         ------
         ValueError
-            If an energy or a force is not finite: the likely cause.
+            If an energy or a force is not finite; the message gives the likely cause.
         """
         predictions = self.predictions(graph)
         if len(predictions) == 1:
@@ -186,10 +193,10 @@ class Evaluator:
         return found
 
     def energy_and_forces(self, structure: Structure) -> tuple[Tensor, Tensor]:
-        """Energy (), eV, and forces (N, 3), eV/Angstrom, of the system whose list is kept.
+        """Energy (), eV, and forces (N, 3), eV/Angstrom, with the kept neighbour list.
 
-        For programs that watch for what is not a number, and cannot handle an exception: that is
-        the result where a position is not finite. The elements must have been checked.
+        For programs that detect NaN but cannot handle an exception: if a position is not finite,
+        all results are NaN. The elements must have been checked before.
         """
         if not all_finite(structure.positions):
             nan = torch.full(
@@ -200,21 +207,24 @@ class Evaluator:
         return prediction.energy[0], prediction.forces
 
     def predict(self, graph: Graph) -> Prediction:
-        """The prediction for a graph: of a committee the mean."""
+        """The prediction for a graph; for a committee, its mean."""
         return mean_prediction(self.predictions(graph))
 
     def predictions(self, graph: Graph) -> list[Prediction]:
         """The prediction of each member for a graph."""
-        with torch.set_grad_enabled(True):  # forces are gradients, under the caller's no_grad too
+        with torch.set_grad_enabled(True):  # forces are gradients, even under no_grad
             return [member(graph) for member in self.members]
 
     def properties(self, graph: Graph, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """What the heads of the network itself give for the B systems of a graph, (B, ...).
+        """Properties that the network's own heads predict for a graph.
+
+        Shape (B, ...) for properties of the system, (N, ...) for those of each atom; units as in
+        the table of `quantities`.
 
         Raises
         ------
         ValueError
-            If a result is not finite: the likely cause.
+            If a result is not finite; the message gives the likely cause.
         """
         found = []
         with torch.no_grad():
@@ -230,13 +240,13 @@ class Evaluator:
         members = members_of(self.potential)
         return mean([hessian(each.total_energy, graph) for each in members]).cpu().numpy()  # type: ignore[arg-type]
 
-    # Of the evaluator itself
+    # The evaluator itself
 
     def twin(self, skin: float) -> Evaluator:
-        """An evaluator of another system, with the same weights and compiled only once."""
+        """An evaluator of another system that shares the weights and the compiled modules."""
         twin = copy.copy(self)
         twin.neighbors = NeighborList(self.neighbors.cutoff, skin, self.device)
-        # A copy of a fused potential shares its weights, but not what it keeps for a list.
+        # A copy of a fused potential shares its weights, but not its memory for one list.
         twin._members = [
             member if isinstance(member, torch.jit.ScriptModule) else copy.copy(member)
             for member in self.members
@@ -244,7 +254,7 @@ class Evaluator:
         return twin
 
     def info(self) -> dict[str, Any]:
-        """What runs, where, and what is known of the weights."""
+        """Architecture, engine, device, tables and metadata of the weights."""
         return {
             "architecture": self.potential.architecture,
             "members": len(self.members),
@@ -264,7 +274,7 @@ class Evaluator:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        # A compiled module cannot be copied or sent: it is made again where it is needed.
+        # Compiled modules cannot be pickled: they are rebuilt on first use.
         return {**self.__dict__, "_members": None}
 
 

@@ -45,12 +45,12 @@ def create_force(
     Parameters
     ----------
     checkpoint
-        A path, a registry name, a sequence of paths (a committee, whose mean acts) or a loaded
-        potential.
+        A path, a registry name, a sequence of paths (a committee, of which the mean is used) or a
+        loaded potential.
     topology_or_numbers
         OpenMM Topology, or the atomic numbers of all particles of the System.
     atoms
-        Particles it acts on, in this order; None for all.
+        Indices of the particles that the force acts on, in this order; None for all.
     charge
         Total charge of those particles, e.
     engine
@@ -58,12 +58,12 @@ def create_force(
         (OpenMM's PythonForce) or ``"auto"``: TorchForce where it works. The choice is logged
         and shown by ``tensormd doctor``.
     periodic
-        Whether the System's box is periodic for the potential, in all three directions; None
+        Whether the potential treats the System's box as periodic, in all three directions; None
         takes it from the topology. The box may be smaller than the cutoff.
     device
-        Of the ``python`` engine; TorchForce runs where OpenMM's platform runs.
+        Device of the ``python`` engine; TorchForce runs where OpenMM's platform runs.
     dtype
-        ``"float32"`` or ``"float64"``, of weights and arithmetic.
+        Precision of weights and arithmetic, ``"float32"`` or ``"float64"``.
     backend
         ``"fused"``: compiled kernels with radial tables, within 2e-5 eV/A of the network;
         ``"reference"``: plain torch operators, compiled by TorchScript; ``"auto"``: fused where
@@ -77,8 +77,8 @@ def create_force(
     Raises
     ------
     ValueError
-        For elements the model does not know, indices out of range or given twice, a charge
-        that is no integer, or an engine or a backend that cannot run here.
+        If the model does not know an element, an index is out of range or repeated, the charge
+        is not an integer, or the engine or backend cannot run here.
     """
     force_class = choose_force_class(engine)
     numbers = _atomic_numbers(topology_or_numbers)
@@ -129,12 +129,12 @@ def _torch_force(
 
 
 def _script_evaluator(evaluator: Evaluator) -> nn.Module:
-    """The same for TorchScript: by the operator, which runs fused kernels, or plain operators."""
+    """The evaluator as a TorchScript module: the fused operator, or plain torch operators."""
     problem, skin = evaluator.why_not_fused, evaluator.neighbors.skin
     if problem is None:
         try:
             return OperatorEvaluator(evaluator.potential, skin)
-        except ValueError as error:  # no file can hold it
+        except ValueError as error:  # it cannot be saved to a file
             if evaluator.backend == "fused":
                 raise
             problem = str(error)
@@ -155,7 +155,7 @@ def _python_force(
 
 
 class PythonEvaluator:
-    """The callable of a PythonForce: a State in, energy (kJ/mol) and forces (kJ/mol/nm) out.
+    """The callable of a PythonForce: State -> energy (kJ/mol) and forces (kJ/mol/nm).
 
     OpenMM pickles it to serialise a System: it carries the weights, not the compiled module.
     """
@@ -175,7 +175,7 @@ class PythonEvaluator:
         self.pbc = np.full(3, periodic)
 
     def __call__(self, state: openmm.State) -> tuple[float, NDArray[np.float64]]:
-        """Energy and forces of the particles in an OpenMM State."""
+        """Energy, kJ/mol, and forces (M, 3), kJ/mol/nm, on all M particles of a State."""
         positions = np.array(state.getPositions(asNumpy=True)._value) * nm_in_angstrom
         cell = np.zeros((3, 3))  # the State of a molecule has no box
         if self.pbc.all():
@@ -204,7 +204,7 @@ def _atomic_numbers(topology_or_numbers: Any) -> NDArray[np.int64]:
                 "OpenMM Topology"
             )
         return numbers.astype(np.int64)
-    # A virtual site has no element: it may exist, as long as the model does not act on it.
+    # Virtual sites have no element: they are allowed if the model does not act on them.
     elements = [atom.element for atom in topology_or_numbers.atoms()]
     return np.array([0 if e is None else e.atomic_number for e in elements], dtype=np.int64)
 

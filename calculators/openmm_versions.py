@@ -1,4 +1,4 @@
-"""Which of OpenMM's force classes that run torch work here, found out before a context is made."""
+"""Finds out, before a context is created, which OpenMM force classes that run torch work here."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import logging
 from importlib.metadata import PackageNotFoundError, version
 
 BUILT_FOR = {"1.5": {"torch": ("2.9",), "openmm": ("8.4", "8.5")}}
-"""Release of openmmtorch -> releases that its C++ library works with.
+"""Release of openmmtorch -> releases of other packages that its C++ library works with.
 
-With another torch it fails at the first force; with OpenMM 8.6 the process crashes when a System
-is copied or read from XML.
+With another torch the first force evaluation fails; with OpenMM 8.6 the process crashes when a
+System is copied or read from XML.
 """
 INSTALL = "pip install 'tensormd[openmm]'"
 
 
 def choose_force_class(wanted: str) -> str:
-    """``torchforce`` or ``python``; ``auto`` takes TorchForce where it works.
+    """Choose ``torchforce`` or ``python``; ``auto`` prefers TorchForce if it works.
 
     Parameters
     ----------
@@ -27,7 +27,8 @@ def choose_force_class(wanted: str) -> str:
     Raises
     ------
     ValueError
-        For an unknown one, or one that cannot run here: with the versions found and the remedy.
+        If the engine is unknown or cannot run here; the message gives the versions found and the
+        remedy.
     """
     if wanted not in ("auto", *FORCE_CLASSES):
         raise ValueError(f"unknown engine {wanted!r}: expected auto, {' or '.join(FORCE_CLASSES)}")
@@ -72,8 +73,8 @@ def python_problem() -> str | None:
 
 
 FORCE_CLASSES = {"torchforce": torchforce_problem, "python": python_problem}
-"""What the option ``engine`` calls OpenMM's TorchForce and PythonForce, the preferred one first,
-and the function that says why it cannot run."""
+"""Value of the option ``engine`` -> function that returns why this force class cannot run; the
+preferred class first."""
 
 
 def _version(package: str) -> str | None:
@@ -88,7 +89,7 @@ def _release(version: str) -> str:
 
 
 def _import_quietly(name: str) -> None:
-    """Import without the warning about its own imports that openmmtorch logs to everybody."""
+    """Import openmmtorch without the warning that it logs about its own imports."""
 
     def other(record: logging.LogRecord) -> bool:
         return "simtk" not in record.getMessage()

@@ -19,10 +19,16 @@ OPTIONS = ("charge", "engine", "device", "dtype", "backend")
 
 
 class TensormdFactory(MLPotentialImplFactory):
-    """What openmm-ml makes of the name ``tensormd``."""
+    """Factory that openmm-ml calls for the name ``tensormd``."""
 
     def createImpl(self, name: str, **args: Any) -> TensormdImpl:  # noqa: N802
-        """The implementation for one model, ``modelPath``."""
+        """Create the implementation for one model, ``modelPath``.
+
+        Raises
+        ------
+        ValueError
+            If ``modelPath`` is missing, cannot be read, or another option is given.
+        """
         model = args.pop("modelPath", None)
         if model is None:
             raise ValueError(
@@ -53,8 +59,14 @@ class TensormdImpl(MLPotentialImpl):
         forceGroup: int,  # noqa: N803
         **args: Any,
     ) -> None:
-        """Add one force for ``atoms`` (None: all); options are those of `create_force`."""
-        # createMixedSystem passes its embedding's options to every potential.
+        """Add one force for ``atoms`` (None: all); options are those of `create_force`.
+
+        Raises
+        ------
+        ValueError
+            If an option is unknown, or as in `create_force`.
+        """
+        # createMixedSystem passes the options of its embedding to every potential.
         for option in ("mlLongRange", "linkAtomDistances"):
             args.pop(option, None)
         unknown = sorted(set(args) - set(OPTIONS))
@@ -68,5 +80,5 @@ class TensormdImpl(MLPotentialImpl):
         system.addForce(force)
 
     def getMLLongRange(self) -> bool:  # noqa: N802
-        """Whether periodic images interact at any distance: nothing reaches beyond a cutoff."""
+        """Whether interactions are long-ranged: never, all end at the cutoff."""
         return False

@@ -1,8 +1,8 @@
-"""`torch.ops.tensormd.evaluate`: a potential as one operator of torch.
+"""`torch.ops.tensormd.evaluate`: a potential as one torch operator.
 
-What cannot call Python can call an operator: TorchScript (and through it TorchForce) and functions
-compiled by ``torch.compile``. Importing this module, or ``tensormd.calculators``, registers it; a
-TorchScript file that uses it can be read only where that was done.
+Code that cannot call Python can call an operator: TorchScript (and through it TorchForce) and
+functions compiled by ``torch.compile``. Importing this module, or ``tensormd.calculators``,
+registers it; a process must do so before it loads a TorchScript file that uses the operator.
 """
 
 import logging
@@ -43,43 +43,43 @@ def evaluate(
 ) -> tuple[Tensor, Tensor]:
     """Energy and forces of one system, by fused kernels where they exist.
 
-    The model is decoded and compiled at the first call, and kept, with the neighbour list, as long
-    as the same tensors come with the next ones: not copies of them. The result cannot be
-    differentiated: forces are part of it.
+    The model is decoded and compiled at the first call. It is kept, with the neighbour list, as
+    long as later calls pass the same tensors, not copies of them. The result cannot be
+    differentiated; forces are part of it.
 
     Parameters
     ----------
     model
-        (bytes,) uint8: what `save_potential` writes (`model_tensor`).
+        (bytes,) uint8, a file of `save_potential` (see `model_tensor`).
     numbers
         (N,) int64, atomic numbers.
     positions
         (N, 3), Angstrom, anywhere in space.
     cell
-        (3, 3), rows are lattice vectors, Angstrom; read where ``pbc``.
+        (3, 3), rows are lattice vectors, Angstrom; only periodic ones are read.
     pbc
-        (3,) bool.
+        (3,) bool, periodicity along each lattice vector.
     charge
         (1,), total charge, e.
     skin
-        Of the neighbour list, Angstrom.
+        Verlet skin of the neighbour list, Angstrom.
 
     Returns
     -------
-    Energy (), eV, and forces (N, 3), eV/A, float64, on the device of the positions; not a number
-    where a position is not finite.
+    Energy (), eV, and forces (N, 3), eV/A, float64, on the device of the positions; all NaN if a
+    position is not finite.
 
     Raises
     ------
     ValueError
-        If the model cannot be read or does not know an element, or for impossible cells.
+        If the model cannot be read or does not know an element, or the cell is impossible.
     """
     system = _system_of(model, numbers, skin)
     return system(_array(positions), _array(cell), _array(pbc), float(charge))
 
 
 def model_tensor(potential: nn.Module) -> Tensor:
-    """The bytes of a potential or committee, as the operator takes them, (bytes,) uint8.
+    """A potential or committee as the operator takes it: the bytes of its file, (bytes,) uint8.
 
     Raises
     ------
@@ -90,7 +90,14 @@ def model_tensor(potential: nn.Module) -> Tensor:
 
 
 class OperatorEvaluator(nn.Module):
-    """Energy and forces by the operator, for TorchScript: as `PortableEvaluator` gives them.
+    """Energy and forces from the operator, for TorchScript; same interface as `PortableEvaluator`.
+
+    Parameters
+    ----------
+    potential
+        A potential or a committee.
+    skin
+        Verlet skin of the neighbour list, Angstrom.
 
     Raises
     ------
@@ -116,7 +123,7 @@ class OperatorEvaluator(nn.Module):
 
 
 class _Model:
-    """A decoded model, with the tensor it was decoded from, whose address it is known by."""
+    """A decoded model and its source tensor, whose address identifies it."""
 
     def __init__(self, source: Tensor, device: torch.device) -> None:
         self.source = source
@@ -127,10 +134,10 @@ class _Model:
 
 
 class _System:
-    """Evaluates one system, whose neighbour list it keeps."""
+    """Evaluates one system and keeps its neighbour list."""
 
     def __init__(self, model: _Model, numbers: Tensor, skin: float) -> None:
-        self.numbers = numbers  # kept, for its address is its name
+        self.numbers = numbers  # kept alive: its address identifies the system
         self._numbers = _array(numbers)
         check_elements(self._numbers, model.evaluator.potential.elements)
         self._evaluator = model.evaluator.twin(skin)
@@ -151,9 +158,9 @@ _systems: OrderedDict[tuple[_Name, _Name, float], _System] = OrderedDict()
 
 
 def _system_of(model: Tensor, numbers: Tensor, skin: float) -> _System:
-    """The system of these very tensors; the ones used longest ago are forgotten.
+    """The system of exactly these tensors; the least recently used ones are dropped.
 
-    Tensors are known by their address, which stays theirs while they are kept here.
+    Tensors are identified by their address, which is not reused while they are kept here.
     """
     name = _name(model)
     key = (name, _name(numbers), skin)
@@ -174,7 +181,7 @@ def _system_of(model: Tensor, numbers: Tensor, skin: float) -> _System:
 
 
 def _forget(name: _Name) -> None:
-    """A model's systems go with it: without it its address may become another's."""
+    """Drop the systems of a model: once it is freed, its address may be reused."""
     for key in [key for key in _systems if key[0] == name]:
         del _systems[key]
 
@@ -189,7 +196,7 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 
 def _backend_for(potential: nn.Module) -> str:
-    """Fused kernels for every member that has them, in float64 too."""
+    """``fused`` if every member has fused kernels, in float64 too; otherwise ``auto``."""
     problems = [p for member in members_of(potential) if (p := fused_problem(member)) is not None]
     for problem in problems:
         log.info("tensormd::evaluate runs plain torch operators: %s", problem)
@@ -205,7 +212,7 @@ def _fake(
     charge: Tensor,
     skin: float = SKIN,
 ) -> tuple[Tensor, Tensor]:
-    """Shapes and dtypes, for ``torch.compile``."""
+    """Shapes and dtypes of the results, for ``torch.compile``."""
     forces = torch.empty_like(positions, dtype=torch.float64)
     return forces.new_empty(()), forces
 
@@ -220,9 +227,10 @@ def _with_autograd(
     charge: Tensor,
     skin: float = SKIN,
 ) -> tuple[Tensor, Tensor]:
-    """What the dispatcher calls first: below, where kernels are, nothing can be differentiated.
+    """The implementation that the dispatcher calls first.
 
-    Forces of plain torch operators, and of the short-range repulsion, are gradients.
+    Below this level, where kernels run, autograd is off; but the forces of plain torch operators
+    and of the short-range repulsion are gradients.
     """
     traced = keyset.has(torch._C.DispatchKey.Python) or positions.is_meta
     if not traced:

@@ -50,7 +50,7 @@ earlier_names.install()
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import: only who asks for a network waits for it.
+    # Importing torch takes seconds: it is left until a name that needs it is used.
     if name not in __all__:
         raise AttributeError(f"module 'tensormd' has no attribute {name!r}")
     folder = "calculators" if name in _CALCULATORS else "models"

@@ -1,4 +1,4 @@
-"""`python -m tensormd`: the command."""
+"""`python -m tensormd` runs the command `tensormd`."""
 
 from .md_runs.command.main import main
 

@@ -1,4 +1,4 @@
-"""Modules that were printed in the documentation of version 0.1.0 under another name."""
+"""Earlier names of modules that the documentation of version 0.1.0 mentioned."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NEW_NAMES = {
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Gives the present module for an earlier name."""
+    """Imports the current module for an earlier name."""
 
     _own: ModuleSpec | None = None
 
@@ -55,12 +55,12 @@ class _Finder(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the present module, which has run already, its own spec back."""
+        """Restore the own spec of the current module, which has already run."""
         module.__spec__ = self._own
 
 
 def install() -> None:
     """Make the earlier names importable."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        # First: of a package by another name, Python would load the modules a second time.
+        # First in the list: Python would load modules of a renamed package a second time.
         sys.meta_path.insert(0, _Finder())

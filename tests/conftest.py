@@ -1,4 +1,4 @@
-"""One thread: the models of these tests are too small to share."""
+"""Tests run with one thread: their models are too small for more."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Simulated annealing of a cluster, then a relaxation: a low-lying minimum.
+"""Find a low-lying minimum of a cluster by simulated annealing and a final relaxation.
 
 python anneal_cluster.py --model mine.ckpt --molecule H2O --number 4 --steps 20000
 """
@@ -19,9 +19,9 @@ from ...calculators import PotentialCalculator
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", required=True, help="checkpoint or registry name")
 parser.add_argument("--molecule", default="H2O", help="a molecule of ase.build.molecule")
-parser.add_argument("--number", type=int, default=4, help="of molecules")
-parser.add_argument("--hot", type=float, default=500.0, help="first temperature, K")
-parser.add_argument("--steps", type=int, default=20000, help="of 0.5 fs")
+parser.add_argument("--number", type=int, default=4, help="number of molecules")
+parser.add_argument("--hot", type=float, default=500.0, help="initial temperature, K")
+parser.add_argument("--steps", type=int, default=20000, help="steps of 0.5 fs")
 parser.add_argument("--seed", type=int, default=1)
 arguments = parser.parse_args()
 
@@ -32,7 +32,7 @@ for k in range(arguments.number):
     one.euler_rotate(*generator.uniform(0, 360, size=3), center="COM")
     one.translate([3.0 * (k % 2), 3.0 * (k // 2 % 2), 3.0 * (k // 4)])
     cluster += one
-# Nothing evaporates while it is hot: a soft spring from the centre of the box.
+# Soft springs to the first molecule keep the others from evaporating.
 size = len(molecule(arguments.molecule))
 cluster.set_constraint(
     [Hookean(a1=i, a2=0, k=0.5, rt=6.0) for i in range(size, len(cluster), size)]

@@ -6,7 +6,7 @@ python metadynamics_dihedral.py alanine_dipeptide.pdb --model mine.ckpt --steps 
 import argparse
 import math
 
-from ...calculators import create_force  # imports torch, which goes before openmm
+from ...calculators import create_force  # imports torch, which must precede openmm
 
 import openmm  # isort: skip
 from openmm import app, unit  # isort: skip
@@ -14,7 +14,7 @@ from openmm import app, unit  # isort: skip
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("peptide", help="PDB file of alanine dipeptide")
 parser.add_argument("--model", required=True, help="checkpoint or registry name")
-parser.add_argument("--steps", type=int, default=100000, help="of 0.5 fs")
+parser.add_argument("--steps", type=int, default=100000, help="steps of 0.5 fs")
 arguments = parser.parse_args()
 
 pdb = app.PDBFile(arguments.peptide)

@@ -1,24 +1,24 @@
-"""ML/MM: alanine dipeptide by the potential, in TIP3P water by a force field.
+"""ML/MM: alanine dipeptide with the potential, in TIP3P water with a force field.
 
 python peptide_in_water_mlmm.py alanine_dipeptide.pdb --model mine.ckpt --steps 10000
 
-The same lines put a ligand into a protein: give its force-field parameters to ForceField (for
-example from openmmforcefields) and its atoms to createMixedSystem.
+The same script works for a ligand in a protein: pass the ligand's force-field parameters (for
+example from openmmforcefields) to ForceField, and its atoms to createMixedSystem.
 """
 
 import argparse
 import sys
 
-import tensormd.models  # noqa: F401  (imports torch, which goes before openmm)
+import tensormd.models  # noqa: F401  (imports torch, which must precede openmm)
 
 from openmm import LangevinMiddleIntegrator, app, unit  # isort: skip
 from openmmml import MLPotential  # isort: skip
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("peptide", help="PDB file of the part the potential describes")
+parser.add_argument("peptide", help="PDB file of the part that the potential describes")
 parser.add_argument("--model", required=True, help="checkpoint or registry name")
-parser.add_argument("--padding", type=float, default=1.0, help="of water, nm")
-parser.add_argument("--steps", type=int, default=10000, help="of 1 fs")
+parser.add_argument("--padding", type=float, default=1.0, help="thickness of the water, nm")
+parser.add_argument("--steps", type=int, default=10000, help="steps of 1 fs")
 arguments = parser.parse_args()
 
 pdb = app.PDBFile(arguments.peptide)

@@ -1,9 +1,8 @@
-"""Constant pressure and temperature for a periodic box, read from any file ASE reads.
+"""Constant pressure and temperature for a periodic box, from any file that ASE reads.
 
 python periodic_box.py crystal.cif --model mine.ckpt --steps 20000
 
-OpenMM wants its box vectors in reduced, lower-triangular form: `reduced` turns
-ASE's cell into it.
+OpenMM expects box vectors in reduced, lower-triangular form: `reduced` converts ASE's cell.
 """
 
 import argparse
@@ -12,18 +11,18 @@ import sys
 import numpy as np
 from ase.io import read
 
-from ...calculators import create_force  # imports torch, which goes before openmm
+from ...calculators import create_force  # imports torch, which must precede openmm
 from ..md.openmm_system import reduced
 
 import openmm  # isort: skip
 from openmm import app, unit  # isort: skip
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("structure", help="with a cell")
+parser.add_argument("structure", help="structure file with a cell")
 parser.add_argument("--model", required=True, help="checkpoint or registry name")
-parser.add_argument("--temperature", type=float, default=300.0, help="K")
-parser.add_argument("--pressure", type=float, default=1.0, help="bar")
-parser.add_argument("--steps", type=int, default=20000, help="of 0.5 fs")
+parser.add_argument("--temperature", type=float, default=300.0, help="temperature, K")
+parser.add_argument("--pressure", type=float, default=1.0, help="pressure, bar")
+parser.add_argument("--steps", type=int, default=20000, help="steps of 0.5 fs")
 arguments = parser.parse_args()
 
 atoms = reduced(read(arguments.structure))

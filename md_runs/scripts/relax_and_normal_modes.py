@@ -1,4 +1,4 @@
-"""Relax a molecule, then its harmonic frequencies from the analytic Hessian.
+"""Relax a molecule, then compute its harmonic frequencies from the analytic Hessian.
 
 python relax_and_normal_modes.py --model ethanol
 """
@@ -15,7 +15,7 @@ from ...calculators import PotentialCalculator
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", default="ethanol", help="checkpoint or registry name")
 parser.add_argument("--molecule", default="CH3CH2OH", help="a molecule of ase.build.molecule")
-parser.add_argument("--steps", type=int, default=500, help="of relaxation, at most")
+parser.add_argument("--steps", type=int, default=500, help="largest number of relaxation steps")
 arguments = parser.parse_args()
 
 atoms = molecule(arguments.molecule)

@@ -1,4 +1,4 @@
-"""Constant-energy dynamics of one molecule in vacuum: one force in an OpenMM script.
+"""Constant-energy dynamics of one molecule in vacuum, with the potential as an OpenMM force.
 
 python vacuum_nve.py --model ethanol --steps 20000
 """
@@ -8,7 +8,7 @@ import sys
 
 from ase.build import molecule
 
-from ...calculators import create_force  # imports torch, which goes before openmm
+from ...calculators import create_force  # imports torch, which must precede openmm
 
 import openmm  # isort: skip
 from openmm import app, unit  # isort: skip
@@ -16,7 +16,7 @@ from openmm import app, unit  # isort: skip
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", default="ethanol", help="checkpoint or registry name")
 parser.add_argument("--molecule", default="CH3CH2OH", help="a molecule of ase.build.molecule")
-parser.add_argument("--steps", type=int, default=20000, help="of 0.5 fs")
+parser.add_argument("--steps", type=int, default=20000, help="steps of 0.5 fs")
 arguments = parser.parse_args()
 
 atoms = molecule(arguments.molecule)

@@ -1,4 +1,4 @@
-"""Which program runs a potential at inference: fused kernels, or TorchScript."""
+"""Chooses how a potential runs at inference: fused kernels or TorchScript."""
 
 from __future__ import annotations
 
@@ -16,40 +16,45 @@ log = logging.getLogger("tensormd")
 
 BACKENDS = ("auto", "reference", "fused")
 
-# torch.jit.script keeps what it has compiled in tables that all threads share, unprotected, and
-# so does forward differentiation, by which tables are made.
+# torch.jit.script and forward differentiation, which builds the tables, keep state that all
+# threads share without protection.
 _COMPILER = threading.Lock()
 
 
 def script(module: nn.Module) -> torch.jit.ScriptModule:
-    """The module for inference, compiled by TorchScript; safe to call from several threads."""
+    """Compile a module for inference with TorchScript; safe to call from several threads."""
     with _COMPILER:
         compiled: torch.jit.ScriptModule = torch.jit.script(module.eval().requires_grad_(False))
     return compiled
 
 
 def compile_potential(potential: nn.Module, backend: str = "reference") -> nn.Module:
-    """The potential compiled for inference, once for every size and kind of system.
+    """Compile a potential for inference, once for systems of all sizes and kinds.
 
     Parameters
     ----------
     potential
-        Left as it is, but for its gradients, which are switched off.
+        Potential to compile. It is not changed, except that compiling with TorchScript puts it
+        into evaluation mode and switches off the gradients of its parameters.
     backend
         ``reference``: plain torch operators, compiled by TorchScript; architectures that run as
-        torchmd-net's own modules are returned as they are, for those cannot be compiled.
+        torchmd-net's own modules cannot be compiled and are returned unchanged.
         ``fused``: the kernels of `kernels`, whose radial tables leave errors of up to 2e-5 eV/A.
-        ``auto``: fused where it exists, in float32; who asks for float64 wants the network to
-        the last digit, and gets the reference.
+        ``auto``: fused kernels if they exist and the dtype is float32, otherwise ``reference``:
+        float64 is meant to reproduce the network exactly.
+
+    Returns
+    -------
+    Module ``Graph -> Prediction``.
 
     Raises
     ------
     ValueError
-        If ``fused`` is asked for and does not exist for this potential.
+        If ``fused`` is requested and there are no fused kernels for this potential.
     """
     problem = why_not_fused(potential, backend)
     if problem is None:
-        # Tables are made from gradients, under the caller's no_grad too.
+        # Building the tables needs gradients, even if the caller has switched them off.
         with _COMPILER, torch.inference_mode(False), torch.set_grad_enabled(True):
             return fuse(potential)  # type: ignore[arg-type]
     if backend == "auto":
@@ -58,12 +63,12 @@ def compile_potential(potential: nn.Module, backend: str = "reference") -> nn.Mo
 
 
 def why_not_fused(potential: nn.Module, backend: str) -> str | None:
-    """Why a backend does not run fused kernels for a potential (or committee); None: it does.
+    """Reason why a backend does not run fused kernels for a potential or committee, or None.
 
     Raises
     ------
     ValueError
-        If it is ``fused``, and there are none.
+        If the backend is ``fused`` and there are no fused kernels.
     """
     if backend == "reference":
         return "backend is 'reference'"
@@ -83,7 +88,7 @@ def _dtype(member: nn.Module) -> torch.dtype | None:
 
 
 def implementation_of(compiled: nn.Module) -> str:
-    """What runs a compiled potential, in words."""
+    """Name of the engine that runs a compiled potential."""
     if isinstance(compiled, torch.jit.ScriptModule):
         return "TorchScript"
     return str(getattr(compiled, "engine", "eager torch"))

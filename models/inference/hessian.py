@@ -11,18 +11,18 @@ from ..graph import Graph
 
 
 def hessian(total_energy: Callable[[Graph], Tensor], graph: Graph) -> Tensor:
-    """d2E / dR dR of one system, by differentiating twice.
+    """d2E / dR dR of one system, by automatic differentiation twice.
 
     Parameters
     ----------
     total_energy
-        Differentiable in the positions of its graph: `Potential.total_energy`.
+        Energy (), eV, differentiable in the positions of its graph: `Potential.total_energy`.
     graph
-        Of N atoms. Its edges must cover the cutoff.
+        One system of N atoms. Its edges must cover the cutoff.
 
     Returns
     -------
-    (3N, 3N) float64, eV/Angstrom^2, symmetric; atom by atom, x y z within.
+    (3N, 3N) float64, eV/Angstrom^2, symmetric; rows are atom by atom, with x, y, z for each.
     """
     positions = graph.positions.detach().clone().requires_grad_(True)
     energy = total_energy(graph._replace(positions=positions))

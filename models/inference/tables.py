@@ -1,7 +1,7 @@
-"""Potentials whose radial networks are tables, with as many intervals as their forces need.
+"""Potentials with tables in place of their radial networks, as fine as the forces require.
 
-What an edge asks of its length alone, `Network.edge_factors`, is tabulated once, in float64 and
-from the network itself; the rest is evaluated as before.
+The functions of an edge's length alone, `Network.edge_factors`, are tabulated once, in float64
+and from the network itself; the rest is evaluated as before.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ..neighbors import NeighborList
 from ..potential import Potential
 
 FORCE_BOUND = 2e-5
-"""Largest error of a component of the forces that tables may cause, eV/Angstrom."""
+"""Largest error that tables may cause in a force component, eV/Angstrom."""
 FEWEST_INTERVALS = 512
 MOST_INTERVALS = 16384
 SAFETY = 2.0
-"""How much smaller than the bound the error on the probes has to be: a protein has more atoms."""
+"""Factor by which the error on the probes must lie below the bound: a protein has more atoms."""
 
-# Atoms, closest distance (A) and number of atoms in a cube of that length: crowds, in which many
-# errors add up, and few atoms, each of which counts for much.
+# Atoms, closest distance (A) and number of atoms in a cube of that length: dense clusters, in
+# which many errors add up, and few atoms, where single errors weigh most.
 _CLUSTERS = (
     4 * [(12, 0.7, 0.35)]
     + 2 * [(12, 0.7, 0.1), (12, 0.9, 0.35), (12, 1.2, 0.35), (12, 1.8, 0.35)]
@@ -40,21 +40,21 @@ _CLUSTERS = (
 
 @dataclass(frozen=True)
 class TableInfo:
-    """What is known of the tables of a potential."""
+    """Size and accuracy of the tables of a potential."""
 
     intervals: int
-    """Between zero (or the lower cutoff) and the cutoff."""
+    """Number of intervals between zero (or the lower cutoff) and the cutoff."""
     error: float
-    """Of the forces on the probe structures (see `probes`), eV/Angstrom."""
+    """Largest error of the forces on the probe structures (see `probes`), eV/Angstrom."""
     bound: float
-    """That the error was to keep, eV/Angstrom."""
+    """Requested bound on that error, eV/Angstrom."""
 
 
 class TabulatedPotential(Potential):
-    """A potential for inference alone: the networks that its tables stand for are gone.
+    """A potential for inference only, without the radial networks that its tables replace.
 
-    Made by `tabulated`. Forces are the exact gradient of its own energy; they can not be
-    differentiated once more: Hessians come from the potential that it was made from.
+    Made by `tabulated`. Forces are the exact gradient of its own energy. They cannot be
+    differentiated again: compute Hessians with the potential that it was made from.
     """
 
     def __init__(self, potential: Potential, table: RadialTable, info: TableInfo) -> None:
@@ -79,12 +79,12 @@ class TabulatedPotential(Potential):
         self.eval()
 
     def train(self, mode: bool = True) -> TabulatedPotential:
-        """Evaluation mode only.
+        """Set evaluation mode, the only one.
 
         Raises
         ------
         ValueError
-            If training is asked for.
+            If ``mode`` is true.
         """
         if mode:
             raise ValueError(f"{_REFUSAL} train the potential it was made from")
@@ -92,12 +92,12 @@ class TabulatedPotential(Potential):
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> TabulatedPotential:
-        """Without gradients of parameters only.
+        """Switch off gradients of the parameters, which are fixed.
 
         Raises
         ------
         ValueError
-            If they are asked for.
+            If ``requires_grad`` is true.
         """
         if requires_grad:
             raise ValueError(f"{_REFUSAL} ask the potential it was made from for gradients")
@@ -112,26 +112,25 @@ _REFUSAL = "a tabulated potential has no radial networks, and its parameters are
 
 
 def tabulated(potential: nn.Module, bound: float = FORCE_BOUND) -> nn.Module:
-    """A copy for inference, with tables for its radial networks.
+    """A copy of a potential for inference, with tables in place of its radial networks.
 
     Parameters
     ----------
     potential
-        A `Potential` whose network has tables, or a `Committee` of such. It is left as it is; if
-        it is tabulated already, it is returned itself.
+        A `Potential` whose network supports tables, or a `Committee` of them. It is not changed;
+        if it is already tabulated, it is returned itself.
     bound
         Largest error that the tables may cause in a component of the forces on `probes`,
         eV/Angstrom.
 
     Returns
     -------
-    `TabulatedPotential` with ``table_info``, of the same dtype and on the same device, or a
-    `Committee` of them.
+    `TabulatedPotential` with ``table_info``, same dtype and device, or a `Committee` of them.
 
     Raises
     ------
     ValueError
-        If the bound is not positive, or the architecture is another.
+        If the bound is not positive, or the network does not support tables.
     """
     if isinstance(potential, Committee):
         return Committee([tabulated(member, bound) for member in potential.members])
@@ -143,26 +142,31 @@ def tabulated(potential: nn.Module, bound: float = FORCE_BOUND) -> nn.Module:
 
 
 def tabulated_potential(potential: Potential, bound: float = FORCE_BOUND) -> TabulatedPotential:
-    """`tabulated`, of one potential."""
+    """`tabulated` for one potential."""
     if isinstance(potential, TabulatedPotential):
         return potential
     return TabulatedPotential(potential, *build_table(potential, bound))
 
 
 def build_table(potential: Potential, bound: float = FORCE_BOUND) -> tuple[RadialTable, TableInfo]:
-    """The table of a network in float64, of as few intervals as keep the bound.
+    """The table of a network in float64, with as few intervals as the bound allows.
 
     Parameters
     ----------
     potential
-        Its network has tables.
+        Potential whose network supports tables.
     bound
-        As in `tabulated`. 512 intervals are doubled until it is kept, up to 16,384; a warning
-        says what error these leave where it is not.
+        As in `tabulated`, eV/Angstrom. The number of intervals is doubled from 512 until the
+        bound holds, up to 16,384; if it does not hold then, a warning states the error.
 
     Returns
     -------
-    The table of ``edge_factors``, side by side, in the network's unit of length; its error.
+    The table of ``edge_factors``, side by side, in the network's unit of length, and its error.
+
+    Raises
+    ------
+    ValueError
+        As in `tabulated`.
     """
     if not bound > 0:
         raise ValueError(f"bound is {bound} eV/A: expected a positive number")
@@ -191,7 +195,7 @@ def build_table(potential: Potential, bound: float = FORCE_BOUND) -> tuple[Radia
         excess = error * SAFETY / bound
         if excess < 1 or intervals == MOST_INTERVALS:
             break
-        # The error falls as h^3 to h^4: doublings that can not be enough are left out.
+        # The error falls as h^3 to h^4: skip doublings that cannot be enough.
         doublings = max(1, math.floor(math.log2(excess) / 4)) if math.isfinite(excess) else 1
         intervals = min(intervals * 2**doublings, MOST_INTERVALS)
     if not error < bound:
@@ -204,11 +208,11 @@ def build_table(potential: Potential, bound: float = FORCE_BOUND) -> tuple[Radia
 
 
 def probes(potential: Potential) -> Graph:
-    """Structures that find the largest errors: random clusters, the same ones every time.
+    """Structures that show the largest errors: random clusters, the same in every call.
 
-    Two atoms are no closer than 0.7 A (hydrogen molecules, bonds far from equilibrium), or 1 A
-    where neither is hydrogen, and from there pairs reach to the cutoff. All elements of the
-    potential take part, in random order, if there is room.
+    No two atoms are closer than 0.7 A (hydrogen molecules, bonds far from equilibrium), or 1 A
+    if neither is hydrogen; pair distances extend from there to the cutoff. All elements of the
+    potential occur, in random order, if there are enough atoms.
     """
     generator = np.random.default_rng(0)
     elements = generator.permutation(potential.elements)
@@ -224,7 +228,7 @@ def probes(potential: Potential) -> Graph:
 def _random_cluster(
     generator: np.random.Generator, numbers: NDArray[np.int64], closest: float, density: float
 ) -> FloatArray:
-    """Points (N, 3) in a cube that grows where they do not fit; see ``_CLUSTERS``."""
+    """Points (N, 3), Angstrom, in a cube that grows until they fit; see ``_CLUSTERS``."""
     side = closest * (len(numbers) / density) ** (1 / 3)
     hydrogen = numbers == 1
     points = np.empty((0, 3))

@@ -1,6 +1,6 @@
-"""Self-contained TorchScript modules for programs that drive a potential by themselves.
+"""Self-contained TorchScript modules for other programs that run a potential.
 
-They hold only plain torch operators: a file made here needs neither tensormd nor Python.
+They hold only plain torch operators: the exported file needs neither tensormd nor Python.
 """
 
 import copy
@@ -24,7 +24,18 @@ TARGETS = ("openmm", "portable")
 
 
 class EdgeCache(nn.Module):
-    """Neighbour pairs with a Verlet skin, kept between calls of a compiled module."""
+    """Neighbour pairs with a Verlet skin, kept between calls of a compiled module.
+
+    Parameters
+    ----------
+    cutoff, skin
+        Cutoff and Verlet skin, Angstrom.
+
+    Raises
+    ------
+    ValueError
+        If the skin is negative.
+    """
 
     points: Tensor
     cell: Tensor
@@ -45,14 +56,14 @@ class EdgeCache(nn.Module):
         self.register_buffer("edge_shift", torch.zeros(0, 3, dtype=torch.float64))
 
     def forward(self, points: Tensor, cell: Tensor, periodic: Tensor) -> tuple[Tensor, Tensor]:
-        """Points (N, 3), cell (3, 3) and periodic (3,) -> edge_index and edge_shift."""
+        """Points (N, 3), cell (3, 3), periodic (3,) -> edge_index (2, E), edge_shift (E, 3)."""
         if not self.valid(points, cell, periodic):
             self.edge_index, self.edge_shift = neighbor_pairs(points, cell, periodic, self.reach)
             self.points, self.cell, self.periodic = points, cell, periodic
         return self.edge_index, self.edge_shift
 
     def valid(self, points: Tensor, cell: Tensor, periodic: Tensor) -> bool:
-        """Whether the pairs at hand cover these positions."""
+        """Whether the kept pairs cover these positions."""
         if points.shape != self.points.shape or not torch.equal(periodic, self.periodic):
             return False
         if not torch.equal(cell, self.cell):
@@ -93,7 +104,7 @@ class PortableEvaluator(nn.Module):
 
 
 class PortableModule(nn.Module):
-    """What a C++ program loads: structure in, energy and forces out, in eV and Angstrom."""
+    """The module that a C++ program loads: structure -> energy and forces, in eV and Angstrom."""
 
     def __init__(self, members: Sequence[Potential], skin: float) -> None:
         super().__init__()
@@ -116,9 +127,9 @@ class PortableModule(nn.Module):
         numbers
             (N,) int64, atomic numbers.
         box
-            (3, 3), rows are lattice vectors, Angstrom; read where ``pbc``.
+            (3, 3), rows are lattice vectors, Angstrom; only periodic ones are read.
         pbc
-            (3,) bool.
+            (3,) bool, periodicity along each lattice vector.
         charge
             Total charge, e.
         """
@@ -128,21 +139,21 @@ class PortableModule(nn.Module):
 
 
 class OpenMMModule(nn.Module):
-    """What TorchForce runs: nm in, kJ/mol and kJ/mol/nm out.
+    """The module that TorchForce runs: positions in nm -> kJ/mol and kJ/mol/nm.
 
     Parameters
     ----------
     evaluator
         ``(numbers, points, cell, periodic, charge) -> (energy, forces)`` in eV and Angstrom:
-        `PortableEvaluator`, or one that calls an operator of the program that loads the module.
+        `PortableEvaluator`, or a module that calls an operator of the program that loads it.
     numbers
-        Atomic numbers of the particles it acts on.
+        Atomic numbers of the particles that the force acts on.
     charge
         Total charge, e.
     particles
         Indices of those particles among all of the System; None for all.
     periodic
-        Whether box vectors are passed, all three of them periodic.
+        Whether the box is periodic, along all three vectors.
     """
 
     numbers: Tensor
@@ -190,12 +201,12 @@ class OpenMMModule(nn.Module):
 
 
 def scriptable_members(potential: nn.Module) -> list[Potential]:
-    """The potentials of a committee, or the one potential, checked to be TorchScript-able.
+    """The potentials of a committee, or the one potential, if TorchScript can compile them.
 
     Raises
     ------
     ValueError
-        If one of them runs as torchmd-net's own module.
+        If a potential runs as torchmd-net's own module.
     """
     members = members_of(potential)
     for member in members:
@@ -227,22 +238,22 @@ def export_torchscript(
     potential
         A `Potential`, or a `Committee` of them, whose mean is exported.
     path
-        Written under a temporary name first, then renamed.
+        File to write; it is written under a temporary name first, then renamed.
     target
         ``"portable"``: `PortableModule`, for any program with libtorch; ``"openmm"``:
         `OpenMMModule`, for TorchForce with ``setOutputsForces(True)``.
     numbers, charge, particles, periodic
-        Of the ``openmm`` target, which is made for one topology.
+        Arguments of `OpenMMModule`, for the ``openmm`` target, which serves one topology.
     skin
-        Of the neighbour list inside, Angstrom.
+        Verlet skin of the neighbour list inside, Angstrom.
     tables
-        Whether radial networks become tables (see `tabulated`): fewer operations for each
-        pair, and forces that differ from the network's by no more than 2e-5 eV/Angstrom.
+        Whether tables replace radial networks (see `tabulated`): each pair takes fewer
+        operations, and forces differ from the network's by at most 2e-5 eV/Angstrom.
 
     Raises
     ------
     ValueError
-        For an unknown target, missing numbers, or an architecture that cannot be compiled.
+        If the target is unknown, numbers are missing, or the architecture cannot be compiled.
     """
     members = copy.deepcopy(scriptable_members(potential))  # compiling freezes the weights
     if tables:

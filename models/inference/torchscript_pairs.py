@@ -1,7 +1,7 @@
-"""Pairs of atoms within a distance, in plain torch operators that TorchScript can carry.
+"""Pairs of atoms within a cutoff, in plain torch operators that TorchScript can compile.
 
-For programs that run a compiled model without Python; everywhere else the neighbour list of
-`graph` (vesin) does this work.
+For programs that run a compiled model without Python; everywhere else `NeighborList` (vesin)
+does this work.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ def neighbor_pairs(
 ) -> tuple[Tensor, Tensor]:
     """All pairs within the cutoff, in time linear in the number of atoms.
 
-    The atoms and their periodic images near the cell are sorted into cubes of the size of the
-    cutoff; neighbours of an atom lie in the 27 cubes around it.
+    The atoms and their periodic images near the cell are sorted into cubes with the cutoff as
+    edge; the neighbours of an atom lie in the 27 cubes around it.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def neighbor_pairs(
     periodic
         (3,) bool; lattice vectors that are not periodic are not read.
     cutoff
-        Same unit as the points.
+        Largest distance of a pair, in the unit of the points and the cell.
 
     Returns
     -------

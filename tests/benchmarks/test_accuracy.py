@@ -1,4 +1,4 @@
-"""benchmarks/accuracy.py on a few frames: it trains, resumes, tests, and keeps what it says."""
+"""benchmarks/accuracy.py on a few frames: it trains, resumes, tests, and stores its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ASE calculator: what a user of ASE relies on."""
+"""The ASE calculator: the behaviour that users of ASE rely on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every adapter gives the numbers of the one evaluator, to what its program's units round."""
+"""Every adapter gives the evaluator's numbers, within the rounding of its program's units."""
 
 from __future__ import annotations
 

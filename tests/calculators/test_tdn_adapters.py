@@ -1,4 +1,4 @@
-"""TDN through what TensorNet has: OpenMM, committees, batches, Hessian."""
+"""TDN in everything that TensorNet supports: OpenMM, committees, batches, Hessian."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Make the files of this folder with the code of the commit that README.md names.
 
-It is not part of the tests and does not follow later changes of the code: files made anew by
-another commit would no longer come from an earlier one.
+This script is not part of the tests and does not follow later changes of the code: files made by
+a newer commit would no longer be earlier files.
 """
 
 from __future__ import annotations

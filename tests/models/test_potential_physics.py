@@ -1,12 +1,12 @@
 """The contract that every potential keeps, whatever its architecture and options.
 
-Derivatives, symmetries and the cutoff are tested for every network, on systems that its options
-matter for; translations, lattices, permutations and skins, which the graph is responsible for,
+Derivatives, symmetries and the cutoff are tested for every network, on systems for which its
+options matter. Translations, lattices, permutations and skins depend on the graph; they are tested
 for one network of each architecture on every system.
 
-Bounds are relative to the largest energy or force compared, in float64, unless they say
-otherwise. Random networks stand in for trained ones; `make_potential` sees to it that their
-forces are of the order of eV/A.
+Unless stated otherwise, bounds are relative to the largest energy or force compared, in float64.
+Random networks stand in for trained ones; `make_potential` scales them so that forces are of the
+order of eV/A.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The table of quantities: a new row is trained, evaluated and in the calculator."""
+"""The table of quantities: training, evaluation and the calculator support a new row."""
 
 from __future__ import annotations
 

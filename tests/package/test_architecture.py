@@ -1,4 +1,4 @@
-"""Imports run one way, md_runs -> calculators -> models, at the top of files and in no circle."""
+"""Imports run one way, md_runs -> calculators -> models, at the top of files, without circles."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Checkpoints, run folders and configurations of an earlier commit; see `earlier/README.md`.
 
-They load, resume, and give the numbers that they gave then. Processors round differently: what
-was computed on another one is compared within tolerances, what is computed here to the last bit.
+They load, resume, and give the same numbers as before. Processors round differently: numbers from
+another processor are compared within tolerances, numbers computed here to the last bit.
 """
 
 from __future__ import annotations

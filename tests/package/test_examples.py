@@ -1,4 +1,4 @@
-"""Every Python example of the README and the documentation runs, page by page, and the scripts."""
+"""Every Python example of the README and the documentation runs, page by page; so do scripts."""
 
 from __future__ import annotations
 

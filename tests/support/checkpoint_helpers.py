@@ -1,4 +1,4 @@
-"""What the tests of checkpoints share: models of torchmd-net with random weights, and files."""
+"""Helpers of the checkpoint tests: models of torchmd-net with random weights, and files."""
 
 from __future__ import annotations
 

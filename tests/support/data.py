@@ -1,4 +1,4 @@
-"""Where the data is that some tests need and the repository does not hold."""
+"""Locations of data that some tests need but the repository does not contain."""
 
 from __future__ import annotations
 

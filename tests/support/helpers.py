@@ -1,4 +1,4 @@
-"""What the physics tests share: small models, small structures, finite differences."""
+"""Helpers of the physics tests: small models, small structures, finite differences."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 r"""Every operator of the fused pass as a plain function of tensors, forward and backward.
 
-The twin that the kernels are tested against, and the place to read what they compute.
-A function's adjoint (``..._adjoint``, ``..._backward``) takes the gradient g of the energy
-with respect to the function's result and returns that with respect to its arguments.
+The kernels are tested against these functions, which define what each kernel computes. A
+function's adjoint (``..._adjoint``, ``..._backward``) takes the gradient g of the energy with
+respect to the function's result and returns the gradient with respect to its arguments.
 
 Notation: N atoms, E edges, F channels; X, Y, M features (9, N, F) in the orthonormal
 components of `cartesian`; <A, B> the sum of products of components, which is the Frobenius
-product; i receives from j; u = -r_ij / d the direction and d the distance of an edge. Of a
-network without A or S features have fewer components, which say what there is; 3F stands for as
-many factors as there are irreps, and products are projected onto these.
+product; i receives from j; u = -r_ij / d the direction and d the distance of an edge. In a network
+without A or S, features have fewer components, whose number tells the irreps; 3F then stands for
+the number of irreps times F, and products are projected onto these irreps.
 """
 
 from __future__ import annotations

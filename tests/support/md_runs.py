@@ -1,4 +1,4 @@
-"""What the tests of tensormd.md_runs share; it holds no test itself."""
+"""Helpers of the tests of tensormd.md_runs."""
 
 from __future__ import annotations
 

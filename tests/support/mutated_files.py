@@ -1,4 +1,4 @@
-"""Structure files with damage: bytes flipped, lines cut, columns shifted; one for each seed."""
+"""Damaged structure files: bytes flipped, lines cut, columns shifted; one per seed."""
 
 from __future__ import annotations
 

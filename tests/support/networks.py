@@ -1,6 +1,6 @@
-"""The networks that the contract of every potential is tested on: a base, and one change each.
+"""The networks on which the contract of potentials is tested: a base, and one change each.
 
-A new architecture joins with a row of `MAKERS` and of `VARIANTS`.
+A new architecture needs a row in `MAKERS` and one in `VARIANTS`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tests of `tensormd md --engine openmm` share; it holds no test itself.
+"""Helpers of the tests of `tensormd md --engine openmm`.
 
 Importing it skips a test file where OpenMM is not installed.
 """

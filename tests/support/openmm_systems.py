@@ -1,4 +1,4 @@
-"""Systems of OpenMM with a potential, and the engines that run it.
+"""OpenMM Systems with a potential, and the engines that run it.
 
 Importing it skips a test file where OpenMM is not installed.
 """

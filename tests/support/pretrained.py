@@ -1,4 +1,4 @@
-"""The errors and the drift of the checkpoints that ship."""
+"""The errors and the energy drift of the shipped checkpoints."""
 
 from __future__ import annotations
 

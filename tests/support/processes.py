@@ -1,4 +1,4 @@
-"""Functions that processes of their own run: they import them from here by name."""
+"""Functions for separate processes, which import them from here by name."""
 
 from __future__ import annotations
 

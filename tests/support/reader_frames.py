@@ -1,4 +1,4 @@
-"""Labelled structures that readers of data sets are tested with."""
+"""Labelled structures for the tests of data set readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Structures one after the other, which TorchScript must not specialise on."""
+"""A sequence of structures to whose shapes TorchScript must not specialise."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-r"""TDN forward and backward as plain functions of tensors: the twin of the fused kernels.
+r"""TDN forward and backward as plain functions of tensors, the reference of the fused kernels.
 
-Each operator stands beside its adjoint, which takes the gradient g of the energy with respect to
-the operator's result and returns that with respect to its arguments.
+Each operator is followed by its adjoint, which takes the gradient g of the energy with respect to
+the operator's result and returns the gradient with respect to its arguments.
 
 Notation: N atoms, E edges, features x (n, d, C) of d components of some degrees and C channels; i
 receives from j; an edge of length r and direction u = r_ij / r has the harmonics Y(u), the

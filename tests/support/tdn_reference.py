@@ -1,7 +1,7 @@
-"""TDN written a second time, from its description, with e3nn's harmonics and tensor products.
+"""A second implementation of TDN from its description, with e3nn's harmonics and products.
 
-Slow and plain: every edge carries its own tensors, attention loops over receivers, and channels
-come before components as e3nn has them. Nothing is taken from the package but the weights.
+It is slow and plain: every edge carries its own tensors, attention loops over receivers, and
+channels come before components, as in e3nn. Only the weights are taken from the package.
 """
 
 from __future__ import annotations

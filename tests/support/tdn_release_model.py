@@ -1,4 +1,4 @@
-"""The released TDN, written from its description: its names of parameters, its factors, no cutoff
+"""The released TDN, implemented from its description: its parameter names, its factors, no cutoff
 function. Nothing is taken from the package.
 
 Features are (n, d, C); j sends and i receives; harmonics are e3nn's.

@@ -1,4 +1,4 @@
-"""What the tests of `tensormd train` share: small data, configurations, and how runs compare."""
+"""Helpers of the tests of `tensormd train`: small data, configurations, comparison of runs."""
 
 from __future__ import annotations
 

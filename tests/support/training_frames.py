@@ -1,4 +1,4 @@
-"""Frames with random labels and small networks that learn them."""
+"""Frames with random labels, and small networks that learn them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The Triton kernels in Triton's interpreter, against the plain functions.
 
-`test_kernels_triton.py` runs this file in a process of its own, because the interpreter is
-chosen when Triton is first imported.
+`test_kernels_triton.py` runs this file in a separate process, because the interpreter is chosen
+when Triton is first imported.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Compiles every Triton kernel for a GPU that need not be there, and counts spilled registers.
+"""Compiles every Triton kernel for a GPU, which need not be present, and counts spilled registers.
 
-Run by `test_kernels_triton.py` in a process of its own: ``python triton_compile.py 90 128``
+`test_kernels_triton.py` runs this file in a separate process: ``python triton_compile.py 90 128``
 (compute capability, channels).
 """
 

@@ -1,7 +1,7 @@
 """Fused operators for inference: energies, forces and virial in one pass, without autograd.
 
-`fuse` picks the implementation of a potential's device: `cpu` (Numba) or `cuda` (Triton). The
-equations, as plain functions that the kernels are tested against, are in ``tests/support``.
+`fuse` chooses the implementation for a potential's device: `cpu` (Numba) or `cuda` (Triton). The
+equations are in ``tests/support``, as plain functions against which the kernels are tested.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["fuse", "fused_problem"]
 
 
 def fused_problem(potential: nn.Module) -> str | None:
-    """Why there are no fused kernels for a potential on its device, or None if there are."""
+    """Reason why there are no fused kernels for a potential on its device; None if there are."""
     if isinstance(potential, TabulatedPotential):
         return "the potential has tables already: fuse the one that it was made from"
     if not _has_kernels(potential):
@@ -42,7 +42,7 @@ def fused_problem(potential: nn.Module) -> str | None:
 
 
 def _has_kernels(potential: nn.Module) -> bool:
-    """For these very classes: another that inherits from them may compute something else."""
+    """Whether there are kernels for exactly these classes: a subclass may compute other things."""
     if type(potential) is not Potential:
         return False
     kernels = KERNELS.get(type(potential.representation))
@@ -50,17 +50,17 @@ def _has_kernels(potential: nn.Module) -> bool:
 
 
 def fuse(potential: Potential) -> nn.Module:
-    """A potential for inference alone, ``Graph -> Prediction``, that runs as fused kernels.
+    """A potential for inference only, ``Graph -> Prediction``, that runs as fused kernels.
 
     Parameters
     ----------
     potential
-        Its device and dtype are those of the result; it is left as it is.
+        Potential to fuse, which is not changed. The result has its device and dtype.
 
     Raises
     ------
     ValueError
-        If there are none for it: the reason.
+        If there are no kernels for it; the message gives the reason.
     """
     problem = fused_problem(potential)
     if problem is not None:
@@ -70,7 +70,7 @@ def fuse(potential: Potential) -> nn.Module:
 
 def _tensornet_problem(network: TensorNet, on_gpu: bool) -> str | None:
     if on_gpu and network.irreps != "IAS":
-        return f"the kernels of a TensorNet of {network.irreps} alone run on a CPU"
+        return f"the kernels of a TensorNet with irreps {network.irreps} run only on a CPU"
     return None
 
 
@@ -87,9 +87,9 @@ def _fuse_tensornet(potential: Potential) -> nn.Module:
 
 def _tdn_problem(network: TDN, on_gpu: bool) -> str | None:
     if on_gpu:
-        return "the kernels of TDN run on a CPU alone"
+        return "the kernels of TDN run only on a CPU"
     if network.degrees == [0]:
-        return "there are no fused kernels for a TDN of degree 0 alone"
+        return "there are no fused kernels for a TDN with degree 0 only"
     return None
 
 
@@ -103,18 +103,18 @@ class Kernels(NamedTuple):
     """The kernels of one network."""
 
     readout: type[Readout]
-    """The only readout that they compute."""
+    """The only readout that the kernels compute."""
     problem: Callable[[Any, bool], str | None]
-    """Why there are none for a network, on a GPU or not; None: there are."""
+    """(network, whether on a GPU) -> reason why there are no kernels, or None."""
     fuse: Callable[[Potential], nn.Module]
-    """`fuse`, of this network. Numba and Triton are optional: they are imported here."""
+    """`fuse` for this network. It imports Numba or Triton, which are optional."""
 
 
 KERNELS: dict[type[Network], Kernels] = {
     TensorNet: Kernels(EnergyReadout, _tensornet_problem, _fuse_tensornet),
     TDN: Kernels(ScalarReadout, _tdn_problem, _fuse_tdn),
 }
-"""Networks that have kernels."""
+"""The networks that have kernels."""
 
 
 def _on_gpu(potential: Potential) -> bool:

@@ -1,4 +1,4 @@
-"""What potentials that run as fused kernels have in common, on any device."""
+"""The base class of potentials that run as fused kernels, on any device."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ..tables import build_table
 class FusedPotential(nn.Module):
     """Energies, forces and virial of a `Potential`, for inference.
 
-    Radial networks are replaced by tables (see `tables`), the derivatives are derived by hand,
-    and there is no autograd tape. Graphs may hold any number of systems, edges beyond the
-    cutoff, and atoms without neighbours.
+    Tables replace the radial networks (see `tables`), the derivatives are coded by hand, and
+    there is no autograd tape. Graphs may hold any number of systems, edges beyond the cutoff, and
+    atoms without neighbours.
 
     Parameters
     ----------
     potential
-        Its dtype and device are those of the arithmetic. Its weights are copied.
+        Potential whose weights are copied; its dtype and device are used for the arithmetic.
     table
-        Of the network's edge factors, in float64; None builds it.
+        Table of the network's edge factors, in float64; None builds it.
 
     Raises
     ------
@@ -36,7 +36,7 @@ class FusedPotential(nn.Module):
     """
 
     engine: str
-    """What a person is told of it."""
+    """Name of the implementation, shown to users."""
 
     def __init__(self, potential: Potential, table: RadialTable | None = None) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class FusedPotential(nn.Module):
         self.table = table
 
     def forward(self, graph: Graph) -> Prediction:
-        """Energies, forces and virials of the systems of a graph."""
+        """Energies, forces and virials of the systems of a graph, in eV and Angstrom."""
         prediction = self.evaluate(graph)
         if self.repulsion is None:
             return prediction
@@ -59,13 +59,13 @@ class FusedPotential(nn.Module):
         return Prediction(*(a + b for a, b in zip(prediction, pairs, strict=True)))
 
     def evaluate(self, graph: Graph) -> Prediction:
-        """All but the repulsion."""
+        """The prediction without the short-range repulsion."""
         raise NotImplementedError
 
     def _repulsion(self, graph: Graph) -> Prediction:
         assert self.repulsion is not None
         near, vectors = graph, displacements(graph)
-        if not vectors.is_cuda:  # there the number of pairs would have to be waited for
+        if not vectors.is_cuda:  # on CUDA, counting the pairs would wait for the device
             near, vectors = within(graph, self.repulsion.cutoff * self.length_in_angstrom)
         vectors = vectors.detach().requires_grad_(True)
         with torch.set_grad_enabled(True):
@@ -81,14 +81,14 @@ class FusedPotential(nn.Module):
 
 
 class Versions:
-    """Tensors as they were: the same ones later, if nothing was written to them."""
+    """Tensors and their versions, to recognise the same tensors if nothing was written to them."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self._tensors = tensors
         self._versions = [_version(tensor) for tensor in tensors]
 
     def are(self, *tensors: Tensor) -> bool:
-        """Whether these are the same objects, as they were."""
+        """Whether these are the same tensor objects, unchanged."""
         return all(
             new is old and _version(new) == version
             for new, old, version in zip(tensors, self._tensors, self._versions, strict=True)
@@ -96,5 +96,5 @@ class Versions:
 
 
 def _version(tensor: Tensor) -> float:
-    """How often it was written to; not a number where torch does not count (inference mode)."""
+    """Number of writes to a tensor; NaN where torch does not count them (inference mode)."""
     return math.nan if tensor.is_inference() else tensor._version

@@ -1,4 +1,4 @@
-"""What the fused kernels need of a TensorNet potential, in float64 and in one place."""
+"""The weights of a TensorNet potential that the fused kernels need, in float64."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ ACTIVATION_NAMES: dict[type[nn.Module], str] = {
 
 
 class Dense(NamedTuple):
-    """y = act(W x + b)."""
+    """A dense layer, y = act(W x + b)."""
 
     weight: Tensor
     """(outputs, inputs)."""
     bias: Tensor
     """(outputs,)."""
     activation: str
-    """One of ``ACTIVATION_NAMES``' values, or ``identity``."""
+    """A value of ``ACTIVATION_NAMES``, or ``identity``."""
 
 
 class InteractionWeights(NamedTuple):
-    """Of one interaction layer."""
+    """Weights of one interaction layer."""
 
     table: Tensor
     """(intervals + 3, 3F), spline coefficients of the edge network times the envelope."""
     at_zero: Tensor
-    """(3F,), factors of the message of an atom to itself; zero where there is none."""
+    """(3F,), factors of an atom's message to itself; zero if there is no such message."""
     mix_in: Tensor
     """(3, F, F): y = x W^T for I, A and S."""
     mix_out: Tensor
@@ -49,25 +49,26 @@ class InteractionWeights(NamedTuple):
 
 
 class TensorNetWeights(NamedTuple):
-    """Of a whole TensorNet potential; its units of length and energy are the network's own."""
+    """Weights of a TensorNet potential, in the network's own units of length and energy."""
 
     channels: int
     irreps: str
-    """Those that there are; where I, A and S are spoken of, 3 stands for their number."""
+    """The irreps of the features; in the shapes below, 3 stands for their number."""
     parity_conserving: bool
     cutoff: float
     lower: float
-    """Lower cutoff: nearer pairs have no edge."""
+    """Lower cutoff: closer pairs have no edge."""
     intervals: int
-    """Of every table, which span the distances from the lower cutoff to the upper."""
+    """Number of intervals of each table, from the lower cutoff to the upper."""
     receiver: Tensor
-    """(Z, F), W_1 e_z + b: with `sender`, the species factor of a pair."""
+    """(Z, F), W_1 e_z + b; together with `sender`, the species factor of a pair."""
     sender: Tensor
     """(Z, F), W_2 e_z."""
     table: Tensor
-    """(intervals + 3, 3F), of the embedding's projections times the envelope."""
+    """(intervals + 3, 3F), spline coefficients of the embedding's projections times the
+    envelope."""
     at_zero: Tensor
-    """(F,), what an atom adds to its own scalar part, times receiver + sender."""
+    """(F,), factor of receiver + sender in an atom's contribution to its own scalar part."""
     norm_weight: Tensor
     """(F,), layer norm of |X|^2 before the gate."""
     norm_bias: Tensor
@@ -80,21 +81,21 @@ class TensorNetWeights(NamedTuple):
     """(3F,), layer norm of |I|^2, |A|^2, |S|^2."""
     readout_norm_bias: Tensor
     readout_norm_size: int
-    """Numbers that the norm is taken of; those beyond the invariants are zero."""
+    """Count of numbers in the readout's layer norm; those beyond the invariants are zero."""
     values: list[Dense]
     """3F -> ... -> 1."""
     gates: list[Dense]
-    """3F -> ... -> 1, whose product with the values is the energy; or empty."""
+    """3F -> ... -> 1; the energy is the product of values and gates. Empty if not gated."""
 
 
 LAYER_NORM_EPSILON = 1e-5
 
 
 def with_slopes(table: Tensor, spacing: float) -> Tensor:
-    """Spline coefficients and, beside them, the differences to the next row over the spacing.
+    """Append to each row its difference to the next row divided by the spacing.
 
-    (intervals + 3, K) -> (intervals + 3, 2K), in float64: in float32 little would be left of the
-    difference of two close coefficients, of which the slope is made.
+    (intervals + 3, K) -> (intervals + 3, 2K), in float64: slopes are made of differences of close
+    coefficients, which would lose most of their digits in float32.
     """
     slopes = torch.zeros_like(table)
     slopes[:-1] = table.diff(dim=0) / spacing
@@ -102,9 +103,9 @@ def with_slopes(table: Tensor, spacing: float) -> Tensor:
 
 
 def extract_weights(potential: Potential, table: RadialTable) -> TensorNetWeights:
-    """The weights of a TensorNet potential.
+    """Extract the weights of a TensorNet potential.
 
-    ``table`` is of the network's ``edge_factors``, in float64 (see `tables.build_table`).
+    ``table`` holds the network's ``edge_factors``, in float64 (see `tables.build_table`).
     """
     potential = copy.deepcopy(potential).cpu().double().requires_grad_(False)
     network, readout = potential.representation, potential.readout
@@ -148,7 +149,7 @@ def extract_weights(potential: Potential, table: RadialTable) -> TensorNetWeight
 
 
 def dense_layers(modules: Iterable[nn.Module]) -> list[Dense]:
-    """Linear maps, each with the activation that follows it."""
+    """Linear layers, each with the activation that follows it."""
     layers: list[Dense] = []
     for module in modules:
         if isinstance(module, nn.Linear):

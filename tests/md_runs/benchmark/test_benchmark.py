@@ -1,4 +1,4 @@
-"""The benchmark: its systems, both programs' weights, what it reports; never how fast."""
+"""The benchmark: its systems, both programs' weights and its reports, but not its speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `tensormd` command as a person meets it."""
+"""The `tensormd` command as a user runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tensormd evaluate` and `tensormd export`: their numbers, files and refusals."""
+"""`tensormd evaluate` and `tensormd export`: their numbers, files and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tensormd irreps`: its files, the checkpoint without an order, what ships, refusals."""
+"""`tensormd irreps`: its files, the checkpoint without an order, shipped checkpoints, errors."""
 
 from __future__ import annotations
 

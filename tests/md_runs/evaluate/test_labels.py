@@ -1,4 +1,4 @@
-"""`tensormd evaluate` compares what a model predicts and frames are labelled with, and says so."""
+"""`tensormd evaluate` compares quantities that are both predicted and labelled, and names them."""
 
 from __future__ import annotations
 

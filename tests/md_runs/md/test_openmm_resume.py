@@ -1,4 +1,4 @@
-"""Runs of OpenMM that were killed go on to the last bit; those that break down stop."""
+"""OpenMM runs resume exactly after being killed, and stop when they become unstable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Relaxations: results, formats, and what cannot be relaxed."""
+"""Relaxations: results, formats, and structures that cannot be relaxed."""
 
 from __future__ import annotations
 

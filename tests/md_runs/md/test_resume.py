@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or extended gives the numbers of one that never stopped."""
+"""A stopped, killed or extended run gives the same numbers as an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports: their numbers, their figures, and runs they can be made of."""
+"""Reports: their numbers, their figures, and the runs for which they can be made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Infrared spectra from the dipoles of runs."""
+"""Infrared spectra from the dipoles along a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Atomic writes, growing files and run folders, a full disk included."""
+"""Atomic writes, growing files and run folders, also on a full disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into a run and comes out of it: charges, masses, constraints, nothing else."""
+"""Structures that enter and leave a run: charges, masses, constraints, nothing else."""
 
 from __future__ import annotations
 

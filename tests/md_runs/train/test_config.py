@@ -1,4 +1,4 @@
-"""The configuration of a training: every key documented, every mistake with its line."""
+"""Training configurations: every key is documented, every error names its line."""
 
 from __future__ import annotations
 

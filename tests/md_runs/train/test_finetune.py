@@ -1,4 +1,4 @@
-"""Training that starts from a checkpoint, of any program; other outputs than energies."""
+"""Training that starts from a checkpoint of any program; outputs other than energies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tensormd train`: what it leaves, what it refuses, what survives."""
+"""`tensormd train`: the files it writes, its errors, and files that survive a failure."""
 
 from __future__ import annotations
 

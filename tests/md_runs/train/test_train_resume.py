@@ -1,4 +1,4 @@
-"""A training that was killed, stopped or spread over processes: the numbers of a whole one."""
+"""A killed, stopped or distributed training gives the numbers of an uninterrupted one."""
 
 from __future__ import annotations
 

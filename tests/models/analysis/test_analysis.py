@@ -1,4 +1,4 @@
-"""What is measured of the orders of a network, against what it is defined to be."""
+"""Measured shares of the orders of a network, against their definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks without an order: the projected one, the smaller one, and what they are made of."""
+"""Networks without an order: the projected one, the smaller one, and their weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are missing, damaged, foreign or malicious: one clear line each, nothing run."""
+"""Missing, damaged, foreign or malicious files: one clear line each, and no code is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of matgl, against energies, forces and stresses that matgl 2.0.6 computed."""
+"""matgl's model folders, against energies, forces and stresses that matgl 2.0.6 computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""State dicts of modelforge, against its equations written out again."""
+"""State dicts of modelforge, against a second implementation of its equations."""
 
 from __future__ import annotations
 

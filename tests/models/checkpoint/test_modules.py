@@ -1,4 +1,4 @@
-"""Other architectures of torchmd-net, run as its own modules on our edges."""
+"""Other architectures of torchmd-net, run as its own modules with our edges."""
 
 from __future__ import annotations
 

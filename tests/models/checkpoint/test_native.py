@@ -1,4 +1,4 @@
-"""The native format: what is written is what is read, whole or not at all."""
+"""The native format: files are read back exactly as written, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of checkpoints, with a hub that exists in the test alone."""
+"""Names of checkpoints, with a hub that exists only in the tests."""
 
 from __future__ import annotations
 

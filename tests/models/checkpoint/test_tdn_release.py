@@ -1,4 +1,4 @@
-"""State dicts of the released TDN, against that network written out from its description."""
+"""State dicts of the released TDN, against an implementation from its description."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorNets of torchmd-net as our own potentials, against torchmd-net 3.1.0 itself."""
+"""TensorNets of torchmd-net, read as our potentials, against torchmd-net 3.1.0 itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door for structures: the right value, or one clear line, for files as people have them."""
+"""Structure files as users have them: the right value, or one clear error line."""
 
 from __future__ import annotations
 

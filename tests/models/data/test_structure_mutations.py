@@ -1,6 +1,6 @@
 """Damaged structure files: read as a careful reader would, or refused in one line.
 
-``TENSORMD_MUTATIONS=1000`` tries so many instead of 160.
+``TENSORMD_MUTATIONS=1000`` tries 1000 mutations instead of 160.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tables in place of radial networks: the spline, the bound on forces, the physics that stays."""
+"""Tables in place of radial networks: the spline, the bound on forces, the preserved physics."""
 
 from __future__ import annotations
 

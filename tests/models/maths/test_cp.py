@@ -1,4 +1,4 @@
-"""CP factors of the Clebsch-Gordan tensors: what they leave, and that they can be fitted again."""
+"""CP factors of the Clebsch-Gordan tensors: their residual, and that a new fit reproduces it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spherical harmonics and Clebsch-Gordan tensors, against e3nn and against what defines them."""
+"""Spherical harmonics and Clebsch-Gordan tensors, against e3nn and against their definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network of a few lines and a row of the registry is a full citizen."""
+"""A network of a few lines with a row in the registry works everywhere."""
 
 from __future__ import annotations
 

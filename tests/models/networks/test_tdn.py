@@ -1,6 +1,6 @@
 """TDN: exact symmetry, a second implementation, options and files.
 
-The contract that it keeps as every potential does is in `test_potential_physics.py`.
+The contract that every potential keeps is tested in `test_potential_physics.py`.
 """
 
 from __future__ import annotations

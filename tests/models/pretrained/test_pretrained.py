@@ -1,4 +1,4 @@
-"""The checkpoint that ships: its errors, and that it conserves energy."""
+"""The shipped checkpoint: its errors, and that it conserves energy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The TDN that ships: its errors, and what it conserves, by product and rank."""
+"""The shipped TDN: its errors, and energy conservation, by product and rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes with half a batch each take the step of the whole batch."""
+"""Two processes, each with half a batch, take the same step as one with the whole batch."""
 
 from __future__ import annotations
 

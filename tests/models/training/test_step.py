@@ -1,4 +1,4 @@
-"""A training step: its gradients are those of autograd, compiled or not, for every batch."""
+"""A training step: its gradients agree with autograd, compiled or not, for every batch."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """A training step against torchmd-net 3.1.0: same weights, same batch, same loss and gradients.
 
-torchmd-net's side is `LNNP.training_step`, what torchmd-train calls for every batch: mean squared
+The reference is `LNNP.training_step`, which torchmd-train calls for every batch: mean squared
 errors of energies and forces, times ``y_weight`` and ``neg_dy_weight``. The gradients of its
-parameters are compared with ours through the checkpoint reader, which is linear: the state dict of
-gradients is read as if it were one of weights.
+parameters are compared with ours by means of the checkpoint reader, which is linear: it reads the
+state dict of gradients as if it held weights.
 """
 
 from __future__ import annotations

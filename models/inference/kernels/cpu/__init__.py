@@ -1,1 +1,1 @@
-"""The fused pass on a CPU: Numba with explicit vectors, one compiled call for a step."""
+"""The fused pass on a CPU: Numba with explicit vectors, one compiled call per step."""

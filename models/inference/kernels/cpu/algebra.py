@@ -1,9 +1,9 @@
-"""3x3 tensors by their components, as tuples of vectors: see `models/cartesian.py`.
+"""The components of 3x3 tensors as tuples of vectors; see `models/maths/cartesian.py`.
 
 ``x[0]`` is I, ``x[1:4]`` A and ``x[4:9]`` S, in the orthonormal basis, so that norms are sums of
-squares. Of a network without A or S they are left out: a tuple then has six, four or one
-components (``shape``, see `components`), and products drop what is not among them. In memory the
-vectors of an atom and chunk of channels lie side by side.
+squares. Networks without A or S leave them out: a tuple then has six, four or one components
+(``shape``, see `components`), and products drop all others. In memory, the vectors of an atom and
+chunk of channels are adjacent.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ IRREP_ROWS = {
     components: [list(range(9))[ROWS[irrep]] for irrep in irreps]
     for components, irreps in BY_COMPONENTS.items()
 }
-"""Rows of the basis, by irrep, that so many components stand for."""
+"""Number of components -> the rows of the basis that they stand for, by irrep."""
 
 
 def rows_of(components: int) -> list[int]:
-    """Rows of the basis that so many components stand for."""
+    """Rows of the basis that this number of components stands for."""
     return [row for rows in IRREP_ROWS[components] for row in rows]
 
 
-# What is known when compiled
+# Compile-time constants
 
 
 features = from_type(lambda shape: shape.dtype.count * LANES)
-"""Numbers of one atom and chunk of channels."""
+"""Count of numbers per atom and chunk of channels."""
 irreps_of = from_type(lambda shape: len(IRREP_ROWS[shape.dtype.count]))
-"""How many irreps there are."""
+"""Number of irreps."""
 
 
 @intrinsic
 def only(typing: Any, shape: Any, x: Any) -> Any:
-    """Those of nine components that there are."""
+    """Select, from nine components, those that the network has."""
     rows = rows_of(shape.dtype.count)
     result = types.UniTuple(x.dtype, len(rows))
 
@@ -74,7 +74,7 @@ def only(typing: Any, shape: Any, x: Any) -> Any:
 
 @unrolled(lambda x: types.UniTuple(x.dtype, 9))
 def with_zeros(builder: Any, x: Any) -> Any:
-    """All nine components, those that there are not being zero."""
+    """All nine components, with zeros for those that the network lacks."""
     nine = [ir.Constant(x[0].type, [0.0] * LANES)] * 9
     for row, value in zip(rows_of(len(x)), x, strict=True):
         nine[row] = value
@@ -91,7 +91,7 @@ def _vectors(dtype: Any, shape: Any) -> types.UniTuple:
 
 @intrinsic
 def load_irreps(typing: Any, shape: Any, array: Any, start: Any, stride: Any) -> Any:
-    """One vector for each irrep, from array[start] on and ``stride`` apart."""
+    """Load one vector per irrep, beginning at array[start] and ``stride`` apart."""
     result = _vectors(array.dtype, shape)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -107,7 +107,7 @@ def load_irreps(typing: Any, shape: Any, array: Any, start: Any, stride: Any) ->
 
 @intrinsic
 def store_irreps(typing: Any, array: Any, start: Any, stride: Any, x: Any) -> Any:
-    """Write them."""
+    """Store one vector per irrep, beginning at array[start] and ``stride`` apart."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         for k, value in enumerate(cgutils.unpack_tuple(builder, args[3])):
@@ -121,9 +121,9 @@ def store_irreps(typing: Any, array: Any, start: Any, stride: Any, x: Any) -> An
 
 @intrinsic
 def splines(typing: Any, shape: Any, table: Any, at: Any, weights: Any) -> Any:
-    """For each irrep the sum over consecutive rows of a table, times a weight each.
+    """Weighted sums over consecutive rows of a table, one per irrep.
 
-    A row has twice as many vectors as there are irreps; those from ``table[at]`` on are summed.
+    The rows, each of two vectors per irrep, begin at ``table[at]``.
     """
     result = _vectors(table.dtype, shape)
     row = 2 * len(result) * LANES
@@ -141,7 +141,7 @@ def splines(typing: Any, shape: Any, table: Any, at: Any, weights: Any) -> Any:
 
 
 def _of_components(factors: Any, components: int) -> list[Any]:
-    """From a factor for each irrep to one for each component."""
+    """Expand factors from one per irrep to one per component."""
     pairs = zip(factors, IRREP_ROWS[components], strict=True)
     return [factor for factor, rows in pairs for _ in rows]
 
@@ -167,7 +167,7 @@ def _dots(builder: Any, x: Any, y: Any) -> list[Any]:
 
 @unrolled(lambda x, y: types.UniTuple(x.dtype, len(IRREP_ROWS[x.count])))
 def dots(builder: Any, x: Any, y: Any) -> Any:
-    """Inner products of the I, the A and the S parts."""
+    """Inner products of the I, A and S parts."""
     return _dots(builder, x, y)
 
 
@@ -179,7 +179,7 @@ def dot(builder: Any, x: Any, y: Any) -> Any:
 
 @unrolled(lambda weights, x: x.dtype)
 def weighted(builder: Any, weights: Any, x: Any) -> Any:
-    """Sum over irreps of weights times x."""
+    """Sum of weights times x over irreps."""
     return fused_sum(builder, weights[::-1], x[::-1])
 
 
@@ -188,20 +188,20 @@ def weighted(builder: Any, weights: Any, x: Any) -> Any:
 
 @unrolled(lambda x: x)
 def transposed(builder: Any, x: Any) -> Any:
-    """X^T: the antisymmetric part changes its sign."""
+    """X^T: the antisymmetric part changes sign."""
     pairs = zip(rows_of(len(x)), x, strict=True)
     return [builder.fneg(value) if row in (1, 2, 3) else value for row, value in pairs]
 
 
 def _constants(components: int) -> Any:
-    """Of X Y in the basis, (result, x, y)."""
+    """Structure constants of X Y in the basis, (result, x, y)."""
     rows = rows_of(components)
     basis = BASIS.numpy()[rows]
     return np.einsum("kab,iac,jcb->kij", basis, basis, basis)
 
 
 def _bilinear(builder: Any, x: Any, y: Any, commuting: bool) -> list[Any]:
-    """X Y, or X Y + Y X, of few components, term by term."""
+    """X Y, or X Y + Y X, for few components, term by term."""
     constants = _constants(len(x))
     if commuting:
         constants = constants + constants.transpose(0, 2, 1)
@@ -218,19 +218,19 @@ def _bilinear(builder: Any, x: Any, y: Any, commuting: bool) -> list[Any]:
 
 @unrolled(lambda x, y: x)
 def few_product(builder: Any, x: Any, y: Any) -> Any:
-    """X Y of few components."""
+    """X Y for fewer than nine components."""
     return _bilinear(builder, x, y, commuting=False)
 
 
 @unrolled(lambda x, y: x)
 def few_anticommutator(builder: Any, x: Any, y: Any) -> Any:
-    """X Y + Y X of few components."""
+    """X Y + Y X for fewer than nine components."""
     return _bilinear(builder, x, y, commuting=True)
 
 
 @inlined
 def compose(x: Any) -> Any:
-    """Nine components -> the entries of the matrix, by rows."""
+    """Nine components -> entries of the matrix, by rows."""
     half = like(x[0], ROOT_1_2)
     i, d, e = like(x[0], ROOT_1_3) * x[0], half * x[7], like(x[0], ROOT_1_6) * x[8]
     return (
@@ -248,7 +248,7 @@ def compose(x: Any) -> Any:
 
 @inlined
 def decompose(m: Any) -> Any:
-    """The entries of a matrix -> its components."""
+    """Entries of a matrix, by rows -> its nine components."""
     half = like(m[0], ROOT_1_2)
     diagonal = m[0] + m[4]
     return (

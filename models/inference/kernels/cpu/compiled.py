@@ -1,8 +1,8 @@
-"""How the kernels are compiled, and how what was compiled is kept.
+"""Compiles the kernels and caches the result on disk.
 
-Numba keeps compiled functions on disk, but looks for changes only in the file of the function
-itself: a kernel that calls changed code of another file would be served stale. Here the folder
-is named by a digest of every source of the kernels, so a change starts an empty one.
+Numba's own cache looks for changes only in the file of the cached function: a kernel that calls
+changed code in another file would be stale. Here the name of the cache folder contains a digest
+of all kernel sources, so any change starts an empty folder.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from ....files import cache_folder
 log = logging.getLogger("tensormd")
 
 inlined = njit(error_model="numpy", nogil=True)
-"""Decorator of the functions that kernels are made of."""
+"""Decorator for the functions that kernels call."""
 internal = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""The same without an entry for Python, which takes long to compile where arguments are many: a
-call from Python would end the process."""
+"""The same without an entry point for Python, which compiles slowly if there are many arguments.
+A call from Python would end the process."""
 
 
 @functools.cache
 def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
-    """A function that Python calls, compiled at its first call or taken from the disk.
+    """A function for calls from Python, compiled at its first call or loaded from the cache.
 
-    Its loops over ``prange`` are shared by threads, or left to the caller's thread.
+    Threads share its loops over ``prange``, or else the calling thread runs them alone.
     """
     dispatcher = njit(error_model="numpy", nogil=True, parallel=threads)(function)
 
-    class Locator(_CacheLocator):  # Numba asks for a class that knows where, and how fresh
+    class Locator(_CacheLocator):  # tells Numba where the cache is and whether it is fresh
         def get_cache_path(self) -> str:
             return str(folder())
 
@@ -62,7 +62,7 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
         def load_overload(self, sig: Any, target_context: Any) -> Any:
             found = super().load_overload(sig, target_context)
             if found is None:
-                # A warning, which Python shows if nobody has set up logging: it takes long.
+                # A warning, so that Python shows it without any logging set up: this takes long.
                 log.warning(
                     "tensormd compiles its kernels for this processor, once: about half a minute "
                     "(kept in %s)",
@@ -76,7 +76,7 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
 
 @functools.cache
 def sources_digest() -> str:
-    """Digest of the sources in this folder, and of what compiles them."""
+    """Digest of the sources in this folder, and of the compiler's version and settings."""
     settings = (numba.config.BOUNDSCHECK, numba.config.CPU_FEATURES)
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {settings}".encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
@@ -88,7 +88,7 @@ def sources_digest() -> str:
 
 @functools.cache
 def folder() -> Path:
-    """The folder of this state of the sources; a temporary one if none can be made."""
+    """The cache folder for the current sources; a temporary one if it cannot be created."""
     wanted = cache_folder() / f"kernels-{sources_digest()}"
     try:
         wanted.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Sixteen channels of d components each: tuples of d vectors, for any d, with loops unrolled.
+"""Sixteen channels of d components: tuples of d vectors, for any d, with unrolled loops.
 
-A function is told d by the length of a tuple of vectors, or by ``shape`` (`shape_of`), an array of
-strings of d bytes that holds nothing: what is part of a type is known when compiled, and of a
-tuple of arrays and numbers all threads get a copy, of nested tuples none.
+A function learns d from the length of a tuple of vectors, or from ``shape`` (`shape_of`), an empty
+array of strings of d bytes: types are known at compile time. ``shape`` is an array because Numba
+can copy a tuple of arrays and numbers to all threads, but not nested tuples.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .simd import (
 
 
 def shape_of(components: int) -> NDArray[Any]:
-    """What tells a compiled function the number of components."""
+    """An empty array whose dtype tells compiled functions the number of components."""
     return np.zeros(0, f"S{components}")
 
 
@@ -41,7 +41,7 @@ def _constant(index: Any, value: int) -> Any:
 
 @intrinsic
 def load_all(typing: Any, shape: Any, array: Any, start: Any) -> Any:
-    """The d vectors that begin at array[start]."""
+    """Load d consecutive vectors, beginning at array[start]."""
     count = shape.dtype.count
     result = types.UniTuple(Vector(array.dtype), count)
 
@@ -55,7 +55,7 @@ def load_all(typing: Any, shape: Any, array: Any, start: Any) -> Any:
 
 @intrinsic
 def store_all(typing: Any, array: Any, start: Any, x: Any) -> Any:
-    """Write d vectors from array[start] on."""
+    """Store d consecutive vectors, beginning at array[start]."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         for k, value in enumerate(cgutils.unpack_tuple(builder, args[2])):
@@ -88,12 +88,12 @@ def plus_times(builder: Any, t: Any, factor: Any, x: Any) -> Any:
 
 @unrolled(lambda x, y: x.dtype)
 def dot(builder: Any, x: Any, y: Any) -> Any:
-    """Sum over components of x y."""
+    """Sum of x y over components."""
     return fused_sum(builder, x, y)
 
 
 def fused_sum(builder: Any, x: Any, y: Any) -> Any:
-    """Sum of products in order, in LLVM."""
+    """LLVM code for a sum of products, in order."""
     value = builder.fmul(x[0], y[0])
     for a, b in zip(x[1:], y[1:], strict=True):
         value = call_lanewise(builder, "fma", a, b, value)
@@ -102,7 +102,7 @@ def fused_sum(builder: Any, x: Any, y: Any) -> Any:
 
 @unrolled(lambda x, first: x)
 def with_first(builder: Any, x: Any, first: Any) -> Any:
-    """X with another component 0."""
+    """X with component 0 replaced."""
     return [first, *x[1:]]
 
 
@@ -140,10 +140,10 @@ def outer_sums(
     typing: Any, shape: Any, a: Any, a_start: Any, b: Any, b_start: Any, c: Any, c_start: Any,
     e: Any, e_start: Any, chunks: Any, out: Any, out_start: Any,
 ) -> Any:  # fmt: skip
-    """Vectors (d, d) of sums over chunks, a_k b_i + c_k e_i; `lane_sums` ends them.
+    """Vectors (d, d) of sums over chunks, a_k b_i + c_k e_i, to be completed by `lane_sums`.
 
-    Features lie as [chunk][component][16]. The sums are made tile by tile; where d is no whole
-    number of them the last one is moved back, and some are made twice.
+    Features have the layout [chunk][component][16]. The sums are computed tile by tile; if the
+    tile size does not divide d, the last tile is shifted back and some sums are computed twice.
     """
     d, whole = shape.dtype.count, types.intp
     tile = math.isqrt(d - 1) + 1
@@ -208,7 +208,7 @@ def outer_sums(
 
 @intrinsic
 def lane_sums(typing: Any, array: Any, start: Any) -> Any:
-    """Sums of the lanes of the sixteen vectors that begin at array[start], as one vector."""
+    """Sum of the lanes of each of the sixteen vectors from array[start] on, as one vector."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         index = ir.VectorType(ir.IntType(32), LANES)

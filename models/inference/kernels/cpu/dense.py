@@ -1,8 +1,8 @@
 """Matrix products on rows of sixteen-channel chunks.
 
-Layout: an array of n rows of K channels is stored as K / 16 chunks, each n rows of sixteen
-numbers: element (row, channel) lies at ``channel // 16 * stride + row + channel % 16``, where
-rows are given by their offsets. Channels are padded with zeros to whole chunks.
+Layout: an array of n rows of K channels is stored as K / 16 chunks, each of n rows of sixteen
+numbers. Element (row, channel) is at ``channel // 16 * stride + row + channel % 16``, where
+``row`` is the offset of the row. Channels are padded with zeros to whole chunks.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from .simd import (
 )
 
 ROWS = 6
-"""Rows of a tile: with `WIDTHS` chunks of columns its sums fill the registers."""
+"""Rows of a tile; with `WIDTHS` chunks of columns, its sums fill the registers."""
 
 
 def _widths() -> dict[int, int]:
-    told = numba.config.CPU_FEATURES  # to compile for another processor than this one
+    told = numba.config.CPU_FEATURES  # set to compile for another processor
     here = binding.get_host_cpu_features().get("avx512f")
     wide = "+avx512f" in told.split(",") if told else here
     return {32: 4, 64: 2} if wide else {32: 1, 64: 1}
 
 
 WIDTHS = _widths()
-"""Chunks of columns in a tile, by the bits of the dtype, on this processor."""
+"""Bits of the dtype -> chunks of columns in a tile, on this processor."""
 
 
 full_width = from_type(lambda array: WIDTHS[array.dtype.bitwidth])
-"""`WIDTHS` of the array's dtype, known when compiled."""
+"""`WIDTHS` for the array's dtype, known at compile time."""
 
 
 def _tile(wide: bool) -> Any:
-    """A tile of a product: `ROWS` rows times one or `WIDTHS` chunks of columns."""
+    """The product of one tile: `ROWS` rows times one or `WIDTHS` chunks of columns."""
 
     def tile(
         typing: Any, a: Any, rows: Any, a_start: Any, a_stride: Any, chunks: Any, w: Any,
@@ -116,14 +116,14 @@ def multiply(
     x: Any, x_start: int, x_stride: int, rows: Any, count: int, weights: Any, w_start: int,
     bias: Any, b_start: int, chunks_in: int, chunks_out: int, y: Any, y_start: int, y_stride: int,
 ) -> None:  # fmt: skip
-    """Y = x W + b for the rows at ``rows[:count]``, packed weights (see `pack_matrix`)."""
+    """Y = x W + b for the rows at ``rows[:count]``, with packed weights (see `pack_matrix`)."""
     width = full_width(x)
     last = count - 1
     column = 0
     while column < chunks_out:
         tile_width = width if column + width <= chunks_out else 1
         for row in range(0, count, ROWS):
-            # Beyond the last row it is done again: the same numbers to the same place.
+            # Places beyond the last row repeat it: the same numbers go to the same place.
             offsets = (
                 rows[row], rows[min(row + 1, last)], rows[min(row + 2, last)],
                 rows[min(row + 3, last)], rows[min(row + 4, last)], rows[min(row + 5, last)],
@@ -143,7 +143,7 @@ def multiply(
 
 
 def pack_matrix(weight: NDArray[Any]) -> NDArray[Any]:
-    """(inputs, outputs), multiples of 16, as `multiply` reads it: flat, tile by tile."""
+    """Pack a matrix (inputs, outputs), multiples of 16, for `multiply`: flat, tile by tile."""
     width = WIDTHS[weight.dtype.itemsize * 8]
     chunks = weight.shape[1] // LANES
     parts, column = [], 0

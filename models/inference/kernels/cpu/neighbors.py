@@ -1,8 +1,8 @@
 """The edges of every network: neighbour lists by receiver, geometry, splines, forces.
 
-Every edge is listed at its receiver i, sender j, and its reverse is in the list as well. An edge
-within the cutoff has a slot, with all that the networks ask of its geometry; on the way back the
-slot takes what depends on it.
+Each edge is listed at its receiver i, with sender j; its reverse is in the list as well. An edge
+within the cutoff has a slot with its geometry, as the networks need it; in the backward pass the
+slot receives the derivatives of the energy.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from .compiled import inlined, internal
 
 WEIGHTS = 7
-"""Of a slot: of the four coefficients of a cubic B-spline, then of the three differences of
-coefficients that its derivative is made of."""
+"""Weights per slot: of the four coefficients of a cubic B-spline, then of the three differences
+of coefficients in its derivative."""
 FRAME = 12
-"""Of a slot: the unit vector u, 1 / r, and the A and S components of the tensor D(-u)."""
+"""Numbers per slot: the unit vector u, 1 / r, and the A and S components of the tensor D(-u)."""
 ROOT_2 = math.sqrt(2)
 ROOT_3 = math.sqrt(3)
 
@@ -28,39 +28,40 @@ class Neighbors(NamedTuple):
     """A neighbour list with its skin, by receiver."""
 
     offsets: NDArray[np.int64]
-    """(N + 1,), where the edges of each receiver begin."""
+    """(N + 1,), first edge of each receiver, and E."""
     senders: NDArray[np.int32]
-    """(E,)."""
+    """(E,), sender of each edge."""
     shifts: NDArray[np.float64]
     """(E, 3), Angstrom: r_ij = r_j - r_i + shift."""
     reverse: NDArray[np.int32]
-    """(E,), the same pair listed at the other atom."""
+    """(E,), edge of the same pair listed at the other atom."""
 
 
 class Slots(NamedTuple):
     """The edges within the cutoff, at the front of each receiver's share of `Neighbors`."""
 
     counts: NDArray[np.int32]
-    """(N,)."""
+    """(N,), slots of each receiver."""
     edge: NDArray[np.int32]
-    """(E,), of a slot."""
+    """(E,), edge of each slot."""
     slot: NDArray[np.int32]
-    """(E,), of an edge."""
+    """(E,), slot of each edge."""
     sender: NDArray[np.int32]
+    """(E,), sender of each slot."""
     row: NDArray[np.int32]
-    """(E,), first row of the tables."""
+    """(E,), first row of the tables that the slot reads."""
     weights: NDArray[Any]
-    """(E * WEIGHTS,)."""
+    """(E * WEIGHTS,), spline weights."""
     frame: NDArray[Any]
-    """(E * FRAME,)."""
+    """(E * FRAME,), geometry."""
     slope: NDArray[Any]
-    """(chunks * E,), dE/dr; of each chunk of channels, or the sum."""
+    """dE/dr: (chunks * E,) by chunk of channels, or (E,) summed."""
     gradient: NDArray[Any]
     """(E, 3), dE/dr_ij."""
 
 
 def make_slots(atoms: int, edges: int, slopes: int, dtype: np.dtype[Any]) -> Slots:
-    """Room for as many edges as the neighbour list has, with so many slopes each."""
+    """Allocate slots for all edges of a neighbour list; ``slopes`` is the number per edge."""
     return Slots(
         counts=np.zeros(atoms, np.int32),
         edge=np.zeros(edges, np.int32),
@@ -76,7 +77,7 @@ def make_slots(atoms: int, edges: int, slopes: int, dtype: np.dtype[Any]) -> Slo
 
 @inlined
 def match_reverse(offsets: Any, senders: Any, images: Any, reverse: Any) -> bool:
-    """Find each edge's reverse: whether all have one, and receivers come in order."""
+    """Find the reverse of each edge; returns whether every edge has one."""
     atoms = offsets.size - 1
     for i in range(atoms):
         for edge in range(offsets[i], offsets[i + 1]):
@@ -100,9 +101,23 @@ def pack_neighbors(
     edge_index: NDArray[np.int64], images: NDArray[np.float64], shifts: NDArray[np.float64],
     atoms: int,
 ) -> Neighbors:  # fmt: skip
-    """A neighbour list by receiver; ``images`` (E, 3) are whole numbers of lattice vectors.
+    """A neighbour list by receiver, from edges sorted by receiver.
 
-    A ValueError tells of edges that are not sorted by receiver, or of one without its reverse.
+    Parameters
+    ----------
+    edge_index
+        (2, E), receiver and sender of each edge.
+    images
+        (E, 3), whole numbers of lattice vectors.
+    shifts
+        (E, 3), the same as vectors, Angstrom.
+    atoms
+        Number of atoms.
+
+    Raises
+    ------
+    ValueError
+        If the edges are not sorted by receiver, or an edge has no reverse.
     """
     receivers = edge_index[0]
     if (np.diff(receivers) < 0).any():
@@ -121,7 +136,7 @@ def pack_neighbors(
 
 @internal
 def vector(i: int, edge: int, positions: Any, neighbors: Neighbors, unit: float) -> Any:
-    """x, y, z and the length of r_ij, in the network's unit of so many Angstrom."""
+    """x, y, z and the length of r_ij, in units of ``unit`` Angstrom."""
     j = neighbors.senders[edge]
     x = (positions[j, 0] - positions[i, 0] + neighbors.shifts[edge, 0]) / unit
     y = (positions[j, 1] - positions[i, 1] + neighbors.shifts[edge, 1]) / unit
@@ -134,10 +149,10 @@ def place(
     first: int, last: int, positions: Any, neighbors: Neighbors, slots: Slots, unit: float,
     lower: float, cutoff: float, intervals: int,
 ) -> None:  # fmt: skip
-    """Fill the slots of receivers ``first`` to ``last``: geometry in float64.
+    """Fill the slots of receivers ``first`` to ``last``; geometry is computed in float64.
 
-    The cutoffs are in the network's unit of length (`vector`); its tables have so many intervals
-    between them.
+    The cutoffs are in the network's unit of length (see `vector`); ``intervals`` is the number of
+    intervals of its tables between them.
     """
     per_length = intervals / (cutoff - lower)
     for i in range(first, last):
@@ -195,7 +210,7 @@ def collect(
     """Forces (N, 3) and shares of the virial (N, 3, 3) from dE/dr_ij.
 
     F_i = sum of dE/dr_ij - dE/dr_ji, W_i = - sum of r_ij (x) dE/dr_ij over the edges that i
-    receives. ``factor`` takes dE/dr to eV/A, ``unit`` lengths to Angstrom.
+    receives. ``factor`` converts dE/dr to eV/A, ``unit`` converts lengths to Angstrom.
     """
     for i in range(first, last):
         for k in range(3):

@@ -1,6 +1,6 @@
 """Perceptrons and layer norms on blocks of atoms, forward and backward.
 
-Values of a block of atoms lie in a flat array, one layer after the other, each with the layout of
+The values of a block of atoms are in a flat array, layer after layer, each in the layout of
 `dense`: chunks of ``block`` rows of sixteen numbers.
 """
 
@@ -25,22 +25,23 @@ class Perceptron(NamedTuple):
     """Dense layers, packed."""
 
     chunks: NDArray[np.int64]
-    """(layers + 1,), of the input and of each layer's output."""
+    """(layers + 1,), chunks of the input and of each layer's output."""
     activations: NDArray[np.int64]
     """(layers,), index in ``ACTIVATIONS``."""
     weights: NDArray[Any]
-    """The packed matrices, one after the other."""
+    """Packed matrices, layer after layer."""
     transposed: NDArray[Any]
-    """The same for the way back."""
+    """Packed transposed matrices, for the backward pass."""
     biases: NDArray[Any]
+    """Biases, layer after layer."""
 
 
 def pack_perceptron(
     layers: Sequence[Dense], input_parts: int, output_parts: int, dtype: np.dtype[Any]
 ) -> Perceptron:
-    """Pack layers whose inputs and outputs are I, A and S side by side, where parts are 3.
+    """Pack layers whose input and output consist of equal parts (3 for I, A and S side by side).
 
-    Channels, those of each part by themselves, are padded with zeros to multiples of sixteen.
+    The channels of each part are padded with zeros to a multiple of sixteen.
     """
     chunks, weights, transposed, biases = [], [], [], []
     for k, layer in enumerate(layers):
@@ -63,7 +64,7 @@ def pack_perceptron(
 
 
 def padded(array: NDArray[Any], axis: int, parts: int = 1) -> NDArray[Any]:
-    """Each of the equal parts of an axis followed by zeros up to a multiple of sixteen."""
+    """Pad each of the equal parts of an axis with zeros to a multiple of sixteen."""
     pieces = np.split(array, parts, axis)
     missing = -pieces[0].shape[axis] % LANES
     widths = [(0, missing if k == axis else 0) for k in range(array.ndim)]
@@ -99,10 +100,10 @@ def forward(
     net: Perceptron, values: Any, v_start: int, slopes: Any, s_start: int, rows: Any, n: int,
     block: int,
 ) -> int:  # fmt: skip
-    """Run the layers; returns where their outputs begin.
+    """Run the layers; returns the position at which the outputs begin.
 
-    The inputs of n atoms begin at ``values[v_start]``; what follows them is overwritten by each
-    layer's values, and ``slopes[s_start]`` on by the derivatives of the activations.
+    The inputs of n atoms begin at ``values[v_start]``; the values of each layer are written
+    behind them, the derivatives of the activations to ``slopes`` from ``s_start`` on.
     """
     w_start, b_start = 0, 0
     for layer in range(net.activations.size):
@@ -129,10 +130,10 @@ def backward(
     net: Perceptron, gradients: Any, g_start: int, slopes: Any, s_start: int, rows: Any, n: int,
     block: int, zeros: Any,
 ) -> None:  # fmt: skip
-    """Gradients of the inputs, at ``gradients[g_start]``, from those of the outputs.
+    """Compute the gradients of the inputs, at ``gradients[g_start]``, from those of the outputs.
 
-    The layout is that of the values in `forward`; the gradients of the last layer's outputs
-    lie where its values lay.
+    The layout is that of the values in `forward`; the gradients of the outputs must be where
+    `forward` leaves the outputs.
     """
     layers = net.activations.size
     g_end, w_end, s_end = g_start, net.transposed.size, s_start
@@ -162,7 +163,7 @@ def normalise(
 ) -> Any:  # fmt: skip
     """Layer norm of one row of ``count`` numbers: writes y, returns mean and 1 / deviation.
 
-    Padded channels are zero before and after.
+    Padded channels are zero in x and in y.
     """
     sums = load(x, at)
     for chunk in range(1, chunks):
@@ -188,7 +189,7 @@ def normalise_back(
     x: Any, at: int, stride: int, chunks: int, count: int, weight: Any, mean: Any, scale: Any,
     g: Any, g_at: int,
 ) -> None:  # fmt: skip
-    r"""Gradient of a layer norm's inputs from that of its outputs, in place.
+    r"""Turn the gradient of a layer norm's outputs into that of its inputs, in place.
 
     With :math:`\hat x = (x - \mu) / \sigma` and h the gradient with respect to it,
     :math:`(h - \langle h \rangle - \hat x \langle h \hat x \rangle) / \sigma`.

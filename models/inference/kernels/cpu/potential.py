@@ -1,4 +1,4 @@
-"""What potentials that run as one compiled call have in common, whatever their network."""
+"""The base class of potentials that run as one compiled call on a CPU."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from .team import Schedule
 
 _ONE_AT_A_TIME = threading.Lock()
 _started_in: int | None = None
-"""Process that started the threads of the kernels: a fork of it cannot use them."""
+"""Id of the process that started the kernels' threads; its forks cannot use them."""
 
 
 @dataclass
 class Memory:
-    """What is kept while the neighbour list stays the same."""
+    """Memory that is kept as long as the neighbour list stays the same."""
 
     slots: Slots
     work: Any
-    """Of the network, with the ``outputs`` (N,) of a step."""
+    """The network's arrays, including the ``outputs`` (N,) of a step."""
     schedule: Schedule
     composition: Composition | None = None
-    """What `CPUPotential.use` was called with."""
+    """The composition last passed to `CPUPotential.use`."""
 
 
 class CPUPotential(FusedPotential):
-    """A potential on the CPU, see `FusedPotential`.
+    """A potential on the CPU; see `FusedPotential`.
 
-    Geometry and sums over atoms are float64. Results do not depend on the number of threads,
-    and repeat to the last bit.
+    Geometry and sums over atoms are float64. Results are bitwise reproducible and do not depend
+    on the number of threads.
     """
 
     engine = "fused CPU kernels"
     step: ClassVar[Callable[..., None]]
-    """What is compiled."""
+    """The function to compile, which runs a whole step."""
     packed: tuple[Any, ...]
-    """Its last arguments: the network and its perceptrons."""
+    """Last arguments of `step`: the network and its perceptrons."""
 
     def __init__(self, potential: Potential) -> None:
         super().__init__(potential)
@@ -57,7 +57,7 @@ class CPUPotential(FusedPotential):
         scale = self.atomic_scale
         self.scale, self.mean = float(scale.scale), float(scale.mean)
         self.factor = self.scale * self.energy_in_ev / self.length_in_angstrom
-        """What takes the derivative of an output to eV/A."""
+        """Factor that converts the derivative of an output to eV/A."""
         self.references = scale.references.cpu().numpy()
         self._lock = threading.Lock()
         self._list: NeighborMemory | None = None
@@ -69,11 +69,11 @@ class CPUPotential(FusedPotential):
             return self._evaluate(graph)
 
     def allocate(self, neighbors: Neighbors, threads: int, old: Memory | None) -> Memory:
-        """Memory for steps with these neighbours; ``old`` was for others."""
+        """Allocate memory for steps with these neighbours; ``old`` served an earlier list."""
         raise NotImplementedError
 
     def use(self, memory: Memory, composition: Composition) -> None:
-        """Write to the memory what the network reads of a composition."""
+        """Write the part of a composition that the network reads to the memory."""
 
     def _evaluate(self, graph: Graph) -> Prediction:
         systems = len(graph.charge)
@@ -115,7 +115,7 @@ class CPUPotential(FusedPotential):
         forces: NDArray[np.float64],
         virial: NDArray[np.float64],
     ) -> NDArray[np.float64]:
-        """Fill forces and virial; the outputs of the network, which the next call overwrites."""
+        """Fill forces and virial, and return the network's outputs, which the next call reuses."""
         threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
         known, memory = self._list, self._memory
         if known is None or memory is None or not known.serves(graph, threads):
@@ -146,7 +146,13 @@ class CPUPotential(FusedPotential):
 
 
 class Composition:
-    """What depends on elements and charges alone, kept while graphs come with the same ones."""
+    """Quantities that depend only on elements and charges, kept while these stay the same.
+
+    Raises
+    ------
+    ValueError
+        If an atomic number has no reference energy.
+    """
 
     def __init__(self, graph: Graph, references: NDArray[np.float64], mean: float) -> None:
         self._given = Versions(graph.numbers, graph.system, graph.charge)
@@ -163,12 +169,12 @@ class Composition:
         self.charge_factors = 1 + 0.1 * charge[system]
 
     def serves(self, graph: Graph) -> bool:
-        """Whether these are the very tensors it was made of."""
+        """Whether the graph holds the same, unchanged tensors."""
         return self._given.are(graph.numbers, graph.system, graph.charge)
 
 
 class NeighborMemory:
-    """Neighbours by receiver, as long as graphs come with the same list."""
+    """Neighbours by receiver, kept as long as graphs hold the same list."""
 
     def __init__(self, graph: Graph, threads: int) -> None:
         self._given = Versions(graph.edge_index, graph.edge_shift)
@@ -183,7 +189,7 @@ class NeighborMemory:
         )
 
     def serves(self, graph: Graph, threads: int) -> bool:
-        """Whether the neighbours are the very ones that it was made for."""
+        """Whether the graph holds the same list and the number of threads is the same."""
         return (
             threads == self._threads
             and self._given.are(graph.edge_index, graph.edge_shift)
@@ -192,7 +198,7 @@ class NeighborMemory:
 
 
 def _may_start_threads() -> bool:
-    """False in a fork of a process whose threads run already: they did not survive it."""
+    """False in a fork of a process that started threads, because threads do not survive a fork."""
     global _started_in
     if _started_in is None:
         _started_in = os.getpid()
@@ -200,7 +206,7 @@ def _may_start_threads() -> bool:
 
 
 def _exclusive() -> AbstractContextManager[Any]:
-    """A lock for the thread pools that end the process when two threads enter at once."""
+    """A lock for thread pools that end the process if two threads enter at the same time."""
     try:
         safe = numba.threading_layer() in ("omp", "tbb")
     except ValueError:  # not started yet

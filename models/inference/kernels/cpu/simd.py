@@ -1,9 +1,9 @@
-"""Vectors of sixteen numbers for Numba: loaded, computed with and stored as one value.
+"""Vectors of sixteen numbers for Numba: loaded, used in arithmetic and stored as one value.
 
 Numba leaves vectorisation to the compiler, which does not keep nine accumulators in registers
-through a loop over neighbours. Here a `Vector` is a value of a compiled function: ``+``, ``-``,
-``*``, ``/`` act on all lanes, `fma` multiplies and adds with one rounding. On a processor whose
-registers are narrower the compiler splits it.
+through a loop over neighbours. Here a `Vector` is a value in compiled functions: ``+``, ``-``,
+``*``, ``/`` act on all lanes, `fma` multiplies and adds with one rounding. The compiler splits
+vectors on processors with narrower registers.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _VectorModel(models.PrimitiveModel):
 def vector_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
     """Address of sixteen consecutive elements of an array.
 
-    In builds with ``NUMBA_BOUNDSCHECK=1`` the process ends if they are not all inside.
+    With ``NUMBA_BOUNDSCHECK=1``, the process ends if they are not all within the array.
     """
     fields = arrayobj.make_array(array_type)(context, builder, array)
     if numba.config.BOUNDSCHECK:
@@ -74,7 +74,7 @@ def vector_pointer(context: Any, builder: Any, array_type: Any, array: Any, inde
 def load_many(
     context: Any, builder: Any, kind: Any, array: Any, start: Any, offsets: Iterable[int]
 ) -> list[Any]:
-    """The vectors that begin at array[start + offset], in LLVM; ``kind`` is the array's type."""
+    """LLVM code that loads the vectors at array[start + offset]; ``kind`` is the array's type."""
     found = []
     for offset in offsets:
         index = builder.add(start, ir.Constant(start.type, offset))
@@ -108,7 +108,7 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 def broadcast(builder: Any, number: Any) -> Any:
-    """The number in every lane."""
+    """LLVM code for a vector with the number in every lane."""
     vector = ir.VectorType(number.type, LANES)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), number, _int32(0))
     lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
@@ -157,7 +157,7 @@ _register(operator.neg, "fneg")
 
 
 def call_lanewise(builder: Any, name: str, *args: Any) -> Any:
-    """LLVM's intrinsic function of that name, on vectors of one type."""
+    """Call LLVM's intrinsic function of that name on vectors of one type."""
     kind = args[0].type
     suffix = "f32" if kind.element == ir.FloatType() else "f64"
     function = cgutils.get_or_insert_function(
@@ -169,10 +169,10 @@ def call_lanewise(builder: Any, name: str, *args: Any) -> Any:
 
 
 def unrolled(result: Callable[..., types.Type]) -> Callable[..., Any]:
-    """Makes an intrinsic function of vectors, and of tuples of vectors.
+    """Decorator that makes an intrinsic function of vectors and tuples of vectors.
 
-    It decorates a function of LLVM's builder and the arguments, tuples as lists of vectors;
-    ``result`` takes the types of the arguments to that of the result.
+    The decorated function takes LLVM's builder and the arguments, with tuples as lists of vectors;
+    ``result`` maps the types of the arguments to the type of the result.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,7 +191,7 @@ def unrolled(result: Callable[..., types.Type]) -> Callable[..., Any]:
             return kind(*kinds), generate
 
         functools.update_wrapper(typed, function)
-        # Numba asks for the names of the arguments.
+        # Numba needs the names of the arguments.
         given = inspect.signature(function)
         typed.__signature__ = given.replace(return_annotation=Any)  # type: ignore[attr-defined]
         return intrinsic(typed)
@@ -200,7 +200,7 @@ def unrolled(result: Callable[..., types.Type]) -> Callable[..., Any]:
 
 
 def from_type(value: Callable[[Any], int]) -> Any:
-    """An intrinsic function whose result, a whole number, follows from its argument's type."""
+    """An intrinsic function that computes an integer from the type of its argument."""
 
     def number(typing: Any, x: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -253,7 +253,7 @@ def total(builder: Any, vector: Any) -> Any:
 
 @intrinsic
 def like(typing: Any, vector: Any, number: Any) -> Any:
-    """The number, of any type, in every lane of a vector of this one's dtype."""
+    """A vector of the same dtype, with the number, of any type, in every lane."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         cast = context.cast(builder, args[1], signature.args[1], vector.dtype)
@@ -263,16 +263,16 @@ def like(typing: Any, vector: Any, number: Any) -> Any:
 
 
 LN2_HIGH = 0.693359375
-"""ln 2 with so few digits that whole multiples of it are exact; `LN2_LOW` is the rest."""
+"""ln 2 with few enough digits that its integer multiples are exact; `LN2_LOW` is the rest."""
 LN2_LOW = -2.121944400546905827679e-4  # with more digits than math.log(2) - LN2_HIGH has
 
 
 @unrolled(lambda vector: vector)
 def exp(builder: Any, vector: Any) -> Any:
-    """e^x to one or two units in the last place.
+    """e^x, accurate to one or two units in the last place.
 
-    x = k ln 2 + r with |r| <= ln 2 / 2, then e^x = 2^k e^r with the Taylor series of e^r. Beyond
-    the range of normal numbers the value at its end is returned.
+    With x = k ln 2 + r and |r| <= ln 2 / 2, e^x = 2^k e^r, where e^r is a Taylor series. Arguments
+    are clipped to the range of normal numbers.
     """
     kind = vector.type
     single = kind.element == ir.FloatType()

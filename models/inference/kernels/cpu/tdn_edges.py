@@ -1,11 +1,12 @@
 r"""Embedding and attention of a TDN over the neighbours of a few atoms, forward and backward.
 
-The equations stand in ``tests/support/tdn_equations.py``, by the names there. Messages, values
-and gates of the edges of a group of receivers live in the memory of a thread, and the way back
-computes them anew: nothing of size edges x components x channels is kept from layer to layer. What
-goes back to the senders is written once for a chunk of receivers, and summed by sender after it.
+The equations are in ``tests/support/tdn_equations.py``, under the same names. Messages, values
+and gates of the edges of a group of receivers are in a thread's scratch memory, and the backward
+pass recomputes them: nothing of size edges x components x channels is kept from layer to layer.
+Gradients that return to the senders are written once for a chunk of receivers, then summed by
+sender.
 
-Layout: features of atoms and of edges are [atom or edge][chunk of 16 channels][component][16].
+Layout: features of atoms and edges are [atom or edge][chunk of 16 channels][component][16].
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from .tdn_network import MATRICES, PAIR, VALUE, PackedTDN, TDNWork
 
 @internal
 def spline(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
-    """Radial weights of sixteen channels; ``start`` is where the table of the chunk begins."""
+    """Radial weights of sixteen channels; the table of the chunk begins at ``start``."""
     width, w = net.chunks * LANES, slot * WEIGHTS
     at = start + slots.row[slot] * width
     lower = splat(slots.weights[w]) * load(net.tables, at)
@@ -47,7 +48,7 @@ def spline(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
 
 @internal
 def spline_slope(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
-    """Their derivatives."""
+    """Derivatives of the radial weights of `spline`."""
     width, w = net.chunks * LANES, slot * WEIGHTS
     at = start + slots.row[slot] * width
     sums = splat(slots.weights[w + 4]) * load(net.differences, at)
@@ -66,7 +67,7 @@ def sigmoid(x: Any) -> Any:
 def embed(
     first: int, last: int, net: PackedTDN, neighbors: Neighbors, slots: Slots, work: TDNWork
 ) -> None:
-    """Sums over neighbours of atoms ``first`` to ``last``, and of their envelopes."""
+    """Sum features and envelopes over the neighbours of atoms ``first`` to ``last``."""
     d, size = net.components, net.matrix
     for i in range(first, last):
         degree = 0.0
@@ -95,9 +96,9 @@ def embed_back(
     work: TDNWork,
     scratch: Any,
 ) -> None:
-    """The way back of `embed`: adds to the gradients of the slots.
+    """Backward pass of `embed`: adds to the gradients of the slots.
 
-    Gradients of the sums are in ``work.g_z``, those of the envelopes' in ``work.g_degree``.
+    The gradients of the sums are in ``work.g_z`` (features) and ``work.g_degree`` (envelopes).
     """
     d, size = net.components, net.matrix
     sums, matrix = work.sums, work.totals
@@ -129,12 +130,12 @@ def attend(
     first: int, last: int, layer: int, net: PackedTDN, neighbors: Neighbors, slots: Slots,
     work: TDNWork, scratch: Any,
 ) -> None:  # fmt: skip
-    r"""Messages, values, gates and attention of the edges of a group, in the thread's memory.
+    r"""Compute messages, values, gates and attention of a group's edges, in scratch memory.
 
-    Messages lie at ``work.message``, W_v m at ``work.value``; at ``work.gate``, in rows as long
-    as features, first the gates :math:`\sigma(W_g m_0 + b)`, then :math:`a \lambda'(W_\alpha m_0
-    + b)`; radial weights at ``work.radial``; the attention at ``work.alpha``, then the same
-    without the envelope.
+    Messages are at ``work.message``, W_v m at ``work.value``. ``work.gate`` has rows as long as
+    features: first the gates :math:`\sigma(W_g m_0 + b)`, then :math:`a \lambda'(W_\alpha m_0
+    + b)`. Radial weights are at ``work.radial``, the attention at ``work.alpha``, and the
+    attention without the envelope at ``work.free``.
     """
     d, chunks, matrix = net.components, net.chunks, net.matrix
     width, features = chunks * LANES, chunks * d * LANES
@@ -213,7 +214,7 @@ def gather(
     first: int, last: int, layer: int, net: PackedTDN, neighbors: Neighbors, slots: Slots,
     work: TDNWork, scratch: Any,
 ) -> None:  # fmt: skip
-    """Sums of the values over the edges of a group, weighted by attention: z."""
+    """Sum the values over the edges of a group, weighted by attention: z."""
     d, chunks, matrix = net.components, net.chunks, net.matrix
     width, features, z = chunks * LANES, chunks * d * LANES, work.z[layer]
     biases = (layer * MATRICES + VALUE) * width
@@ -242,10 +243,11 @@ def attend_back(
     first: int, last: int, layer: int, base: int, net: PackedTDN,
     neighbors: Neighbors, slots: Slots, work: TDNWork, scratch: Any,
 ) -> None:  # fmt: skip
-    """The way back of `attend` and `gather`, whose memory is as they left it.
+    """Backward pass of `attend` and `gather`, from the scratch memory that they leave.
 
-    The gradient of z is in ``work.g_z``. What goes to senders is written to ``work.returned``,
-    where the first is that of slot ``base``; what stays, to ``work.g_received``.
+    The gradient of z is in ``work.g_z``. The gradients of the senders' features are written to
+    ``work.returned``, beginning with that of slot ``base``; those of the receivers' features to
+    ``work.g_received``.
     """
     n = back_to_messages(first, last, layer, net, neighbors, slots, work, scratch)
     d, chunks = net.components, net.chunks
@@ -270,10 +272,10 @@ def back_to_messages(
     first: int, last: int, layer: int, net: PackedTDN, neighbors: Neighbors, slots: Slots,
     work: TDNWork, scratch: Any,
 ) -> int:  # fmt: skip
-    """From the gradient of z to those of W_v m, of the gates' and the scores' arguments.
+    """From the gradient of z to those of W_v m and of the arguments of gates and scores.
 
-    These take the place of what they are gradients of; alpha w v takes that of the messages, and
-    ``work.g_radial`` is begun. Returns the number of edges.
+    Each gradient overwrites its own variable; alpha w v overwrites the messages, and the first
+    part of ``work.g_radial`` is written. Returns the number of edges.
     """
     d, chunks, matrix = net.components, net.chunks, net.matrix
     width, features, z = chunks * LANES, chunks * d * LANES, work.z[layer]
@@ -330,7 +332,7 @@ def back_to_features(
     first: int, last: int, layer: int, base: int, net: PackedTDN,
     neighbors: Neighbors, slots: Slots, work: TDNWork, scratch: Any,
 ) -> None:  # fmt: skip
-    """From the gradients of the messages to those of features and of the slots."""
+    """From the gradients of the messages to those of the features and the slots."""
     d, chunks, matrix = net.components, net.chunks, net.matrix
     width, features = chunks * LANES, chunks * d * LANES
     sent, received, share = work.sent[layer], work.received[layer], work.g_z
@@ -381,17 +383,17 @@ def collect_sent(
     first: int, last: int, receivers: int, end: int, base: int, net: PackedTDN,
     neighbors: Neighbors, slots: Slots, work: TDNWork,
 ) -> None:  # fmt: skip
-    """What comes back to senders ``first`` to ``last`` from receivers ``receivers`` to ``end``.
+    """Sum the gradients that senders ``first`` to ``last`` get from receivers up to ``end``.
 
-    Always in the order of the receivers; ``base`` is the slot whose share is the first of
-    ``work.returned``.
+    The receivers begin with ``receivers`` and are always added in order; ``work.returned`` begins
+    with slot ``base``.
     """
     d, chunks = net.components, net.chunks
     features = chunks * d * LANES
     for j in range(first, last):
         begin, stop = neighbors.offsets[j], neighbors.offsets[j] + slots.counts[j]
         last_of_chunk = stop
-        # Those that hear j are those that j hears, and in order.
+        # The receivers of j are the senders to j, in order.
         while begin < last_of_chunk:
             half = (begin + last_of_chunk) // 2
             if slots.sender[half] < receivers:

@@ -1,6 +1,6 @@
-r"""Edges of a TDN: harmonics, envelope and the matrix of their tensor products; and the way back.
+r"""Edges of a TDN: harmonics, envelope and matrix of the tensor products; backward pass included.
 
-:math:`M_{ki} = \sum_j M_{ijk} Y_j` is made once for all layers. The equations stand in
+:math:`M_{ki} = \sum_j M_{ijk} Y_j` is computed once for all layers. The equations are in
 ``tests/support/tdn_equations.py``.
 """
 
@@ -17,9 +17,9 @@ from .tdn_network import PackedTDN, TDNWork
 
 @internal
 def harmonics(x: float, y: float, z: float, net: PackedTDN, out: Any) -> None:
-    """Harmonics and their derivatives along x, y and z: the first four rows of ``out``.
+    """Write harmonics and their derivatives along x, y and z to the first four rows of ``out``.
 
-    (7, d) or more; what is behind is overwritten.
+    ``out`` has `HARMONICS_ROWS` rows; the others are scratch memory.
     """
     degrees, kept = net.degrees[-1] + 1, 0
     cosines, sines = out[4], out[5]
@@ -29,7 +29,7 @@ def harmonics(x: float, y: float, z: float, net: PackedTDN, out: Any) -> None:
         cosines[m] = z * cosines[m - 1] - x * sines[m - 1]
         sines[m] = z * sines[m - 1] + x * cosines[m - 1]
     for degree in range(degrees):
-        # Legendre polynomials' m-th derivatives, from those of the two degrees below.
+        # The m-th derivatives of Legendre polynomials, from those of the two degrees below.
         for m in range(degree - 1):
             lower = (2 * degree - 1) * y * now[m] - (degree + m - 1) * before[m]
             coming[m] = lower / (degree - m)
@@ -59,7 +59,7 @@ def harmonics(x: float, y: float, z: float, net: PackedTDN, out: Any) -> None:
 
 
 HARMONICS_ROWS = 9
-"""Of the memory of `harmonics`."""
+"""Rows of the memory of `harmonics`."""
 
 
 @internal
@@ -67,7 +67,7 @@ def orient(
     first: int, last: int, positions: Any, neighbors: Neighbors, slots: Slots, net: PackedTDN,
     work: TDNWork, own: Any,
 ) -> None:  # fmt: skip
-    """Envelopes and couplings of the slots of receivers ``first`` to ``last``; no gradients."""
+    """Compute envelopes and couplings of receivers ``first`` to ``last``; clear the gradients."""
     d, size, rate = net.components, net.matrix, math.pi / net.cutoff
     for i in range(first, last):
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
@@ -103,7 +103,7 @@ def turn_harmonics(
     first: int, last: int, neighbors: Neighbors, slots: Slots, net: PackedTDN, work: TDNWork,
     own: Any,
 ) -> None:  # fmt: skip
-    r"""Write dE/dr_ij, with :math:`\bar Y \cdot \nabla Y` for the gradient of u."""
+    r"""Write dE/dr_ij, with the gradient :math:`\bar Y \cdot \nabla Y` with respect to u."""
     for i in range(first, last):
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             f = slot * FRAME

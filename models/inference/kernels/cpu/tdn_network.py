@@ -25,58 +25,64 @@ from .perceptron import Perceptron, pack_perceptron, padded
 from .simd import LANES
 
 BLOCK = 32
-"""Atoms that are done together, at most."""
+"""Largest number of atoms in a block."""
 HARMONICS_ROWS = 9
-"""Of the memory of `harmonics`."""
+"""Rows of the memory of `harmonics`."""
 
-# Places of a layer's matrices; that of the pair, with 2C outputs, takes two.
+# Places of a layer's matrices; the pair, with 2C outputs, takes two places.
 SENDER, RECEIVER, VALUE, MIX, GATED, GATE, GATED_MIX, PAIR = range(8)
 MATRICES = 9
-"""Of a layer; the embedding's mix comes after all layers."""
+"""Places per layer; the embedding's mix comes after all layers."""
 
 
 class PackedTDN(NamedTuple):
-    """The weights of a TDN, packed; each head's channels are padded to chunks of sixteen."""
+    """The packed weights of a TDN; each head's channels are padded to chunks of sixteen.
+
+    Without padding, there are d components and C channels.
+    """
 
     shape: NDArray[Any]
-    """Tells d when compiled, see `components`; it holds nothing."""
+    """Empty array that tells compiled functions d (see `components`)."""
     degrees: NDArray[np.int64]
-    """Those that there are, 0 first."""
+    """Degrees of the features, 0 first."""
     starts: NDArray[np.int64]
-    """(degrees + 1,), first component of each, and d."""
+    """(degrees + 1,), first component of each degree, and d."""
     components: int
     """d."""
     matrix: int
     """d^2, padded to whole vectors."""
     norms: NDArray[np.float64]
-    """(L + 1, L + 1), of each degree and m."""
+    """(L + 1, L + 1), norm of each degree and m."""
     product: NDArray[Any]
-    """Flat (d, matrix): for each harmonic j its M[k, i]."""
+    """Flat (d, matrix): M[k, i] of each harmonic j."""
     smooth: bool
+    """Whether the network has an envelope."""
     unit: float
     """The network's unit of length, Angstrom."""
     cutoff: float
-    """In that unit."""
+    """Cutoff in that unit."""
     intervals: int
-    """Of the tables."""
+    """Intervals of the tables."""
     channels: int
-    """Without padding."""
+    """Channels without padding."""
     chunks: int
+    """Chunks of sixteen channels, padding included."""
     heads: int
     layers: int
     slope: float
-    """Of the leaky unit."""
+    """Slope of the leaky unit."""
     rows: int
-    """Of each radial table."""
+    """Rows of each radial table."""
     tables: NDArray[Any]
     """Flat (1 + layers, rows, channels): the embedding's, then each layer's."""
     differences: NDArray[Any]
-    """Of consecutive rows, over the distance between them."""
+    """Differences of consecutive rows, divided by the distance between them."""
     matrices: NDArray[Any]
-    """Packed, by layer; PAIR is gate and score of the messages side by side."""
+    """Packed matrices by layer; PAIR is gate and score of the messages, side by side."""
     transposed: NDArray[Any]
+    """Packed transposed matrices, for the backward pass."""
     biases: NDArray[Any]
-    """As the matrices: flat (layers, MATRICES, channels), then the embedding's."""
+    """Flat (layers, MATRICES, channels), then the embedding's bias."""
     score_dots: NDArray[Any]
     """Flat (layers, channels)."""
     norm_weights: NDArray[Any]
@@ -93,52 +99,58 @@ class PackedTDN(NamedTuple):
 
 
 class TDNWork(NamedTuple):
-    """Memory of a step, for all atoms and for each thread."""
+    """Memory of a step, for all atoms and for each thread.
+
+    "Features" in a shape stands for atoms x chunks x components x 16. The integers from
+    ``message`` on are offsets into a row of ``scratch``.
+    """
 
     block: int
-    """Atoms that are done together, at most."""
+    """Largest number of atoms in a block."""
     receivers: NDArray[np.int64]
     """(chunks + 1,), first atom of each chunk of receivers, and N."""
     envelope: NDArray[Any]
-    """(2 E,): phi and d phi / dr of a slot."""
+    """(2 E,), phi and d phi / dr of each slot."""
     coupling: NDArray[Any]
-    """(E * matrix,): M of a slot, row by row, padded to whole vectors."""
+    """(E * matrix,), M of each slot, row by row, padded to whole vectors."""
     harmonics: NDArray[Any]
-    """(E, d), dE/dY of a slot."""
+    """(E, d), dE/dY of each slot."""
     embedded: NDArray[Any]
-    """Sums of the embedding."""
+    """(features,), sums of the embedding."""
     degree: NDArray[Any]
     """(N,), sums of envelopes."""
     x: NDArray[Any]
-    """(layers + 1, features): what enters each layer, and what leaves the last."""
+    """(layers + 1, features), inputs of each layer, and the outputs of the last."""
     middle: NDArray[Any]
     """(layers, features), after the attention."""
     sent: NDArray[Any]
+    """(layers, features), as senders."""
     received: NDArray[Any]
+    """(layers, features), as receivers."""
     z: NDArray[Any]
-    """(layers, features)."""
+    """(layers, features), sums of the attention."""
     gradient: NDArray[Any]
-    """Of what leaves a layer."""
+    """(features,), gradient of a layer's outputs."""
     g_z: NDArray[Any]
     g_degree: NDArray[Any]
     g_sent: NDArray[Any]
     g_received: NDArray[Any]
     returned: NDArray[Any]
-    """Features of the edges of a chunk of receivers: what goes back to senders."""
+    """Gradients that return to the senders, for the edges of a chunk of receivers."""
     outputs: NDArray[np.float64]
-    """(N,), of the network."""
+    """(N,), outputs of the network."""
     rows: NDArray[np.int64]
-    """Offsets of the rows of features,"""
+    """Offsets of the rows of features: all components."""
     rows_first: NDArray[np.int64]
-    """of their component 0,"""
+    """Offsets of the rows of component 0."""
     rows_rest: NDArray[np.int64]
-    """and of the others."""
+    """Offsets of the rows of the other components."""
     rows_scalars: NDArray[np.int64]
-    """Of the readout's block."""
+    """Offsets of the rows of the readout's block."""
     scratch: NDArray[Any]
-    """(threads, ...): what follows says where what lies."""
+    """(threads, ...), memory of each thread."""
     own: NDArray[np.float64]
-    """(threads, 9, d + 2), of `harmonics`."""
+    """(threads, HARMONICS_ROWS, ...), memory of `harmonics`."""
     message: int
     value: int
     gate: int
@@ -148,25 +160,33 @@ class TDNWork(NamedTuple):
     alpha: int
     free: int
     shares: int
-    """By head."""
+    """One number per head."""
     sums: int
     totals: int
     first: int
-    """Four features of a block of atoms."""
+    """Features of a block of atoms, as ``second``, ``third`` and ``fourth``."""
     second: int
     third: int
     fourth: int
     scalars: int
-    """Of the readout: rows of ``block``."""
+    """Values of the readout's perceptron, for a block of atoms."""
     slopes: int
+    """Derivatives of its activations."""
 
 
 def pack_tdn(
     potential: Potential, table: RadialTable, dtype: np.dtype[Any]
 ) -> tuple[PackedTDN, Perceptron]:
-    """Weights -> arrays of a dtype, each head padded to multiples of sixteen; and the readout's.
+    """Pack the weights of a TDN, each head padded to multiples of sixteen, and of its readout.
 
-    ``table`` is of the network's ``edge_factors``, in float64.
+    Parameters
+    ----------
+    potential
+        A TDN with a `ScalarReadout`.
+    table
+        Table of the network's ``edge_factors``, in float64.
+    dtype
+        Dtype of the packed weights.
     """
     double = copy.deepcopy(potential).cpu().double().requires_grad_(False)
     network, readout = double.representation, double.readout
@@ -189,12 +209,12 @@ def pack_tdn(
             norms[degree, m] = math.sqrt((2 * degree + 1) * (2 - (m == 0)) * ratio)
 
     def flat(arrays: Iterable[Tensor]) -> NDArray[Any]:
-        """Their channels, the last axis, padded: one after the other."""
+        """Concatenate arrays, with their last axis, the channels, padded."""
         parts = [padded(a.numpy(), a.ndim - 1, heads).astype(dtype).ravel() for a in arrays]
         return np.concatenate([*parts, np.zeros(0, dtype)])
 
     def matrix(weight: Tensor) -> NDArray[Any]:
-        """(inputs, outputs): y = x W^T."""
+        """W -> padded W^T, (inputs, outputs), for y = x W^T."""
         return padded(padded(weight.t().numpy(), 0, heads), 1, heads).astype(dtype)
 
     stored, biases = [], []
@@ -229,7 +249,7 @@ def pack_tdn(
         slope=layers[0].attention.score_act.slope if layers else 0.0,
         rows=table.intervals + 3,
         tables=flat(tables),
-        # Slopes are differences of neighbouring rows: taken before they are rounded.
+        # Slopes are differences of adjacent rows, taken before rounding to the dtype.
         differences=flat(
             t.diff(dim=0, append=t[-1:]) * (table.intervals / table.cutoff) for t in tables
         ),
@@ -249,7 +269,7 @@ def pack_tdn(
 
 
 def _product(network: TDN) -> Tensor:
-    """(d, d, d), M[i, j, k] of features i, harmonics j and results k."""
+    """(d, d, d), M[i, j, k] for features i, harmonics j and results k."""
     coupling = network.coupling
     if isinstance(coupling, FactoredCoupling):
         return torch.einsum("ir,jr,kr->ijk", coupling.a, coupling.b, coupling.c)
@@ -258,7 +278,7 @@ def _product(network: TDN) -> Tensor:
 
 
 def _linear_maps(layer: Block) -> list[tuple[Tensor, Tensor | None]]:
-    """Weights and biases in the order of their places, the two of the pair last."""
+    """Weights and biases of a layer in the order of their places, the two of the pair last."""
     attention, gated = layer.attention, layer.gated
     maps: list[DegreeLinear | GatedLinear | torch.nn.Linear] = [
         attention.sender, attention.receiver, attention.value, attention.mix, gated, gated.gate,
@@ -271,7 +291,19 @@ def make_tdn_work(
     net: PackedTDN, head: Perceptron, offsets: NDArray[np.int64], groups: Sequence[int],
     receivers: Sequence[int], threads: int,
 ) -> TDNWork:  # fmt: skip
-    """Memory for steps with these neighbours, receivers in groups and chunks."""
+    """Allocate memory for steps.
+
+    Parameters
+    ----------
+    net, head
+        The packed network, and the perceptron of its readout.
+    offsets
+        (N + 1,), first edge of each receiver, and E.
+    groups, receivers
+        First atom of each group and of each chunk of receivers, and N.
+    threads
+        Number of threads.
+    """
     dtype, d, atoms = net.tables.dtype, net.components, len(offsets) - 1
     width, slots = net.chunks * LANES, int(offsets[-1])
     features = width * d

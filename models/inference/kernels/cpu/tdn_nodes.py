@@ -1,7 +1,7 @@
-"""What a TDN does with each atom, forward and backward, a block of atoms at a time.
+"""The operations of a TDN on each atom, forward and backward, a block of atoms at a time.
 
-The equations stand in ``tests/support/tdn_equations.py``. Features have the layout of
-`tdn_edges`; those of a block, in the memory of a thread, the same.
+The equations are in ``tests/support/tdn_equations.py``. Features have the layout of `tdn_edges`,
+also those of a block in the memory of a thread.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def linear(
 def linear_back(
     net: PackedTDN, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int, work: TDNWork
 ) -> None:
-    """Its way back."""
+    """Backward pass of `linear`."""
     d, chunks = net.components, net.chunks
     width = chunks * LANES
     multiply(
@@ -80,7 +80,7 @@ def add(x: Any, x_start: int, y: Any, y_start: int, count: int) -> None:
 
 @internal
 def norm(net: PackedTDN, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int) -> None:
-    """Layer norm of each degree of n atoms; ``which`` is 2 layer, and 1 more for the second."""
+    """Layer norm of each degree of n atoms; ``which`` is 2 layer, plus 1 for the second norm."""
     d, chunks, degrees = net.components, net.chunks, net.degrees.size
     width, features = chunks * LANES, chunks * d * LANES
     for a in range(n):
@@ -103,7 +103,7 @@ def norm(net: PackedTDN, which: int, x: Any, x_start: int, y: Any, y_start: int,
 
 @internal
 def degree_scale(net: PackedTDN, which: int, degree: int, x: Any, at: int) -> float:
-    """1 / sqrt of the mean square of the degree in that place, not the first."""
+    """1 / sqrt of the mean square of a degree, given by its place, which is not the first."""
     d, sums = net.components, load(net.zeros, 0)
     begin, end = net.starts[degree], net.starts[degree + 1]
     for chunk in range(net.chunks):
@@ -118,9 +118,9 @@ def degree_scale(net: PackedTDN, which: int, degree: int, x: Any, at: int) -> fl
 def norm_back(
     net: PackedTDN, which: int, x: Any, x_start: int, scratch: Any, n: int, work: TDNWork
 ) -> None:
-    """Gradient of what was normalised from that of the result, both at ``work.first``.
+    """Turn the gradient of `norm`'s result, at ``work.first``, into that of its input, in place.
 
-    The normalised features are computed anew, at ``work.second``, where they are not needed.
+    The normalised features are recomputed at ``work.second``, but not used.
     """
     d, chunks, degrees = net.components, net.chunks, net.degrees.size
     width, features = chunks * LANES, chunks * d * LANES
@@ -157,7 +157,7 @@ def norm_back(
 
 @internal
 def embed_atoms(first: int, last: int, species: Any, net: PackedTDN, work: TDNWork) -> None:
-    """From the sums of the embedding to what enters the first layer."""
+    """From the sums of the embedding to the inputs of the first layer."""
     d, chunks, n = net.components, net.chunks, last - first
     width, features = chunks * LANES, chunks * d * LANES
     which = net.layers * MATRICES
@@ -176,7 +176,7 @@ def embed_atoms(first: int, last: int, species: Any, net: PackedTDN, work: TDNWo
 
 @internal
 def embed_atoms_back(first: int, last: int, net: PackedTDN, work: TDNWork) -> None:
-    """Gradients of the sums, in ``work.g_z``, and of the degrees."""
+    """Backward pass of `embed_atoms`: gradients of the sums (``work.g_z``) and the degrees."""
     d, chunks, n = net.components, net.chunks, last - first
     width, features = chunks * LANES, chunks * d * LANES
     which = net.layers * MATRICES
@@ -193,7 +193,7 @@ def embed_atoms_back(first: int, last: int, net: PackedTDN, work: TDNWork) -> No
 def enter_layer(
     first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
 ) -> None:
-    """What is sent and received of the features that enter a layer."""
+    """Features that atoms contribute as senders and as receivers, from a layer's inputs."""
     n, features = last - first, net.chunks * net.components * LANES
     at, which = first * features, layer * MATRICES
     norm(net, 2 * layer, work.x[layer], at, scratch, work.first, n)
@@ -205,7 +205,7 @@ def enter_layer(
 def enter_layer_back(
     first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
 ) -> None:
-    """Add to the gradient what comes by what was sent and received."""
+    """Backward pass of `enter_layer`: adds to ``work.gradient``."""
     n, features = last - first, net.chunks * net.components * LANES
     at, which = first * features, layer * MATRICES
     linear_back(net, which + SENDER, work.g_sent, at, scratch, work.first, n, work)
@@ -219,7 +219,7 @@ def enter_layer_back(
 def values_and_gates(
     first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
 ) -> None:
-    """Of the feed-forward network: at ``work.second``, and at ``work.third`` by component 0."""
+    """Compute the feed-forward values (``work.second``) and the gates' inputs (``work.third``)."""
     d, chunks, n = net.components, net.chunks, last - first
     width, features = chunks * LANES, chunks * d * LANES
     which = layer * MATRICES
@@ -235,7 +235,7 @@ def values_and_gates(
 def feed_forward(
     first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
 ) -> None:
-    """From the sums over neighbours to what leaves the layer."""
+    """From the sums over neighbours to the outputs of the layer."""
     d, chunks, n = net.components, net.chunks, last - first
     features, which = chunks * d * LANES, layer * MATRICES
     at = first * features
@@ -256,7 +256,10 @@ def feed_forward(
 def feed_forward_back(
     first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
 ) -> None:
-    """Gradients of what comes after the attention and, in ``work.g_z``, of its sums."""
+    """Backward pass of `feed_forward`: gradients of the attention's result and sums.
+
+    The former is in ``work.gradient``, the latter in ``work.g_z``.
+    """
     d, chunks, n = net.components, net.chunks, last - first
     features, which = chunks * d * LANES, layer * MATRICES
     at = first * features
@@ -290,13 +293,13 @@ def feed_forward_back(
 def read_out(
     first: int, last: int, net: PackedTDN, head: Perceptron, work: TDNWork, scratch: Any
 ) -> None:
-    """Outputs of the network, and the gradient of what left the last layer."""
+    """Compute the outputs of the network, and the gradient of the last layer's outputs."""
     d, chunks, n, block = net.components, net.chunks, last - first, work.block
     features, row, x, at = chunks * d * LANES, block * LANES, work.x[net.layers], work.scalars
     for i in range(first, last):
         for k in range(0, features, LANES):
             store(work.gradient, i * features + k, load(net.zeros, 0))
-        # The norm writes as it reads, in steps of d vectors: to the gradient's own place.
+        # The norm reads and writes in steps of d vectors, so it can write to the gradient.
         normalise(
             x, i * features, d * LANES, chunks, net.channels, net.readout_norm_weight,
             net.readout_norm_bias, work.gradient, i * features,

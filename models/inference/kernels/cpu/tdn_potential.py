@@ -15,15 +15,15 @@ from .tdn_step import tdn_schedule, tdn_step
 from .team import even
 
 GROUP_EDGES = 64
-"""Their messages, values and gradients stay in the cache of a core."""
+"""Largest number of edges in a group of receivers, so that its data stay in a core's cache."""
 CHUNK_BYTES = 2**22
-"""For each thread, of what is kept between receivers and senders on the way back."""
+"""Memory per thread for the gradients that pass from receivers to senders in the backward pass."""
 
 
 class CPUTDN(CPUPotential):
-    """A TDN on the CPU, see `CPUPotential`.
+    """A TDN on the CPU; see `CPUPotential`.
 
-    Memory grows with the atoms and, with about d^2 numbers each, with the edges.
+    Memory grows linearly with atoms and edges; each edge takes about d^2 numbers.
     """
 
     step = staticmethod(tdn_step)
@@ -33,7 +33,13 @@ class CPUTDN(CPUPotential):
         self.packed = pack_tdn(potential, self.table, self.arithmetic)
 
     def allocate(self, neighbors: Neighbors, threads: int, old: Memory | None) -> Memory:
-        """Memory for steps with these neighbours; of the old one nothing is used."""
+        """Allocate memory for steps with these neighbours; the old memory is not reused.
+
+        Raises
+        ------
+        ValueError
+            If the edges are not sorted by receiver, then sender.
+        """
         net, head = self.packed
         offsets = neighbors.offsets
         atoms, edges = len(offsets) - 1, len(neighbors.senders)

@@ -1,8 +1,8 @@
-"""The whole pass of a TDN: positions in, outputs, forces and virial out.
+"""A whole step of a TDN: from positions to outputs, forces and virial.
 
-A thread takes receivers in groups of some dozens of edges: their messages stay in its cache from
-the gather to the sum. The last layer goes on from there to the energies of the group and back,
-the others compute their messages twice.
+A thread takes receivers in groups of some dozens of edges, whose messages stay in its cache. In
+the last layer, it continues to the energies of the group and back; in the others, messages are
+computed twice.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from .tdn_nodes import (
 )
 from .team import Schedule, Stage, Tasks, counters, done, join, make_schedule, next_task
 
-# What a stage does; the way back of each is its negative.
+# Operations of the stages; the negative of an operation is its backward pass.
 PLACE, SUM, EMBED, ENTER, ATTEND, FEED, READ_OUT = range(1, 8)
 AGAIN = 8
-"""The messages of `ATTEND` once more, without their sum."""
+"""Recomputes the messages of `ATTEND`, without their sum."""
 RETURN = 9
-"""What `-ATTEND` leaves for senders, summed by these."""
+"""Sums by sender the gradients that `-ATTEND` leaves for senders."""
 
 
 def tdn_schedule(
     layers: int, bounds: tuple[int, ...], groups: tuple[int, ...], receivers: Sequence[int]
 ) -> Schedule:
-    """The stages forward, the readout, and those of the way back: the same, reversed.
+    """The stages of the forward pass, the readout and the backward pass (the same, reversed).
 
-    ``bounds`` are of the blocks of atoms, ``groups`` of the groups of receivers, and
-    ``receivers`` of their chunks: the way back of the attention is made chunk by chunk.
+    ``bounds`` delimit the blocks of atoms, ``groups`` the groups of receivers, and ``receivers``
+    the chunks of receivers, by which the backward pass of the attention proceeds.
     """
     blocks, forces = Tasks("atoms", bounds), Tasks("forces", bounds)
     chunks = [
@@ -84,7 +84,10 @@ def tdn_step(
     net: PackedTDN,
     head: Perceptron,
 ) -> None:
-    """See `tensornet_step`; neighbours are in order of receiver and sender."""
+    """Run a step of a TDN; the neighbours are sorted by receiver, then sender.
+
+    ``head`` is the perceptron of the readout; see `tensornet_step` for the other parameters.
+    """
     state = counters(schedule.tasks.size)
     for _ in prange(threads):
         thread = join(state)
@@ -105,7 +108,7 @@ def perform(
     species: Any, neighbors: Neighbors, slots: Slots, work: TDNWork, factor: float, forces: Any,
     virial: Any, net: PackedTDN, head: Perceptron,
 ) -> None:  # fmt: skip
-    """One stage of a task."""
+    """Run one stage of a task."""
     what, layer, chunk = schedule.stages[stage]
     begin = schedule.ranges[phase, 0] + task
     first, last = schedule.bounds[begin], schedule.bounds[begin + 1]

@@ -1,9 +1,9 @@
-"""Threads that go through the phases of a step together, within one parallel region.
+"""Threads that run the phases of a step together, within one parallel region.
 
-A region costs ten microseconds to enter, as much as a phase of a small molecule takes. The
-threads of one region take the tasks of a phase one by one instead, and go on when all of its
-tasks are done, whoever did them. Nobody waits for a thread that has no task in hand: on a busy
-machine, or with fewer threads than were asked for, the others do the work.
+Entering a region takes ten microseconds, as long as one phase for a small molecule. Instead, the
+threads of one region take the tasks of a phase one by one, and continue when all its tasks are
+done, by whichever thread. No thread waits for one that holds no task: on a busy machine, or with
+fewer threads than requested, the others do the work.
 """
 
 from __future__ import annotations
@@ -23,43 +23,44 @@ from numpy.typing import NDArray
 from .compiled import inlined
 
 LINE = 8
-"""int64 in a cache line: counters are kept apart."""
+"""int64 per cache line; each counter has a cache line of its own."""
 YIELD_EVERY = 1_000
-"""Looks at a counter before another thread is let run, which may have the task in hand."""
+"""Reads of a counter before the thread yields to others, which may hold the awaited task."""
 
 
 class Schedule(NamedTuple):
-    """What is to be done in which order: phases of stages, shared by tasks."""
+    """The order of a step: phases, each of consecutive stages that share their tasks."""
 
     stages: NDArray[np.int64]
-    """(stages, 3): what is done, in which layer, with which chunk of receivers."""
+    """(stages, 3), operation, layer and chunk of receivers of each stage."""
     starts: NDArray[np.int64]
-    """(phases + 1,), first stage of each phase, and their number."""
+    """(phases + 1,), first stage of each phase, and the number of stages."""
     tasks: NDArray[np.int64]
-    """(phases,), how many."""
+    """(phases,), number of tasks."""
     ranges: NDArray[np.int64]
-    """(phases, 2): where in ``bounds`` its ranges of atoms begin, and how many there are; tasks
-    beyond these begin with the first range again, for the next chunk of channels."""
+    """(phases, 2), place in ``bounds`` of a phase's first range of atoms, and number of ranges.
+    Tasks beyond this number begin with the first range again, for the next chunk of channels."""
     bounds: NDArray[np.int64]
     """First atom of each range, and the end of each list of ranges."""
 
 
 class Tasks(NamedTuple):
-    """Those of a phase: its ranges of atoms, each as often as there are ``repeats``."""
+    """The tasks of a phase: its ranges of atoms, repeated."""
 
     name: str
-    """Stages that follow one another go by the same name if none waits for another's atoms."""
+    """Consecutive stages share a name if none of them waits for atoms of another task."""
     bounds: tuple[int, ...]
     """First atom of each range, and the end of the last."""
     repeats: int = 1
+    """Number of tasks per range, one for each chunk of channels."""
 
 
 Stage = tuple[Tasks, int, int, int]
-"""Its tasks, what is done, in which layer, with which chunk of receivers."""
+"""Tasks, operation, layer and chunk of receivers of a stage."""
 
 
 def make_schedule(stages: Iterable[Stage]) -> Schedule:
-    """Phases of stages that share their tasks, as long as they follow one another."""
+    """Combine consecutive stages that share their tasks into phases."""
     phases = [(tasks, list(each)) for tasks, each in groupby(stages, lambda stage: stage[0])]
     lists = {tasks.bounds: 0 for tasks, _ in phases}
     end = 0
@@ -76,7 +77,7 @@ def make_schedule(stages: Iterable[Stage]) -> Schedule:
 
 
 def even(atoms: int, most: int, threads: int = 1) -> tuple[int, ...]:
-    """Bounds of ranges of at most so many atoms each, as many for each thread."""
+    """Bounds of equal ranges of at most ``most`` atoms, the same number for each thread."""
     count = threads * -(-atoms // (most * threads))
     size = max(1, -(-atoms // max(1, count)))
     return (*range(0, atoms, size), atoms)
@@ -89,7 +90,7 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any
 
 @intrinsic
 def fetch_add(typing: Any, array: Any, index: Any, value: Any) -> Any:
-    """array[index] += value in one indivisible operation; returns what was there."""
+    """array[index] += value as one atomic operation; returns the old value."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
@@ -100,7 +101,7 @@ def fetch_add(typing: Any, array: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def fresh(typing: Any, array: Any, index: Any) -> Any:
-    """array[index] as the other threads left it."""
+    """The current array[index], including writes of other threads (an atomic load)."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
@@ -116,7 +117,7 @@ def _call(builder: Any, name: str, result: Any) -> None:
 
 @intrinsic
 def pause(typing: Any) -> Any:
-    """Tell the processor that this thread waits for another."""
+    """Tell the processor that this thread is waiting for another."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if binding.get_default_triple().startswith("x86_64"):
@@ -128,7 +129,7 @@ def pause(typing: Any) -> Any:
 
 @intrinsic
 def yield_processor(typing: Any) -> Any:
-    """Let another thread run, which may be the one that is waited for."""
+    """Let another thread run, which may be the one that this thread waits for."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if binding.address_of_symbol("sched_yield"):
@@ -140,21 +141,21 @@ def yield_processor(typing: Any) -> Any:
 
 @inlined
 def counters(phases: int) -> Any:
-    """What the threads share: members, then tasks taken and tasks done of each phase."""
+    """The counters that threads share: threads, then tasks taken and tasks done in each phase."""
     return np.zeros((1 + 2 * phases) * LINE, np.int64)
 
 
 @inlined
 def join(state: Any) -> int:
-    """The number of this thread, from zero."""
+    """Register this thread; returns its number, from zero."""
     return fetch_add(state, 0, 1)
 
 
 @inlined
 def next_task(state: Any, tasks: Any, phase: int) -> Any:
-    """The phase and number, from zero, of the next task; beyond the last phase there is none.
+    """Phase and number, from zero, of the next task; after the last task, the number of phases.
 
-    Waits between two phases until all tasks of the first are done.
+    Between two phases, it waits until all tasks of the first are done.
     """
     while phase < tasks.size:
         task = fetch_add(state, (1 + 2 * phase) * LINE, 1)
@@ -172,5 +173,5 @@ def next_task(state: Any, tasks: Any, phase: int) -> Any:
 
 @inlined
 def done(state: Any, phase: int) -> None:
-    """Tell that a task of the phase is done."""
+    """Report that a task of the phase is done."""
     fetch_add(state, (2 + 2 * phase) * LINE, 1)

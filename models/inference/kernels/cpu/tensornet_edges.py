@@ -1,20 +1,20 @@
 r"""Sums over neighbours, forward and backward; nothing of size edges x channels is stored.
 
-What the network asks of a distance is a cubic spline, whose four coefficients and four weights are
-looked up for each edge (see `neighbors`); :math:`f_k` are the factors of I, A and S.
+The factors :math:`f_k` of I, A and S are cubic splines of the distance; their four coefficients
+and four weights are looked up for each edge (see `neighbors`).
 
 Embedding, with :math:`P = p_{Z_i} + q_{Z_j}` and the tensor D of the direction u:
 
 .. math:: X_i = \sum_j P_{ij} \, f(r_{ij}) \odot D(-u_{ij})
 
-Interaction, with the gradient :math:`\bar M` of M given:
+Interaction, with given gradient :math:`\bar M` of M:
 
 .. math::
     M_i = \sum_j f(r_{ij}) \odot Y_j, \qquad
     \bar Y_i = \sum_j f(r_{ij}) \odot \bar M_j, \qquad
     \frac{dE}{dr_{ji}} = \sum_k f'_k(r_{ij}) \; \bar M_j \cdot_k Y_i
 
-The last two are one loop: that over the neighbours to which i sends, which are those it hears.
+The last two share one loop, over the atoms to which i sends; these are also its senders.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from .simd import LANES, fma, like, load, splat, total
 
 @inlined
 def table_row(shape: Any) -> int:
-    """Numbers of one knot and chunk of channels.
+    """Count of numbers per knot and chunk of channels.
 
-    The spline coefficients c of the factors of I, A and S, then the differences to the next row,
-    (c_{k+1} - c_k) / h.
+    These are the spline coefficients c of the factors of I, A and S, then the differences to the
+    next row, (c_{k+1} - c_k) / h.
     """
     return 2 * irreps_of(shape) * LANES
 
 
 @inlined
 def factors(shape: Any, table: Any, at: int, weights: Any, w: int) -> Any:
-    """The factors of I, A and S: four consecutive rows."""
+    """The factors of I, A and S, from four consecutive rows."""
     w0, w1 = splat(weights[w]), splat(weights[w + 1])
     w2, w3 = splat(weights[w + 2]), splat(weights[w + 3])
     return splines(shape, table, at, (w0, w1, w2, w3))
@@ -59,9 +59,9 @@ def factors(shape: Any, table: Any, at: int, weights: Any, w: int) -> Any:
 
 @inlined
 def factor_slopes(shape: Any, table: Any, at: int, weights: Any, w: int) -> Any:
-    """Their derivatives: three rows of differences, which float32 holds to its last digit.
+    """The derivatives of the factors, from three rows of differences, to float32's last digit.
 
-    From the coefficients themselves they would lose digits as 1 / h.
+    Computed from the coefficients themselves, they would lose digits in proportion to 1 / h.
     """
     w0, w1, w2 = splat(weights[w + 4]), splat(weights[w + 5]), splat(weights[w + 6])
     return splines(shape, table, at + irreps_of(shape) * LANES, (w0, w1, w2))
@@ -85,10 +85,10 @@ def embed(
     first: int, last: int, chunk: int, chunks: int, shape: Any, species: Any, receiver: Any,
     sender: Any, table: Any, at_zero: Any, rows: int, neighbors: Neighbors, slots: Slots, x: Any,
 ) -> None:  # fmt: skip
-    """The embedding's sum for atoms ``first`` to ``last`` and one chunk of channels.
+    """Compute the embedding's sum for atoms ``first`` to ``last`` and one chunk of channels.
 
-    ``species`` (N,) are rows of the tables ``receiver`` and ``sender``, p and q above;
-    ``at_zero`` times P_ii is what an atom adds to its own scalar part.
+    ``species`` (N,) are rows of the tables ``receiver`` and ``sender``, p and q above; an atom
+    adds ``at_zero`` times P_ii to its own scalar part.
     """
     atoms, row = species.size, table_row(shape)
     start, c = chunk * rows * row, chunk * LANES
@@ -112,10 +112,10 @@ def gather(
     first: int, last: int, chunk: int, atoms: int, shape: Any, table: Any, start: int,
     at_zero: Any, z: int, neighbors: Neighbors, slots: Slots, y: Any, message: Any,
 ) -> None:  # fmt: skip
-    """The messages to atoms ``first`` to ``last`` in one chunk of channels.
+    """Compute the messages to atoms ``first`` to ``last`` in one chunk of channels.
 
-    ``start`` is where the chunk's table begins, ``z`` where its factors at distance zero do:
-    those of the message of an atom to itself.
+    The chunk's table begins at ``start``; its factors at distance zero, which apply to an atom's
+    message to itself, begin at ``z``.
     """
     size, row = features(shape), table_row(shape)
     own, begin = load_irreps(shape, at_zero, z, LANES), chunk * atoms * size
@@ -134,9 +134,9 @@ def gather_back(
     at_zero: Any, z: int, neighbors: Neighbors, slots: Slots, y: Any, g_message: Any, g_y: Any,
     begins: bool,
 ) -> None:  # fmt: skip
-    """The way back of `gather`: adds to the gradient of Y, and to the slopes dE/dr.
+    """Backward pass of `gather`: adds to the gradient of Y and to the slopes dE/dr.
 
-    ``begins`` says that there are no slopes yet: this is the last layer.
+    ``begins`` is true for the last layer, for which there are no slopes yet.
     """
     size, row = features(shape), table_row(shape)
     own = load_irreps(shape, at_zero, z, LANES)
@@ -163,7 +163,7 @@ def embed_back(
     first: int, last: int, chunks: int, shape: Any, species: Any, receiver: Any, sender: Any,
     table: Any, rows: int, neighbors: Neighbors, slots: Slots, g: Any, layers: int,
 ) -> None:  # fmt: skip
-    r"""The way back of `embed`, to dE/dr_ij of each slot, the slopes of the layers included.
+    r"""Backward pass of `embed`: dE/dr_ij of each slot, including the slopes of the layers.
 
     With :math:`\rho` the derivative along u and v the gradient of the sum with respect to the
     components of D(-u),

@@ -18,28 +18,31 @@ from .simd import LANES
 
 
 class PackedTensorNet(NamedTuple):
-    """The weights of a TensorNet, packed; channels padded with zeros to chunks of sixteen.
+    """The packed weights of a TensorNet; channels are padded with zeros to chunks of sixteen.
 
-    Where I, A and S are spoken of, 3 stands for as many of them as there are.
+    In shapes, 3 stands for the number of irreps, and 6 for twice that number.
     """
 
     shape: NDArray[Any]
-    """Tells the number of components when compiled, see `components`; it holds nothing."""
+    """Empty array that tells compiled functions the number of components (see `components`)."""
     sizes: NDArray[np.int64]
     """Components of each irrep."""
     channels: int
-    """Without padding."""
+    """Channels without padding."""
     chunks: int
+    """Chunks of sixteen channels, padding included."""
     parity_conserving: bool
     layers: int
     unit: float
     """The network's unit of length, Angstrom."""
     lower: float
+    """Lower cutoff in that unit."""
     cutoff: float
-    """In that unit."""
+    """Cutoff in that unit."""
     rows: int
-    """Of each radial table."""
+    """Rows of each radial table."""
     receiver: NDArray[Any]
+    """Flat (elements, channels)."""
     sender: NDArray[Any]
     """Flat (elements, channels)."""
     tables: NDArray[Any]
@@ -53,43 +56,47 @@ class PackedTensorNet(NamedTuple):
     mixes: NDArray[Any]
     """Packed matrices of I, A and S: the embedding's, then each layer's mix_in and mix_out."""
     mixes_transposed: NDArray[Any]
+    """The same, transposed, for the backward pass."""
     readout_norm_weight: NDArray[Any]
     readout_norm_bias: NDArray[Any]
     readout_norm_size: int
-    """Numbers that the norm is taken of; those beyond the invariants are zero."""
+    """Count of numbers in the readout's layer norm; those beyond the invariants are zero."""
     zeros: NDArray[Any]
-    """Where a product has no bias."""
+    """Bias of products without bias."""
 
 
 class TensorNetWork(NamedTuple):
-    """Memory of a step, for all atoms and for each thread."""
+    """Memory of a step, for all atoms and for each thread.
+
+    "Features" in a shape stands for chunks x atoms x components x 16.
+    """
 
     block: int
-    """Atoms that are done together."""
+    """Number of atoms in a block."""
     charge: NDArray[Any]
     """(N,), 1 + q / 10."""
     embedded: NDArray[Any]
-    """X of the embedding's sum."""
+    """(features,), the embedding's sum."""
     mixed: NDArray[Any]
-    """The same, mixed."""
+    """(features,), the embedding's sum after its mix."""
     scale: NDArray[Any]
-    """Flat (3 chunks, N, 16), of the mixed one."""
+    """Flat (3 chunks, N, 16), factors of ``mixed``."""
     statistics: NDArray[np.float64]
     """(N, 2), mean and 1 / deviation of the gate's layer norm."""
     gate_slopes: NDArray[Any]
-    """Of each block of atoms."""
+    """Derivatives of the gate's activations, by block of atoms."""
     x: NDArray[Any]
-    """(layers + 1, features): what enters each layer, and what leaves the last."""
+    """(layers + 1, features), inputs of each layer, and the outputs of the last."""
     y: NDArray[Any]
     """(layers, features)."""
     message: NDArray[Any]
-    """(layers, features); on the way back its gradient."""
+    """(layers, features), messages; in the backward pass their gradient."""
     delta: NDArray[Any]
-    """(layers, features); on the way back the gradient of Y."""
+    """(layers, features), dX; in the backward pass the gradient of Y."""
     gradient: NDArray[Any]
-    """Of X, features."""
+    """(features,), gradient of X."""
     outputs: NDArray[np.float64]
-    """(N,), of the network."""
+    """(N,), outputs of the network."""
     rows: NDArray[np.int64]
     """(block,), offsets of the rows of scalars."""
     irrep_rows: NDArray[np.int64]
@@ -97,17 +104,17 @@ class TensorNetWork(NamedTuple):
     scratch: NDArray[Any]
     """(threads, ...): two features of a block, then scalars."""
     scalars: int
-    """Where the scalars begin in the scratch memory."""
+    """Offset of the scalars in the scratch memory."""
     half: int
-    """Where their second half begins."""
+    """Offset of the second half of the scalars."""
     slopes: NDArray[Any]
-    """(threads, ...), of the readout's two perceptrons."""
+    """(threads, ...), derivatives of the activations of the readout's two perceptrons."""
 
 
 def pack_tensornet(
     weights: TensorNetWeights, unit: float, dtype: np.dtype[Any]
 ) -> PackedTensorNet:
-    """Weights in float64 -> arrays of a dtype, padded to multiples of sixteen channels.
+    """Pack weights in float64 into arrays of a dtype, padded to multiples of sixteen channels.
 
     ``unit`` is the network's unit of length, Angstrom.
     """
@@ -118,7 +125,7 @@ def pack_tensornet(
         return padded(array.numpy(), array.ndim - 1, parts).astype(dtype).ravel()
 
     def table(coefficients: Tensor) -> NDArray[Any]:
-        """(rows, 3F) -> flat (chunks, rows, 6, 16), see `table_row`."""
+        """(rows, 3F) -> flat (chunks, rows, 6, 16); see `table_row`."""
         spacing = (weights.cutoff - weights.lower) / weights.intervals
         both = with_slopes(coefficients, spacing).numpy()
         rows = padded(both, 1, 2 * irreps).reshape(-1, 2 * irreps, chunks, LANES)
@@ -132,7 +139,7 @@ def pack_tensornet(
     mixes = [weights.mix]
     for layer in weights.layers:
         mixes += [layer.mix_in, layer.mix_out]
-    # y = x W^T: (irreps, inputs, outputs), and the way back (irreps, outputs, inputs).
+    # y = x W^T: (irreps, inputs, outputs); in the backward pass (irreps, outputs, inputs).
     back = [padded(padded(mix.numpy(), 1), 2).astype(dtype) for mix in mixes]
     matrices = [matrix.transpose(0, 2, 1) for matrix in back]
     return PackedTensorNet(
@@ -169,7 +176,7 @@ def pack_tensornet(
 def pack_perceptrons(
     weights: TensorNetWeights, dtype: np.dtype[Any]
 ) -> tuple[Perceptron, Perceptron, Perceptron]:
-    """The embedding's gate, and the readout's values and gates."""
+    """Pack the embedding's gate, and the readout's values and gates."""
     irreps = len(weights.irreps)
     return (
         pack_perceptron(weights.gate, 1, irreps, dtype),
@@ -184,16 +191,16 @@ def make_tensornet_work(
     bounds: Sequence[int],
     threads: int,
 ) -> TensorNetWork:
-    """Memory for steps of so many atoms, in the blocks that ``bounds`` delimit."""
+    """Allocate memory for steps of ``bounds[-1]`` atoms, in the blocks that ``bounds`` delimit."""
     dtype, atoms, blocks = net.tables.dtype, bounds[-1], len(bounds) - 1
     block = bounds[1]
     irreps, size = len(net.sizes), LANES * int(net.sizes.sum())
     features = atoms * net.chunks * size
     row, place = block * LANES, np.arange(block)
-    # Scalars: inputs and values of a perceptron, twice; the gate's norms need a little more.
+    # Scalars: inputs and values of a perceptron, twice; the norms of the gate fit in as well.
     scalars = max(int(p.chunks.sum()) for p in perceptrons) * row
     slopes = max(int(p.chunks[1:].sum()) for p in perceptrons[1:]) * row
-    # Of the features' part the readout takes one row for each invariant.
+    # The readout keeps its invariants, one row each, in the part for features.
     begin = 2 * net.chunks * block * size
     irrep_rows, first = np.zeros((irreps, block * int(net.sizes.max())), np.int64), 0
     for rows, count in zip(irrep_rows, net.sizes, strict=True):

@@ -1,7 +1,7 @@
-r"""What TensorNet does with each atom, forward and backward, a block of atoms at a time.
+r"""The operations of TensorNet on each atom, forward and backward, a block of atoms at a time.
 
 The equations are those of `models/networks/tensornet.py`; a bar denotes the gradient of the
-energy. For the maps that occur more than once,
+energy. For the maps that occur more than once:
 
 .. math::
     u = x / (|x|^2 + 1) &\;\Rightarrow\;
@@ -9,8 +9,8 @@ energy. For the maps that occur more than once,
     C = Y M + M Y &\;\Rightarrow\;
     \bar Y = \bar C M^T + M^T \bar C, \quad \bar M = \bar C Y^T + Y^T \bar C
 
-Features of all atoms have the layout [chunk of 16 channels][atom][component][channel]; those of a
-block, in the scratch memory of a thread, the same with the atoms of the block.
+Features of all atoms have the layout [chunk of 16 channels][atom][component][channel]; so do those
+of a block, in the scratch memory of a thread, with the atoms of the block.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def mix(
     net: PackedTensorNet, matrices: Any, which: int, x: Any, x_start: int, x_stride: int, y: Any,
     y_start: int, y_stride: int, n: int, work: TensorNetWork,
 ) -> None:  # fmt: skip
-    """One matrix on the channels for each irrep."""
+    """Multiply the channels of each irrep by one matrix."""
     chunks, irreps = net.chunks, net.sizes.size
     size = (chunks * LANES) ** 2
     for k in range(irreps):
@@ -73,7 +73,7 @@ def compressed_back(x: Any, g: Any) -> Any:
 def embed_atoms(
     first: int, last: int, thread: int, net: PackedTensorNet, gate: Perceptron, work: TensorNetWork
 ) -> None:
-    """From the embedding's sums to what enters the first layer."""
+    """From the embedding's sums to the inputs of the first layer."""
     n, atoms, block = last - first, work.outputs.size, work.block
     size = features(net.shape)
     scratch, row = work.scratch[thread], block * LANES
@@ -108,7 +108,7 @@ def embed_atoms(
 def enter_layer(
     first: int, last: int, thread: int, layer: int, net: PackedTensorNet, work: TensorNetWork
 ) -> None:
-    """Y of the layer, which is what is sent."""
+    """Compute Y of the layer, the features that atoms send."""
     n, atoms, block = last - first, work.outputs.size, work.block
     size = features(net.shape)
     scratch = work.scratch[thread]
@@ -126,7 +126,7 @@ def enter_layer(
 def interact(
     first: int, last: int, thread: int, layer: int, net: PackedTensorNet, work: TensorNetWork
 ) -> None:
-    """From Y and its message to what leaves the layer."""
+    """From Y and the messages to the outputs of the layer."""
     n, atoms, block = last - first, work.outputs.size, work.block
     size = features(net.shape)
     scratch = work.scratch[thread]
@@ -166,7 +166,7 @@ def interaction(y: Any, m: Any, q: Any, parity_conserving: bool) -> Any:
 def interact_back(
     first: int, last: int, thread: int, layer: int, net: PackedTensorNet, work: TensorNetWork
 ) -> None:
-    """From the gradient of what leaves the layer to those of the message and, so far, of Y."""
+    """Backward pass of `interact`: gradients of the message and, its direct part only, of Y."""
     n, atoms, block = last - first, work.outputs.size, work.block
     size = features(net.shape)
     scratch, second = work.scratch[thread], net.chunks * block * size
@@ -207,7 +207,10 @@ def interact_back(
 def enter_layer_back(
     first: int, last: int, thread: int, layer: int, net: PackedTensorNet, work: TensorNetWork
 ) -> None:
-    """The gradient of what entered the layer from those of Y and of what left it."""
+    """Backward pass of `enter_layer`: gradient of the layer's inputs.
+
+    It comes from the gradients of Y and of the layer's outputs.
+    """
     n, atoms, block = last - first, work.outputs.size, work.block
     size = features(net.shape)
     scratch = work.scratch[thread]
@@ -228,7 +231,7 @@ def enter_layer_back(
 def embed_atoms_back(
     first: int, last: int, thread: int, net: PackedTensorNet, gate: Perceptron, work: TensorNetWork
 ) -> None:
-    """The gradient of the embedding's sums."""
+    """Backward pass of `embed_atoms`: gradient of the embedding's sums."""
     n, atoms, block = last - first, work.outputs.size, work.block
     size = features(net.shape)
     scratch, row = work.scratch[thread], block * LANES
@@ -275,13 +278,13 @@ def read_out(
     first: int, last: int, thread: int, net: PackedTensorNet, values: Perceptron,
     gates: Perceptron, work: TensorNetWork,
 ) -> None:  # fmt: skip
-    """Outputs of the network, and the gradient of what left the last layer."""
+    """Compute the outputs of the network, and the gradient of the last layer's outputs."""
     n, atoms, block = last - first, work.outputs.size, work.block
     size = features(net.shape)
     scratch, row = work.scratch[thread], block * LANES
     chunks = irreps_of(net.shape) * net.chunks
     slopes, slopes_half = work.slopes[thread], work.slopes.shape[1] // 2
-    # The features' part of the scratch memory is free: it holds the invariants.
+    # The invariants are in the part of the scratch memory for features, which is free here.
     raw, at, half = 0, work.scalars, work.half
     gated = gates.activations.size > 0
     for chunk in range(net.chunks):

@@ -11,11 +11,12 @@ from .tensornet_network import make_tensornet_work, pack_perceptrons, pack_tenso
 from .tensornet_step import tensornet_schedule, tensornet_step
 
 MOST_ATOMS = 32
-"""Of a block: their features, and the matrices, stay in the cache of a core."""
+"""Largest number of atoms in a block, so that their features and the matrices stay in a core's
+cache."""
 
 
 class CPUTensorNet(CPUPotential):
-    """A TensorNet on the CPU, see `CPUPotential`."""
+    """A TensorNet on the CPU; see `CPUPotential`."""
 
     step = staticmethod(tensornet_step)
 
@@ -26,7 +27,7 @@ class CPUTensorNet(CPUPotential):
         self.packed = (network, *pack_perceptrons(weights, self.arithmetic))
 
     def allocate(self, neighbors: Neighbors, threads: int, old: Memory | None) -> Memory:
-        """Memory for steps with these neighbours; arrays of the old one that fit stay in use."""
+        """Allocate memory for steps with these neighbours, reusing old arrays that fit."""
         net, *perceptrons = self.packed
         atoms, edges = len(neighbors.offsets) - 1, len(neighbors.senders)
         bounds = even(atoms, MOST_ATOMS, threads)
@@ -43,5 +44,5 @@ class CPUTensorNet(CPUPotential):
         return Memory(slots, work, tensornet_schedule(net.layers, net.chunks, bounds, threads))
 
     def use(self, memory: Memory, composition: Composition) -> None:
-        """The charges."""
+        """Write the charge factors to the memory."""
         memory.work.charge[:] = composition.charge_factors

@@ -1,7 +1,7 @@
-"""The whole pass of a TensorNet: positions in, outputs, forces and virial out.
+"""A whole step of a TensorNet: from positions to outputs, forces and virial.
 
-The sums over neighbours are shared by chunk of channels and part of the atoms, so that a chunk's
-table and features stay in the cache; everything else by block of atoms.
+Tasks of the sums over neighbours are a chunk of channels and a range of atoms, so that a chunk's
+table and features stay in the cache; tasks of everything else are blocks of atoms.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from .tensornet_nodes import (
     read_out,
 )
 
-# What a stage does; the way back of each is its negative.
+# Operations of the stages; the negative of an operation is its backward pass.
 PLACE, SUM, EMBED, ENTER, GATHER, INTERACT, READ_OUT = range(1, 8)
 
 
 def tensornet_schedule(
     layers: int, chunks: int, bounds: tuple[int, ...], threads: int
 ) -> Schedule:
-    """The stages forward, the readout, and those of the way back: the same, reversed.
+    """The stages of the forward pass, the readout and the backward pass (the same, reversed).
 
-    ``bounds`` are of the blocks of atoms.
+    ``bounds`` delimit the blocks of atoms.
     """
     atoms, parts = bounds[-1], threads // math.gcd(chunks, threads)
     blocks = Tasks("atoms", bounds)
@@ -67,12 +67,12 @@ def tensornet_step(
     values: Perceptron,
     gates: Perceptron,
 ) -> None:
-    """Energies' gradient with respect to positions, and the outputs of the network.
+    """Compute the outputs of the network, in ``work.outputs``, forces and virial.
 
-    ``positions`` (N, 3) are in Angstrom, ``species`` (N,) rows of the network's tables of
-    elements; ``factor`` takes the derivative of an output to eV/A; ``forces`` (N, 3) and
-    ``virial`` (N, 3, 3) are written. ``gate`` is the embedding's; the product of ``values`` and
-    ``gates``, if these have layers, is the output.
+    ``positions`` (N, 3) are in Angstrom, ``species`` (N,) are rows of the network's tables of
+    elements; ``factor`` converts the derivative of an output to eV/A; ``forces`` (N, 3), eV/A, and
+    ``virial`` (N, 3, 3), eV, are written. ``gate`` belongs to the embedding; the output is
+    ``values`` or, if ``gates`` has layers, the product of ``values`` and ``gates``.
     """
     state = counters(schedule.tasks.size)
     for _ in prange(threads):
@@ -95,7 +95,7 @@ def perform(
     forces: Any, virial: Any, net: PackedTensorNet, gate: Perceptron, values: Perceptron,
     gates: Perceptron,
 ) -> None:  # fmt: skip
-    """One stage of a task."""
+    """Run one stage of a task."""
     what, layer = schedule.stages[stage, 0], schedule.stages[stage, 1]
     begin, ranges = schedule.ranges[phase, 0], schedule.ranges[phase, 1]
     chunk, place_of_range = task // ranges, begin + task % ranges

@@ -1,1 +1,1 @@
-"""The fused pass on a GPU: Triton kernels, and recordings of the whole step."""
+"""The fused pass on a GPU: Triton kernels, with the whole step recorded as a CUDA graph."""

@@ -1,12 +1,12 @@
 """Triton kernels over atoms and channels: products of 3x3 tensors, norms, gates.
 
-One element for each atom and channel, its nine components in registers as a tuple; every kernel
-reads and writes features once. What each computes say the functions of the same names in
-``tests/support/kernel_equations.py``.
+There is one element per atom and channel, with its nine components in registers as a tuple; every
+kernel reads and writes features once. The functions of the same names in
+``tests/support/kernel_equations.py`` define what each kernel computes.
 """
 
 # Kernels carry no types, and their compile-time constants are in capitals, as usual in Triton.
-# Triton makes tuples of what is written as lists.
+# Triton turns lists into tuples.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 # ruff: noqa: N803
 
@@ -22,13 +22,13 @@ SQRT_SIXTH = tl.constexpr((1 / 6) ** 0.5)
 
 @triton.jit
 def load9(x, stride, live):
-    """The nine components of features; ``x`` points to the first."""
+    """Load the nine components of features; ``x`` points to the first."""
     return [tl.load(x + k * stride, mask=live, other=0.0) for k in (0, 1, 2, 3, 4, 5, 6, 7, 8)]
 
 
 @triton.jit
 def store9(x, stride, live, values):
-    """The counterpart of `load9`."""
+    """Store the nine components of features."""
     for k in tl.static_range(9):
         tl.store(x + k * stride, values[k], mask=live)
 
@@ -41,7 +41,7 @@ def times(factor, x):
 
 @triton.jit
 def scaled(factors, x):
-    """I, A and S times a factor each."""
+    """I, A and S, each times its factor."""
     i, a, s = factors
     return (
         i * x[0], a * x[1], a * x[2], a * x[3], s * x[4], s * x[5], s * x[6], s * x[7], s * x[8]
@@ -56,13 +56,13 @@ def plus(x, y):
 
 @triton.jit
 def transposed(x):
-    """X^T: A changes its sign."""
+    """X^T: A changes sign."""
     return (x[0], -x[1], -x[2], -x[3], x[4], x[5], x[6], x[7], x[8])
 
 
 @triton.jit
 def dots(x, y):
-    """Sums over the components of I, of A and of S of X Y."""
+    """Sums of X Y over the components of I, A and S."""
     return (
         x[0] * y[0],
         x[1] * y[1] + x[2] * y[2] + x[3] * y[3],
@@ -72,7 +72,7 @@ def dots(x, y):
 
 @triton.jit
 def dot(x, y):
-    """Sum over components of X Y."""
+    """Sum of X Y over components."""
     vector = x[1] * y[1] + x[2] * y[2] + x[3] * y[3]
     return (
         x[0] * y[0] + vector + x[4] * y[4] + x[5] * y[5] + x[6] * y[6] + x[7] * y[7] + x[8] * y[8]
@@ -116,7 +116,7 @@ def _decompose(m):
 
 @triton.jit
 def _entry(a, b, ROW: tl.constexpr, COLUMN: tl.constexpr):
-    """Of the matrix product."""
+    """Entry of the matrix product."""
     first = a[3 * ROW] * b[COLUMN] + a[3 * ROW + 1] * b[3 + COLUMN]
     return first + a[3 * ROW + 2] * b[6 + COLUMN]
 
@@ -162,14 +162,14 @@ def _normalize_adjoint(x, g):
 
 @triton.jit
 def _elements(size, BLOCK: tl.constexpr):
-    """Those of this program, and which of them there are."""
+    """Indices of this program's elements, and a mask of those that exist."""
     n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     return n, n < size
 
 
 @triton.jit
 def normalize_kernel(x, out, size, BLOCK: tl.constexpr):
-    """``size`` is N F, here and below the stride of a component."""
+    """X / (|X|^2 + 1); ``size`` is N F, here and below the stride of a component."""
     n, live = _elements(size, BLOCK)
     x_ = load9(x + n, size, live)
     store9(out + n, size, live, times(1 / (dot(x_, x_) + 1), x_))
@@ -177,7 +177,7 @@ def normalize_kernel(x, out, size, BLOCK: tl.constexpr):
 
 @triton.jit
 def normalize_adjoint_kernel(x, g, out, size, BLOCK: tl.constexpr):
-    """See `_normalize_adjoint`."""
+    """Gradient of X from that of X / (|X|^2 + 1)."""
     n, live = _elements(size, BLOCK)
     g_ = load9(g + n, size, live)
     store9(out + n, size, live, _normalize_adjoint(load9(x + n, size, live), g_))
@@ -256,7 +256,7 @@ def norm_squared_adjoint_kernel(x, g, out, size, BLOCK: tl.constexpr):
 
 @triton.jit
 def irrep_dots_kernel(x, y, out, size, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """<X, Y> of I, A and S, (N, 3F): norms with Y = X, the gradient of a gate with Y = g."""
+    """<X, Y> for I, A and S, (N, 3F): norms if Y = X, the gradient of a gate if Y = g."""
     n, live = _elements(size, BLOCK)
     at = out + (n // CHANNELS) * (2 * CHANNELS) + n
     sums = dots(load9(x + n, size, live), load9(y + n, size, live))
@@ -268,7 +268,7 @@ def irrep_dots_kernel(x, y, out, size, CHANNELS: tl.constexpr, BLOCK: tl.constex
 def scale_kernel(
     x, factors, out, size, SCALE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """I, A and S times their factor (N, 3F) and the number SCALE."""
+    """I, A and S times their factors (N, 3F) and SCALE."""
     n, live = _elements(size, BLOCK)
     at = factors + (n // CHANNELS) * (2 * CHANNELS) + n
     of_each = [tl.load(at + k * CHANNELS, mask=live, other=0.0) * SCALE for k in (0, 1, 2)]

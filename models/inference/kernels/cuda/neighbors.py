@@ -1,17 +1,17 @@
-"""Triton kernels of sums: geometry, the two neighbour sums and their gradients, forces.
+"""Triton kernels over edges: geometry, the two neighbour sums and their gradients, forces.
 
-One program for each receiver (and block of channels) walks the receiver's edges in their
-order and sums in registers: no atomics, nothing of the size edges x channels in memory, and
-the same bits every time. What must be known of an edge's gradient is summed over channels on
-the way, one number or one vector for each edge and block of channels.
+One program per receiver (and block of channels) visits the receiver's edges in order and sums in
+registers: there are no atomics, nothing of size edges x channels is stored, and results are
+bitwise reproducible. Gradients of edges are summed over channels at once, to one number or vector
+per edge and block of channels.
 
-Loop bounds are read from the device, so that a recorded CUDA graph serves any edges that fit
-into the same room. What each computes say the functions of the same names in
-``tests/support/kernel_equations.py``.
+Loop bounds are read on the device, so that a recorded CUDA graph serves any edges that fit into
+its buffers. The functions of the same names in ``tests/support/kernel_equations.py`` define what
+each kernel computes.
 """
 
 # Kernels carry no types, and their compile-time constants are in capitals, as usual in Triton.
-# Triton makes tuples of what is written as lists.
+# Triton turns lists into tuples.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,assignment"
 # ruff: noqa: N803
 
@@ -29,7 +29,7 @@ SIXTH = tl.constexpr(1 / 6)
 
 @triton.jit
 def _weights(t):
-    """Of the four coefficients of a cubic B-spline."""
+    """Weights of the four coefficients of a cubic B-spline."""
     s = 1 - t
     return (
         s * s * s * SIXTH,
@@ -41,14 +41,14 @@ def _weights(t):
 
 @triton.jit
 def _slope_weights(t):
-    """Of the three stored differences."""
+    """Weights of the three stored differences in the derivative of a spline."""
     s = 1 - t
     return 0.5 * s * s, t * s + 0.5, 0.5 * t * t
 
 
 @triton.jit
 def _splines(row, live, weights, CHANNELS: tl.constexpr):
-    """Of I, A and S, for a block of channels; ``row`` points to what the first weight is of."""
+    """Splines of I, A and S for a block of channels; ``row`` points to the first coefficient."""
     return [_spline(row + k * CHANNELS, live, weights, 6 * CHANNELS) for k in (0, 1, 2)]
 
 
@@ -62,13 +62,13 @@ def _spline(row, live, weights, WIDTH: tl.constexpr):
 
 @triton.jit
 def load3(x, live):
-    """Three consecutive numbers."""
+    """Load three consecutive numbers."""
     return [tl.load(x + k, mask=live, other=0.0) for k in (0, 1, 2)]
 
 
 @triton.jit
 def store3(x, values, live):
-    """The counterpart of `load3`."""
+    """Store three consecutive numbers."""
     for k in tl.static_range(3):
         tl.store(x + k, values[k], mask=live)
 
@@ -81,7 +81,7 @@ def dot3(x, y):
 
 @triton.jit
 def _column(matrix, K: tl.constexpr):
-    """Of a 3x3 matrix by rows."""
+    """Column of a 3x3 matrix that is given by rows."""
     return (matrix[K], matrix[3 + K], matrix[6 + K])
 
 
@@ -91,7 +91,7 @@ def geometry_kernel(
     LENGTH: tl.constexpr, LOWER: tl.constexpr, CUTOFF: tl.constexpr, INTERVALS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid (N,); float64 until it is stored."""
+    """Geometry of all edges; grid (N,). Arithmetic is float64 until results are stored."""
     i = tl.program_id(0).to(tl.int64)
     first_of_cell = cell + tl.load(system + i) * 9
     lattice = [tl.load(first_of_cell + c) for c in (0, 1, 2, 3, 4, 5, 6, 7, 8)]
@@ -121,7 +121,7 @@ def embed_kernel(
     offsets, senders, unit, knot, fraction, table, at_zero, receiver, sender, numbers, x, stride,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid (N, blocks of channels); ``stride`` is N F."""
+    """The embedding's sum; grid (N, blocks of channels), ``stride`` is N F."""
     i = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = f < CHANNELS
@@ -158,7 +158,7 @@ def embed_backward_kernel(
     offsets, senders, unit, distance, knot, fraction, table, receiver, sender, numbers, g,
     d_vector, stride, edges, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid (N, blocks of channels), ``d_vector`` (blocks, E, 3)."""
+    """Gradient of edge vectors; grid (N, blocks of channels), ``d_vector`` (blocks, E, 3)."""
     i = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     f = block * BLOCK + tl.arange(0, BLOCK)
@@ -207,10 +207,10 @@ def message_kernel(
     offsets, senders, knot, fraction, table, at_zero, y, own, result, d_distance, stride, edges,
     CHANNELS: tl.constexpr, BACKWARD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of ``y``; grid (N, blocks of channels).
+    """Messages from features ``y``; grid (N, blocks of channels).
 
-    With BACKWARD, ``y`` is a gradient and ``own`` are the features: `message_backward`, with
-    ``d_distance`` (blocks, E).
+    With BACKWARD, this is `message_backward`: ``y`` is a gradient, ``own`` are the features, and
+    ``d_distance`` (blocks, E) is written.
     """
     i = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
@@ -240,7 +240,7 @@ def forces_kernel(
     offsets, reverse, unit, distance, knot, d_vector, d_distance, force, virial,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid (N,); sums in float64."""
+    """Forces and shares of the virial; grid (N,), sums in float64."""
     i = tl.program_id(0).to(tl.int64)
     end = tl.load(offsets + i + 1)
     zero = tl.zeros((BLOCK,), dtype=tl.float64)
@@ -251,7 +251,7 @@ def forces_kernel(
         live = e < end
         live = live & (tl.load(knot + e, mask=live, other=-1) >= 0)
         back = tl.load(reverse + e, mask=live, other=0)
-        # The reverse's direction is the opposite one.
+        # The reverse edge has the opposite direction.
         length = tl.load(d_distance + e, mask=live, other=0.0).to(tl.float64)
         length += tl.load(d_distance + back, mask=live, other=0.0).to(tl.float64)
         e3 = e.to(tl.int64) * 3
@@ -272,7 +272,7 @@ def forces_kernel(
 
 @triton.jit
 def sum_by_system_kernel(values, system, sums, atoms, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Grid (systems, K), WIDTH is K; the same order every time."""
+    """Sums over the atoms of each system, in a fixed order; grid (systems, K), WIDTH is K."""
     own = tl.program_id(0)
     column = tl.program_id(1)
     total = tl.zeros((BLOCK,), dtype=values.dtype.element_ty)

@@ -1,6 +1,6 @@
 """The fused operators on a GPU: launches the kernels of `neighbors` and `algebra`.
 
-Import it only where Triton is installed (`pip install triton`; torch's CUDA builds bring it).
+Import it only where Triton is installed (`pip install triton`; torch's CUDA builds include it).
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from . import algebra, neighbors
 from .rows import EdgeRows, Geometry
 
 EDGE_BLOCK = 32
-"""Edges that geometry and forces take at a time."""
+"""Edges per iteration of the geometry and force kernels."""
 ELEMENT_BLOCK = 256
-"""Atoms times channels of one program of the algebra."""
+"""Elements, one per atom and channel, of a program of `algebra`."""
 ATOM_BLOCK = 512
-"""Atoms that the sums over systems take at a time."""
+"""Atoms per iteration of the sums over systems."""
 CHANNEL_BLOCK = 128
-"""Most channels of one program of a neighbour sum."""
+"""Largest number of channels of a program of a neighbour sum."""
 
 
 class TritonOperators:
     """Operators of `tensornet_step` on CUDA devices (and anywhere in Triton's interpreter).
 
-    Nothing is read back from the device. Every tensor must be contiguous and on one device;
-    features have nine components. What each operator computes says the function of its name in
-    ``tests/support/kernel_equations.py``.
+    Nothing is read back from the device. All tensors must be contiguous and on one device;
+    features (9, N, F) have nine components. The function of the same name in
+    ``tests/support/kernel_equations.py`` defines what each operator computes.
     """
 
     def geometry(
         self, positions: Tensor, cell: Tensor, system: Tensor, edges: EdgeRows, *, length: float,
         lower: float, cutoff: float, intervals: int, dtype: torch.dtype,
     ) -> Geometry:  # fmt: skip
-        """Directions, distances and places in the radial tables; computed in float64.
+        """Directions, distances and places in the radial tables, computed in float64.
 
-        ``length`` is the network's unit of length in Angstrom, in which the cutoffs are.
+        ``length`` is the network's unit of length in Angstrom; the cutoffs are in that unit.
         """
         room, device = edges.senders.shape[0], positions.device
         at = Geometry(
@@ -58,7 +58,7 @@ class TritonOperators:
         self, at: Geometry, edges: EdgeRows, table: Tensor, at_zero: Tensor, receiver: Tensor,
         sender: Tensor, numbers: Tensor,
     ) -> Tensor:  # fmt: skip
-        """The sum over neighbours that starts the network, (9, N, F)."""
+        """The embedding's sum over neighbours, (9, N, F)."""
         x = table.new_empty(9, numbers.shape[0], receiver.shape[1])
         _over_neighbors(
             neighbors.embed_kernel, x, edges.offsets, edges.senders, at.unit, at.knot,
@@ -89,7 +89,10 @@ class TritonOperators:
     def message_backward(
         self, at: Geometry, edges: EdgeRows, table: Tensor, at_zero: Tensor, y: Tensor, g: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of `message` with respect to y and to distances, unset beyond the cutoff."""
+        """Gradients of `message` with respect to y (9, N, F) and to distances (E,).
+
+        The latter are unset beyond the cutoff.
+        """
         result, d_distance = self._message(at, edges, table, at_zero, g, y)
         return result, d_distance[0] if len(d_distance) == 1 else d_distance.sum(0)
 
@@ -136,7 +139,7 @@ class TritonOperators:
         return _elementwise(algebra.normalize_kernel, x, x)
 
     def normalize_adjoint(self, x: Tensor, g: Tensor) -> Tensor:
-        """Gradient of `normalize`."""
+        """Gradient of `normalize` with respect to x."""
         return _elementwise(algebra.normalize_adjoint_kernel, x, x, g)
 
     def combine(
@@ -164,23 +167,23 @@ class TritonOperators:
         return _elementwise(algebra.update_adjoint_kernel, g, *given, CHANNELS=channels)
 
     def norm_squared(self, x: Tensor) -> Tensor:
-        """(9, N, F) -> (N, F)."""
+        """|X|^2, (9, N, F) -> (N, F)."""
         return _elementwise(algebra.norm_squared_kernel, x, x, out=torch.empty_like(x[0]))
 
     def norm_squared_adjoint(self, x: Tensor, g: Tensor) -> Tensor:
-        """Gradient of `norm_squared`."""
+        """Gradient of `norm_squared` with respect to x."""
         return _elementwise(algebra.norm_squared_adjoint_kernel, x, x, g)
 
     def irrep_norms_squared(self, x: Tensor) -> Tensor:
-        """(9, N, F) -> (N, 3F)."""
+        """|I|^2, |A|^2 and |S|^2, (9, N, F) -> (N, 3F)."""
         return _irrep_dots(x, x)
 
     def irrep_norms_squared_adjoint(self, x: Tensor, g: Tensor) -> Tensor:
-        """Gradient of `irrep_norms_squared`."""
+        """Gradient of `irrep_norms_squared` with respect to x."""
         return _scale(x, g, 2.0)
 
     def gate(self, x: Tensor, factors: Tensor) -> Tensor:
-        """I, A and S times (N, 3F) factors."""
+        """I, A and S times their factors (N, 3F)."""
         return _scale(x, factors, 1.0)
 
     def gate_adjoint(self, x: Tensor, factors: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,7 +204,7 @@ def _scale(x: Tensor, factors: Tensor, scale: float) -> Tensor:
 def _elementwise(
     kernel: Any, like: Tensor, *inputs: Tensor, out: Tensor | None = None, **constants: Any
 ) -> Tensor:
-    """Launch a kernel over the atoms and channels of ``like``; None makes a result like it."""
+    """Launch a kernel over the atoms and channels of ``like``; ``out`` None: a result like it."""
     result = torch.empty_like(like) if out is None else out
     size = like[0].numel()
     if size:
@@ -213,8 +216,8 @@ def _elementwise(
 def _over_neighbors(kernel: Any, like: Tensor, *arguments: Any, **constants: Any) -> None:
     """Launch a kernel over the receivers and blocks of channels of features (9, N, F).
 
-    Warps are as few as hold a block in registers (none spill, F = 128, sm_90): within one warp
-    sums over channels need no shared memory. Not tuned on a device.
+    The number of warps is the smallest that holds a block in registers (none spill for F = 128 on
+    sm_90): within one warp, sums over channels need no shared memory. It is not tuned on a device.
     """
     atoms, channels = like.shape[1:]
     block, blocks = _channel_blocks(like)
@@ -226,7 +229,7 @@ def _over_neighbors(kernel: Any, like: Tensor, *arguments: Any, **constants: Any
 
 
 def _channel_blocks(like: Tensor) -> tuple[int, int]:
-    """Channels of a program, a power of two, and how many programs cover them all."""
+    """Channels per program, a power of two, and the number of programs that cover all channels."""
     channels = like.shape[2]
     block = min(1 << (channels - 1).bit_length(), CHANNEL_BLOCK)
     return block, -(-channels // block)

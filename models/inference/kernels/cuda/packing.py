@@ -1,4 +1,4 @@
-"""Weights of the fused pass, cast and laid out for torch and CUDA."""
+"""Weights of the fused pass, cast and arranged for torch and CUDA."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from ..weights import InteractionWeights, TensorNetWeights, with_slopes
 def pack_weights(
     weights: TensorNetWeights, dtype: torch.dtype, device: torch.device | str
 ) -> TensorNetWeights:
-    """The weights as the pass reads them.
+    """Arrange the weights as the fused pass reads them.
 
-    Tables get their slopes beside them (`with_slopes`), matrices of irreps become matrices of
-    components (`by_component`); every tensor is cast from float64, moved and made contiguous.
+    Slopes are appended to the tables (`with_slopes`), matrices of irreps become matrices of
+    components (`by_component`), and every tensor is cast from float64, moved to the device and
+    made contiguous.
     """
     spacing = (weights.cutoff - weights.lower) / weights.intervals
 
@@ -46,6 +47,6 @@ def pack_weights(
 
 
 def by_component(weight: Tensor, irreps: str = "IAS") -> Tensor:
-    """Matrices of I, A and S -> of the nine components: one product instead of three."""
+    """Repeat the matrices of I, A and S for each component: one product instead of three."""
     sizes = [COMPONENTS[irrep] for irrep in irreps]
     return torch.cat([weight[k : k + 1].expand(n, -1, -1) for k, n in enumerate(sizes)])

@@ -20,12 +20,12 @@ aten = torch.ops.aten
 def layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""The layer norm over the last dimension, and what its adjoint needs of it.
+    r"""The layer norm over the last dimension, and the statistics that its adjoint needs.
 
     .. math:: w (x - \mu) s + b, \qquad s = 1 / \sqrt{\sigma^2 + \epsilon}
 
-    Means are over ``size`` numbers, of which those that are not in x are zero
-    (`PaddedLayerNorm`). Returns the result (N, F), :math:`\mu` and s (N, 1).
+    Means are over ``size`` numbers; those that are not in x (N, F) count as zero
+    (`PaddedLayerNorm`). Returns the result (N, F), :math:`\mu` (N, 1) and s (N, 1).
     """
     if size == x.shape[-1]:
         return torch.native_layer_norm(x, x.shape[-1:], weight, bias, LAYER_NORM_EPSILON)
@@ -67,11 +67,11 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "sigmoid": (torch.sigmoid, lambda x, g: aten.sigmoid_backward(g, torch.sigmoid(x))),
     "mish": (torch.nn.functional.mish, lambda x, g: aten.mish_backward(g, x)),
 }
-"""By the names in `Dense`: the function of x, and its derivative there times g."""
+"""Name in `Dense` -> the function of x, and its derivative at x times g."""
 
 
 def perceptron(layers: list[Dense], x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Dense layers one after the other: the result, and every layer's W x + b."""
+    """Apply dense layers in sequence; returns the result and every layer's W x + b."""
     linear: list[Tensor] = []
     for layer in layers:
         linear.append(torch.addmm(layer.bias, x, layer.weight.t()))

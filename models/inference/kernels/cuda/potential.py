@@ -1,4 +1,4 @@
-"""A TensorNet potential on CUDA: the step of `step`, recorded and replayed."""
+"""A TensorNet potential on CUDA: `tensornet_step`, recorded and replayed."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 class CUDATensorNet(FusedPotential):
-    """A TensorNet on CUDA, see `FusedPotential`.
+    """A TensorNet on CUDA; see `FusedPotential`.
 
-    The rows of edges are kept as long as graphs come with the same ``edge_index`` (as those of
-    a `NeighborList` do between two searches).
+    The rows of edges are kept as long as graphs hold the same ``edge_index`` (as those of a
+    `NeighborList` do between two searches).
 
     Parameters
     ----------
     potential, table
         See `FusedPotential`.
     operators
-        Of `tensornet_step`.
+        Operators that `tensornet_step` calls.
     graphs
         Whether to record the step as a CUDA graph and replay it; None does so on a CUDA device.
     """
@@ -59,7 +59,7 @@ class CUDATensorNet(FusedPotential):
 
     @torch.no_grad()
     def evaluate(self, graph: Graph) -> Prediction:
-        """All but the repulsion."""
+        """The prediction without the short-range repulsion."""
         # Triton launches on the current device.
         with torch.cuda.device_of(graph.positions):  # type: ignore[no-untyped-call]
             rows = self.rows_of(graph)
@@ -67,7 +67,7 @@ class CUDATensorNet(FusedPotential):
             return self._step(StepInputs(*(t.contiguous() for t in (*atoms, *rows))))
 
     def step(self, inputs: StepInputs) -> Prediction:
-        """The same from rows of edges; launched, not waited for."""
+        """The same from rows of edges; it launches kernels and does not wait for them."""
         length = self.length_in_angstrom
         outputs, forces, virial = tensornet_step(inputs, self.weights, length, self.operators)
         atoms = Graph(
@@ -89,7 +89,10 @@ class CUDATensorNet(FusedPotential):
         )
 
     def rows_of(self, graph: Graph) -> EdgeRows:
-        """Sorted anew only for another list: comparing them would read from the device."""
+        """The sorted edges of a graph, kept until the graph holds another list.
+
+        Lists are compared as objects: comparing their values would read from the device.
+        """
         listed = (graph.edge_index, graph.edge_shift)
         if self._known is None or not self._known[0].are(*listed):
             self._known = Versions(*listed), edge_rows(graph)

@@ -16,14 +16,14 @@ from .step import StepInputs
 Run = Callable[[], Prediction]
 Replay = Callable[[], object]
 Capture = Callable[[Run], tuple[Prediction, Replay]]
-"""Takes a step, gives the tensors that each replay writes to, and the replay."""
+"""Step -> the tensors to which each replay writes, and the replay."""
 
 
 class CudaGraphCapture:
     """Records steps on the current CUDA device.
 
-    All recordings share one pool of memory: replays follow one another, and their results are
-    copied before the next, so that the memory is that of the largest and not of all together.
+    All recordings share one memory pool: replays run one after another, and results are copied
+    before the next replay, so that the pool is as large as the largest recording, not their sum.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,10 @@ class CudaGraphCapture:
         return CudaGraphCapture, ()
 
     def __call__(self, run: Run) -> tuple[Prediction, Replay]:
-        """The step runs before on a side stream: kernels are compiled and libraries set up."""
+        """Record a step, after runs on a side stream that compile kernels and set up libraries.
+
+        Returns the results of the recording, and the function that replays it.
+        """
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -44,7 +47,7 @@ class CudaGraphCapture:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads may go on using their streams meanwhile.
+            # Other threads may continue to use their streams meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = run()
         except BaseException:
@@ -54,16 +57,16 @@ class CudaGraphCapture:
 
 
 class Room(NamedTuple):
-    """How much fits into a recording."""
+    """Sizes of the buffers of a recording."""
 
     atoms: int
     edges: int
     systems: int
-    """One more than can be used: the last is that of the atoms that are not there."""
+    """One more than can be used: the last system is that of the padding atoms."""
 
 
 def room_for(inputs: StepInputs) -> Room:
-    """The smallest rung of each ladder that holds the inputs."""
+    """The smallest buffers, from a ladder of sizes, that hold the inputs."""
     return Room(
         _rung(inputs.numbers.shape[0], 16),
         _rung(inputs.senders.shape[0], 256),
@@ -72,7 +75,7 @@ def room_for(inputs: StepInputs) -> Room:
 
 
 def _rung(count: int, first: int) -> int:
-    """Of a ladder whose rungs are at most a quarter apart: some room, little waste."""
+    """The smallest rung >= count of a ladder that begins with ``first`` and grows by a quarter."""
     rung = first
     while rung < count:
         rung += -(-rung // 4)
@@ -80,13 +83,13 @@ def _rung(count: int, first: int) -> int:
 
 
 class _Recording:
-    """Buffers of one size, and the step recorded on them."""
+    """Buffers of one size, and the step recorded with them."""
 
     def __init__(self, room: Room, inputs: StepInputs) -> None:
         atoms, edges, systems = room
         # In the order of `StepInputs`
         sizes = (atoms, systems, atoms, atoms, systems, atoms + 1, edges, edges, edges)
-        # Atoms that are not there have element 0, no edges, and a system of their own.
+        # Padding atoms have element 0, no edges, and a system of their own.
         self.buffers = StepInputs(
             *(
                 torch.zeros(size, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
@@ -99,10 +102,10 @@ class _Recording:
         self.replay: Replay | None = None
 
     def fill(self, inputs: StepInputs) -> None:
-        """Copy the inputs into the buffers; asynchronous.
+        """Copy the inputs into the buffers, asynchronously.
 
-        Edges are copied only when they come in other tensors: nobody writes into those of
-        `EdgeRows`. Into the other tensors somebody may, unseen by torch.
+        Edges are copied only if they are in other tensors than before, because nothing writes to
+        those of `EdgeRows`. The other tensors may be written to without torch noticing.
         """
         moving, edges = slice(0, 5), slice(5, 9)
         for buffer, tensor in zip(self.buffers[moving], inputs[moving], strict=True):
@@ -157,11 +160,11 @@ class CudaGraphStep:
         self._recordings: OrderedDict[Room, _Recording] = OrderedDict()
 
     def __reduce__(self) -> tuple[type[CudaGraphStep], tuple[object, ...]]:
-        # Recordings live on the device: a copy starts afresh.
+        # Recordings are bound to the device: a copy starts without any.
         return CudaGraphStep, (self._run, self._capture, self._keep)
 
     def __call__(self, inputs: StepInputs) -> Prediction:
-        """The result of the step; its tensors are the caller's own."""
+        """Run the step; the result's tensors are copies that the caller owns."""
         with self._lock:
             room = room_for(inputs)
             recording = self._recordings.get(room)
@@ -185,11 +188,11 @@ class CudaGraphStep:
     def _record(self, room: Room, inputs: StepInputs) -> _Recording:
         recording = _Recording(room, inputs)
         recording.fill(inputs)
-        # Kept only once it is whole: a failure, such as too little memory, leaves no trace.
+        # Kept only when complete: a failure, such as too little memory, leaves no trace.
         recording.result, recording.replay = self._capture(lambda: self._run(recording.buffers))
         self.captures += 1
         self._recordings[room] = recording
-        # Not before: the pool of memory must always have a recording that uses it.
+        # Dropped only now: the memory pool must always have a recording that uses it.
         while len(self._recordings) > self._keep:
             self._recordings.popitem(last=False)
         return recording

@@ -1,4 +1,4 @@
-"""Edges by receiver, with the index of every edge's reverse: what the fused sums walk over."""
+"""Edges by receiver, with the index of every edge's reverse, for the fused neighbour sums."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ....graph import Graph
 class EdgeRows(NamedTuple):
     """Edges sorted by receiver, sender and shift, in compressed rows.
 
-    Those of receiver i are ``offsets[i]`` to ``offsets[i + 1] - 1``. Behind ``offsets[N]``
-    there may be room that nothing reads, so that the number of edges can change while the
-    shapes stay.
+    The edges of receiver i are ``offsets[i]`` to ``offsets[i + 1] - 1``. The arrays may be longer
+    than ``offsets[N]``; nothing reads the rest, so that the number of edges can change while
+    shapes stay the same.
     """
 
     offsets: Tensor
@@ -25,31 +25,36 @@ class EdgeRows(NamedTuple):
     shift: Tensor
     """(E, 3) float64, integer images: r_ij = r_j - r_i + shift @ cell."""
     reverse: Tensor
-    """(E,) int32: where the edge from i to j stands, for the edge from j to i."""
+    """(E,) int32, index of the edge in the opposite direction."""
 
 
 class Geometry(NamedTuple):
-    """Of every edge, in the network's unit of length and its dtype."""
+    """Geometry of every edge, in the network's unit of length and dtype."""
 
     unit: Tensor
     """(E, 3), directions -r_ij / d from the sender to the receiver."""
     distance: Tensor
     """(E,), d."""
     knot: Tensor
-    """(E,) int32, interval of the radial tables; -1 where they end: no edge."""
+    """(E,) int32, interval of the radial tables; -1 outside the cutoffs: no edge."""
     fraction: Tensor
     """(E,), place in the interval, 0 to 1."""
 
 
 def edge_rows(graph: Graph) -> EdgeRows:
-    """The edges of a graph, in whatever order it holds them; a ValueError if one has no reverse.
+    """Sort the edges of a graph, which may be in any order.
 
-    Reads from the device: a list is made once for many steps.
+    This reads from the device, once for the many steps that share a list.
+
+    Raises
+    ------
+    ValueError
+        If an edge has no reverse.
     """
     atoms = graph.numbers.shape[0]
     i, j = graph.edge_index[0], graph.edge_index[1]
     images, there, back = _rank(graph.edge_shift.to(torch.int64), atoms)
-    # One integer for each edge, that sorts as (i, j, shift) do.
+    # One integer per edge that sorts like (i, j, shift).
     forward = (i * atoms + j) * images + there
     backward = (j * atoms + i) * images + back
     order = torch.argsort(forward)
@@ -72,7 +77,7 @@ def edge_rows(graph: Graph) -> EdgeRows:
 
 
 def _rank(shift: Tensor, atoms: int) -> tuple[int, Tensor, Tensor]:
-    """Numbers (E,) that sort as the shifts and their opposites do, below the first result."""
+    """An upper bound, and integers (E,) below it that sort like the shifts and their opposites."""
     if shift.shape[0] == 0:
         return 1, shift[:, 0], shift[:, 0]
     reach = [int(r) for r in shift.abs().amax(0).tolist()]
@@ -82,7 +87,7 @@ def _rank(shift: Tensor, atoms: int) -> tuple[int, Tensor, Tensor]:
         there = (shift * weights).sum(1)
         middle = (x * y * z) // 2
         return x * y * z, middle + there, middle - there
-    # Atoms so many cells apart that such a key would overflow: count the shifts that occur.
+    # Atoms are so many cells apart that this key would overflow: rank the shifts that occur.
     distinct, rank = torch.unique(torch.cat([shift, -shift]), dim=0, return_inverse=True)
     there, back = rank.chunk(2)
     return distinct.shape[0], there, back

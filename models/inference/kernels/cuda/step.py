@@ -1,8 +1,8 @@
 """Energies, forces and virial of a TensorNet in one pass, without autograd.
 
-`tensornet_step` reads from the positions to the energies and from there back to the forces. Its
-operators are given to it: Triton's, or those that the tests compare them with, which also say
-what each computes (``tests/support/kernel_equations.py``).
+`tensornet_step` goes from the positions to the energies, then back to the forces. It takes its
+operators as an argument: Triton's, or the plain functions of the tests, which define what each
+computes (``tests/support/kernel_equations.py``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class StepInputs(NamedTuple):
-    """What changes from step to step; shapes and units as in `Graph` and `EdgeRows`."""
+    """Inputs that change from step to step; shapes and units as in `Graph` and `EdgeRows`."""
 
     positions: Tensor
     cell: Tensor
@@ -37,19 +37,28 @@ class StepInputs(NamedTuple):
 def tensornet_step(
     inputs: StepInputs, weights: TensorNetWeights, length: float, operators: TritonOperators
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One evaluation: outputs of the network by atom, their forces and virial.
+    """Evaluate the network once: its outputs per atom, and their forces and virial.
 
-    Nothing is read back from the device, and shapes depend on those of the inputs alone. On
-    CUDA the device of the tensors must be the current one.
+    Nothing is read back from the device, and shapes depend only on those of the inputs. On CUDA,
+    the device of the tensors must be the current one. Edges at or beyond the cutoff (in a Verlet
+    skin) are skipped.
 
-    Edges at the cutoff and beyond (a Verlet skin) are skipped. Weights are those of
-    `pack_weights`, ``length`` is the network's unit of length in Angstrom.
+    Parameters
+    ----------
+    inputs
+        Atoms and edges.
+    weights
+        Weights from `pack_weights`.
+    length
+        The network's unit of length, Angstrom.
+    operators
+        Implementation of the operators.
 
     Returns
     -------
     Outputs (N,) of the network in its dtype; forces (N, 3), float64, per Angstrom; each atom's
-    share (N, 3, 3), float64, of the virial, of which the symmetric part of a sum over a system
-    alone means anything. Scale and references are still to come.
+    share (N, 3, 3), float64, of the virial, of which only the symmetric part of a sum over a
+    system is meaningful. Scale and references are not applied yet.
     """
     w, op = weights, operators
     edges = EdgeRows(inputs.offsets, inputs.senders, inputs.shift, inputs.reverse)
@@ -78,12 +87,12 @@ def tensornet_step(
         kept.append((x, y, m, dx))
         x = op.update(normal, dx, charge_factor)
 
-    # Readout, and its gradient with respect to the features, g = dE/dX from here on
+    # Readout, and its gradient with respect to the features; from here on g = dE/dX
     invariants = op.irrep_norms_squared(x)
     outputs, g_invariants = _readout(invariants, w)
     g = op.irrep_norms_squared_adjoint(x, g_invariants)
 
-    # Interactions, last one first; baddbmm_ adds the adjoint of a mix to what it is called on
+    # Interactions, last one first; baddbmm_ adds the adjoint of a mix in place
     d_distance = torch.zeros_like(at.distance)
     for layer, (x, y, m, dx) in zip(reversed(w.layers), reversed(kept), strict=True):
         g_c = mix_adjoint(layer.mix_out, op.update_adjoint(dx, charge_factor, g))
@@ -123,7 +132,7 @@ def _readout(invariants: Tensor, w: TensorNetWeights) -> tuple[Tensor, Tensor]:
 
 
 def mix(x: Tensor, weight: Tensor) -> Tensor:
-    """One matrix on the channels for each component (`by_component`): X W^T; weight (9, F, F)."""
+    """Multiply the channels of each component by a matrix (`by_component`): X W^T, W (9, F, F)."""
     return torch.bmm(x, weight.mT)
 
 

@@ -1,7 +1,7 @@
-"""Recording and replaying the pass.
+"""Recording and replaying the fused pass.
 
-The logic of recordings is tested anywhere with a stand-in for CUDA's capture; what needs a
-device is skipped without one.
+The logic of recordings is tested everywhere, with a stand-in for CUDA's capture; tests that need
+a device are skipped without one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The fused pass in plain functions: its gradients by autograd, the whole by `Potential`."""
+"""The fused pass as plain functions: gradients against autograd, the whole against `Potential`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fused pass of TDN: its twin against autograd, the kernels against plain torch."""
+"""The fused pass of TDN: its equations against autograd, the kernels against plain torch."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_edges_that_cannot_be_used_are_refused() -> None:
 
 
 def test_degree_0_alone_has_no_kernels() -> None:
-    with pytest.raises(ValueError, match="TDN of degree 0 alone"):
+    with pytest.raises(ValueError, match="TDN with degree 0 only"):
         fuse(make_tdn(degrees=(0,)))
 
 

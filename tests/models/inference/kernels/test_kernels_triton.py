@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: what they compute, in the interpreter; that they compile."""
+"""The Triton kernels without a GPU: their results in the interpreter, and that they compile."""
 
 from __future__ import annotations
 
