@@ -95,8 +95,8 @@ class TDN(Network):
     max_number
         Size of the table of elements: atomic numbers below it can be embedded.
     group
-        ``O(3)``: only paths with l1 + l2 + l3 even; the energy is invariant under inversion.
-        ``SO(3)``: all paths, as published; mirror images have different energies.
+        ``O(3)``: only paths with l1 + l2 + l3 even, so that inversion leaves the energy unchanged;
+        ``SO(3)``: all paths, as published, so that mirror images have different energies.
     product
         ``exact_cg``: the Clebsch-Gordan tensor; ``cp``: its decomposition.
     rank
