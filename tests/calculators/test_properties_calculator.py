@@ -34,13 +34,13 @@ def test_calculator(backend: str) -> None:
     calculator = PotentialCalculator(potential, dtype="float64", backend=backend)
     atoms.calc = calculator
     expected = properties(potential, ethanol())
-    assert np.array_equal(atoms.get_dipole_moment(), expected["dipole"][0])
+    # Products of matrices round by the alignment of their memory.
+    assert relative_error(atoms.get_dipole_moment(), expected["dipole"][0]) < 1e-14
     assert "energy" not in calculator.results  # nobody asked
     energy = atoms.get_potential_energy()
     assert set(calculator.results) >= {"energy", "forces", "dipole"}
-    assert np.array_equal(
-        calculator.get_property("polarizability", atoms), expected["polarizability"][0]
-    )
+    polarizability = calculator.get_property("polarizability", atoms)
+    assert relative_error(polarizability, expected["polarizability"][0]) < 1e-14
     assert calculator.results["energy"] == energy
     (found,) = calculator.evaluate([atoms])
     assert np.abs(found["dipole"] - expected["dipole"][0]).max() < 1e-12
