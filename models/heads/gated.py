@@ -37,7 +37,7 @@ class GatedReadout(Head):
         kind = {1: "vector", 2: "tensor"}[degree]
         if not isinstance(representation, Network):
             raise ValueError(
-                f"a {type(representation).__name__} has no known vectors or tensors: "
+                f"a {type(representation).__name__} has no vectors or tensors that are known: "
                 "expected a network, such as a TensorNet or a TDN"
             )
         self.layout = representation.feature_layout()
