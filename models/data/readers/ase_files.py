@@ -14,7 +14,6 @@ from ase.db import connect
 
 from ...quantities import FROM_VOIGT, QUANTITIES
 from ..structures import (
-    CLOSEST_LABELLED,
     Notes,
     clean,
     is_truth_value,
@@ -46,7 +45,7 @@ def ase_structures(
         If there is no such file, ASE cannot read it, or a frame lacks a label in ``keys``.
     """
     wanted = checked_keys(keys)
-    read = iterate_atoms(path, stop=selection.stop, closest=CLOSEST_LABELLED)
+    read = iterate_atoms(path, stop=selection.stop, closest=None)
     frames = (atoms for _, atoms in read)
     if selection.index is None and selection.seed is None:
         chosen: Iterator[tuple[int, Atoms]] = enumerate(islice(frames, selection.limit))
@@ -73,8 +72,7 @@ def database_structures(
     notes = Notes(path)
     for k, row_id, atoms in _database_rows(path, selection):
         name = f"frame {k} of {path} (row {row_id})"
-        clean(atoms, name, notes, CLOSEST_LABELLED)
-        yield k, structure_of(atoms, name, wanted, units)
+        yield k, structure_of(clean(atoms, name, notes), name, wanted, units)
 
 
 def _database_rows(path: Path, selection: Selection) -> Iterator[tuple[int, int, Atoms]]:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ase import Atoms
 from numpy.typing import ArrayLike, NDArray
 
 from ...graph import Graph
 from ...neighbors import NeighborList
 from ...quantities import QUANTITIES
 from ..frames import Frames
+from ..structures import CLOSEST_LABELLED, check_geometry
 from ..units import DataUnits
 
 PathLike = str | os.PathLike[str]
@@ -141,7 +143,7 @@ class Collector:
         ------
         ValueError
             If it has no labels, other labels than the first structure or labels that are not
-            valid, or if its neighbours cannot be searched.
+            valid, if its neighbours cannot be searched, or if its geometry cannot be right.
         """
         name, labels = structure.name, structure.labels
         require_labels(structure)
@@ -166,6 +168,9 @@ class Collector:
             )
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+        atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell)
+        atoms.pbc = structure.pbc
+        check_geometry(atoms, name, CLOSEST_LABELLED)
         self.names.append(name)
         self._groups.append((file, number))
         self._graphs.append(graph)

@@ -19,7 +19,15 @@ from ase import Atoms
 from ase.io import iread
 from ase.io.formats import UnknownFileTypeError, filetype, string2index
 
-from .checks import CLOSEST, CLOSEST_LABELLED, check_distances, clean, is_truth_value, whole_charge
+from .checks import (
+    CLOSEST,
+    CLOSEST_LABELLED,
+    check_distances,
+    check_geometry,
+    clean,
+    is_truth_value,
+    whole_charge,
+)
 from .crystals import cif_structures, poscar_structure
 from .mmcif import CARTESIAN, mmcif_models
 from .parts import Notes
@@ -32,6 +40,7 @@ __all__ = [
     "CLOSEST_LABELLED",
     "Notes",
     "check_distances",
+    "check_geometry",
     "clean",
     "is_truth_value",
     "iterate_atoms",
@@ -66,7 +75,7 @@ def iterate_atoms(
     source: str | os.PathLike[str],
     *,
     stop: int | None = None,
-    closest: float = CLOSEST,
+    closest: float | None = CLOSEST,
     failed: Failed | None = None,
 ) -> Iterator[tuple[int, Atoms]]:
     """Yield the structures of a file with their numbers, from 0.
@@ -79,6 +88,7 @@ def iterate_atoms(
         Read at most this many structures from the start; ignored with an index.
     closest
         Smallest distance between two atoms, Angstrom; structures with closer atoms are refused.
+        None: the caller checks the geometry, once it knows the unit of length.
     failed
         Function called with the number of a refused structure and the error; reading continues.
         None: raise the error.
@@ -97,7 +107,10 @@ def iterate_atoms(
     for k, atoms in found:
         empty = False
         try:
-            clean(atoms, f"{path}@{k}" if k or index else str(path), notes, closest)
+            name = f"{path}@{k}" if k or index else str(path)
+            clean(atoms, name, notes)
+            if closest is not None:
+                check_geometry(atoms, name, closest)
         except ValueError as error:
             if failed is None:
                 raise

@@ -45,8 +45,8 @@ def is_truth_value(value: Any) -> bool:
     )
 
 
-def clean(atoms: Atoms, name: str, notes: Notes, closest: float = CLOSEST) -> Atoms:
-    """Check a structure, and remove entries that only look like a charge or a label.
+def clean(atoms: Atoms, name: str, notes: Notes) -> Atoms:
+    """Remove entries that only look like a charge or a label, and check the others.
 
     Parameters
     ----------
@@ -56,6 +56,29 @@ def clean(atoms: Atoms, name: str, notes: Notes, closest: float = CLOSEST) -> At
         Name in error messages.
     notes
         Recipient of warnings about dropped entries.
+
+    Raises
+    ------
+    ValueError
+        If elements, positions, charge or masses cannot be right.
+    """
+    _check_atoms(atoms, name)
+    _drop_truth_values(atoms, notes)
+    _read_charge(atoms, name, notes)
+    _check_masses(atoms, name)
+    _simplify_constraints(atoms)
+    return atoms
+
+
+def check_geometry(atoms: Atoms, name: str, closest: float = CLOSEST, length: float = 1.0) -> None:
+    """Check the cell and the distances between atoms.
+
+    Parameters
+    ----------
+    atoms
+        A structure, Angstrom.
+    name
+        Name in error messages.
     closest
         Smallest allowed distance between two atoms, Angstrom.
 
@@ -64,14 +87,8 @@ def clean(atoms: Atoms, name: str, notes: Notes, closest: float = CLOSEST) -> At
     ValueError
         If the structure cannot be right.
     """
-    _check_atoms(atoms, name)
-    _drop_truth_values(atoms, notes)
-    _read_charge(atoms, name, notes)
     _check_cell(atoms, name)
-    _check_masses(atoms, name)
     check_distances(atoms, name, closest)
-    _simplify_constraints(atoms)
-    return atoms
 
 
 def _check_atoms(atoms: Atoms, name: str) -> None:
