@@ -104,7 +104,7 @@ def steps_in(state_file: Path) -> int:
         return int(state["steps_done"])
     except Exception as error:  # torch raises whatever its parsers meet in damaged bytes
         raise ValueError(
-            f"{state_file} is no state of a training, or is damaged ({type(error).__name__}): "
+            f"{state_file} is not a training state, or is damaged ({type(error).__name__}): "
             "start a new run, or one from its checkpoint with model.start_from"
         ) from error
 

@@ -380,7 +380,7 @@ def test_data_that_changed_are_noticed(here: Path, capsys: pytest.CaptureFixture
 def test_a_damaged_state(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", "c.yaml", "-o", "out") == 0
     (here / "out" / "state.pt").write_bytes(b"PK\x03\x04 nonsense")
-    assert "state.pt is no state of a training" in fails(capsys, "--resume", "out")
+    assert "state.pt is not a training state" in fails(capsys, "--resume", "out")
 
 
 def test_a_run_of_another_kind(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
