@@ -17,7 +17,7 @@ from ..models.checkpoint import load_potential
 from ..models.inference.backends import script
 from ..models.inference.torchscript import OpenMMModule, PortableEvaluator, scriptable_members
 from ..models.units import kj_per_mol_in_ev, nm_in_angstrom
-from .checks import check_elements, check_energies, parse_charge
+from .checks import check_bonds, check_elements, check_energies, parse_charge
 from .evaluator import Checkpoint, Evaluator, Structure
 from .openmm_versions import choose_force_class
 from .torch_operator import OperatorEvaluator
@@ -77,14 +77,17 @@ def create_force(
     Raises
     ------
     ValueError
-        If the model does not know an element, an index is out of range or repeated, the charge
-        is not an integer, or the engine or backend cannot run here.
+        If the model does not know an element, an index is out of range or repeated, ``atoms``
+        cut a bond of the topology, the charge is not an integer, or the engine or backend cannot
+        run here.
     """
     force_class = choose_force_class(engine)
     numbers = _atomic_numbers(topology_or_numbers)
     particles = None if atoms is None else _checked_indices(atoms, len(numbers))
     if particles is not None:
         numbers = numbers[particles]
+        if hasattr(topology_or_numbers, "bonds"):
+            check_bonds(topology_or_numbers, particles)
     charge = parse_charge(charge)
     if periodic is None:
         periodic = _has_box(topology_or_numbers)

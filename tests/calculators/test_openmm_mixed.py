@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from ase import Atoms
 from support.helpers import make_potential
 from support.openmm_runs import three_waters
 
-from tensormd.calculators import TensorNetCalculator
+from tensormd.calculators import TensorNetCalculator, create_force
 from tensormd.calculators import openmm_versions as engines
 from tensormd.models import Potential
 from tensormd.models.units import kj_per_mol_in_ev, nm_in_angstrom
@@ -87,6 +89,38 @@ def test_mechanical_embedding(engine: str, periodic: bool, potential: Potential)
     )
     expected = by_hand(potential, topology, atoms, periodic)
     assert energy_of(mixed, atoms) == pytest.approx(expected, abs=1e-5 * len(atoms))
+
+
+@pytest.mark.parametrize("interpolate", [False, True])
+@pytest.mark.parametrize(
+    ("region", "cut"),
+    [
+        ([3, 4], "1 bond(s): 3 (O of HOH 2)-5 (H2 of HOH 2);"),
+        ([4, 3, 0, 1, 2], "1 bond(s): 3 (O of HOH 2)-5 (H2 of HOH 2);"),
+        ([5], "1 bond(s): 3 (O of HOH 2)-5 (H2 of HOH 2);"),
+        ([0, 6], "4 bond(s): 0 (O of HOH 1)-1 (H1 of HOH 1), 0 (O of HOH 1)-2 (H2 of HOH 1), "),
+    ],
+)
+def test_a_region_that_cuts_bonds(
+    region: list[int], cut: str, interpolate: bool, potential: Potential
+) -> None:
+    topology, _ = three_waters()
+    learned = openmmml.MLPotential("tensormd", modelPath=potential)
+    with pytest.raises(ValueError, match=re.escape(cut)):
+        learned.createMixedSystem(
+            topology, mm_system(topology, False), region, interpolate=interpolate
+        )
+    with pytest.raises(ValueError, match=re.escape(cut)):
+        create_force(potential, topology, atoms=region)
+
+
+@pytest.mark.parametrize("region", [[5, 3, 4], [0, 1, 2, 6, 7, 8], range(9)])
+def test_regions_of_whole_molecules(region: Sequence[int], potential: Potential) -> None:
+    topology, atoms = three_waters()
+    system = openmmml.MLPotential("tensormd", modelPath=potential).createMixedSystem(
+        topology, mm_system(topology, False), region
+    )
+    assert np.isfinite(energy_of(system, atoms))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -296,6 +296,10 @@ MIXED = ["md", "three.pdb", "-m", "tiny.safetensors", "--engine", "openmm", *WAT
         ([*MIXED, "--ml-atoms", "0-2,2"], "atom 2 is named twice"),
         ([*MIXED, "--ml-atoms", "resname LIG"], "no resname LIG; the structure has resname HOH"),
         ([*MIXED, "--ml-atoms", "water"], "'water' means nothing"),
+        (
+            [*MIXED, "--ml-atoms", "3-4"],
+            "the chosen atoms cut 1 bond(s): 3 (O of HOH 2)-5 (H2 of HOH 2); there are no link",
+        ),
         ([*MIXED, "--ml-atoms", "2-0"], "2-0 is out of range"),
         ([*MIXED, "--ml-atoms", "0-2", "--force-field", "none.xml"], "none.xml"),
         ([*MIXED, "--ml-atoms", "0-2", "--hydrogen-mass", "-1"], "--hydrogen-mass is -1.0 u"),
