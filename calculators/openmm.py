@@ -1,7 +1,4 @@
-"""Potentials as OpenMM forces.
-
-Import torch before openmm (importing tensormd does).
-"""
+"""Potentials as OpenMM forces."""
 
 from __future__ import annotations
 

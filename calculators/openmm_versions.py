@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import logging
+import re
 from importlib.metadata import PackageNotFoundError, version
 
 BUILT_FOR = {"1.5": {"torch": ("2.9",), "openmm": ("8.4", "8.5")}}
@@ -58,7 +60,7 @@ def torchforce_problem() -> str | None:
         _import_quietly("openmmtorch")
     except ImportError as error:
         return f"openmmtorch {plugin} does not load ({error}): {INSTALL}"
-    return None
+    return _kernels_problem()
 
 
 def python_problem() -> str | None:
@@ -70,6 +72,29 @@ def python_problem() -> str | None:
     if not hasattr(openmm, "PythonForce"):
         return f"openmm {openmm.version.version} has no PythonForce (8.4 has): {INSTALL}"
     return None
+
+
+@functools.cache
+def _kernels_problem() -> str | None:
+    """Why OpenMM has no kernels for TorchForce, or None once it has them.
+
+    OpenMM loads its plugins when it is imported. Without torch's libraries, which `import torch`
+    loads, those of openmmtorch fail: they are loaded here.
+    """
+    from openmm import Platform
+
+    problems = []
+    for failure in Platform.getPluginLoadFailures():
+        plugin = re.match(r"Error loading library (.*?OpenMMTorch\w*\.\w+): ", failure)
+        if plugin is None:
+            continue
+        try:
+            Platform.loadPluginLibrary(plugin[1])
+        except Exception as error:  # for a platform that is not there, such as OpenCL
+            problems.append(" ".join(str(error).split()))
+    if Platform.getPlatformByName("Reference").supportsKernels(["CalcTorchForce"]):
+        return None
+    return f"OpenMM has no kernels for it ({'; '.join(problems) or 'no such plugin'}): {INSTALL}"
 
 
 FORCE_CLASSES = {"torchforce": torchforce_problem, "python": python_problem}

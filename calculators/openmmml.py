@@ -1,6 +1,8 @@
 """The openmm-ml plugin: ``MLPotential("tensormd", modelPath="model.ckpt")``.
 
-openmm-ml finds it by the entry point ``openmmml.potentials``.
+openmm-ml finds it by the entry point ``openmmml.potentials`` and imports it in every process that
+imports openmm-ml, whichever potential runs there. What needs torch is therefore imported inside
+the functions.
 """
 
 from __future__ import annotations
@@ -11,9 +13,6 @@ from typing import Any
 import openmm
 import openmm.app
 from openmmml.mlpotential import MLPotentialImpl, MLPotentialImplFactory
-
-from ..models.checkpoint import load_potential
-from .openmm import create_force
 
 OPTIONS = ("charge", "engine", "device", "dtype", "backend")
 
@@ -49,6 +48,8 @@ class TensormdImpl(MLPotentialImpl):
     """
 
     def __init__(self, model: Any) -> None:
+        from ..models.checkpoint import load_potential
+
         self.potential = load_potential(model)
 
     def addForces(  # noqa: N802
@@ -66,6 +67,8 @@ class TensormdImpl(MLPotentialImpl):
         ValueError
             If an option is unknown, or as in `create_force`.
         """
+        from .openmm import create_force
+
         # createMixedSystem passes the options of its embedding to every potential.
         for option in ("mlLongRange", "linkAtomDistances"):
             args.pop(option, None)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from ase import Atoms
 from support.helpers import make_potential
-from support.openmm_runs import three_waters
+from support.openmm_runs import three_waters, write_three_waters
 
 from tensormd.calculators import TensorNetCalculator, create_force
 from tensormd.calculators import openmm_versions as engines
-from tensormd.models import Potential
+from tensormd.models import Potential, save_potential
 from tensormd.models.units import kj_per_mol_in_ev, nm_in_angstrom
 
 openmm = pytest.importorskip("openmm", reason="openmm is not installed (extra 'openmm')")
@@ -137,3 +141,92 @@ def test_interpolation_ends_in_both_states(engine: str, potential: Potential) ->
     assert energy_of(mixed, atoms, lambda_interpolate=1) == pytest.approx(learned, abs=1e-4)
     middle = energy_of(mixed, atoms, lambda_interpolate=0.5)
     assert middle == pytest.approx((classical + learned) / 2, abs=1e-4)
+
+
+# Processes of their own
+
+
+def python(code: str, folder: Path, **environment: str) -> str:
+    """Output of a process that runs the code, in which OpenMM is not imported yet."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "first", ["from openmmml import MLPotential", "import openmm", "import torch"]
+)
+def test_any_module_may_be_imported_first(
+    first: str, engine: str, potential: Potential, tmp_path: Path
+) -> None:
+    _, atoms = three_waters()
+    save_potential(potential, tmp_path / "model.safetensors")
+    write_three_waters(tmp_path / "three.pdb")
+    code = f"""
+{first}
+from openmmml import MLPotential
+import openmm
+from openmm import app
+pdb = app.PDBFile("three.pdb")
+potential = MLPotential("tensormd", modelPath="model.safetensors")
+system = potential.createSystem(pdb.topology, charge=0, engine={engine!r}, dtype="float64")
+context = openmm.Context(
+    system, openmm.VerletIntegrator(1e-3), openmm.Platform.getPlatformByName("Reference")
+)
+context.setPositions(pdb.positions)
+print(context.getState(getEnergy=True).getPotentialEnergy()._value)
+"""
+    atoms.positions = atoms.positions.round(3)  # as in the file
+    expected = TensorNetCalculator(potential, dtype="float64").evaluate([atoms])[0]["energy"]
+    found = float(python(code, tmp_path).split()[-1]) * kj_per_mol_in_ev
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_openmm_ml_where_torch_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so is not there')")
+    code = """
+import openmmml
+try:
+    openmmml.MLPotential("tensormd", modelPath="model.safetensors")
+except ImportError as error:
+    print(error)
+from tensormd.calculators import openmm_versions
+try:
+    from tensormd.calculators import create_force
+except ImportError as error:
+    print(error)
+"""
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    said = python(code, tmp_path, PYTHONPATH=path).splitlines()
+    assert said == [
+        "libtorch.so is not there",
+        "tensormd.calculators.create_force needs torch, which fails: ImportError: "
+        "libtorch.so is not there",
+    ]
+
+
+def test_kernels_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    if engines.torchforce_problem() is not None:
+        pytest.skip(str(engines.torchforce_problem()))
+    platform = type("Empty", (), {"supportsKernels": lambda self, names: False})()
+    failure = "Error loading library /none/libOpenMMTorchReference.so: libtorch.so: no such file"
+    for name, value in (
+        ("getPlatformByName", lambda name: platform),
+        ("getPluginLoadFailures", lambda: [failure]),
+    ):
+        monkeypatch.setattr(openmm.Platform, name, staticmethod(value))
+    engines._kernels_problem.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=r"no kernels for it .*/none/libOpenMMTorchReference"):
+            engines.choose_force_class("torchforce")
+        assert engines.choose_force_class("auto") == "python"
+    finally:
+        engines._kernels_problem.cache_clear()
