@@ -20,6 +20,7 @@ from ..models.checkpoint import load_potential
 from ..models.committee import combine, mean, mean_prediction, members_of
 from ..models.graph import Graph, batch_graphs, within
 from ..models.inference.backends import compile_potential, implementation_of, why_not_fused
+from ..models.inference.forks import use_one_thread_in_forks
 from ..models.inference.hessian import hessian
 from ..models.inference.tables import TableInfo
 from ..models.neighbors import SKIN, NeighborList
@@ -226,6 +227,7 @@ class Evaluator:
         ValueError
             If a result is not finite; the message gives the likely cause.
         """
+        use_one_thread_in_forks()
         found = []
         with torch.no_grad():
             for member in members_of(self.potential):
@@ -237,6 +239,7 @@ class Evaluator:
 
     def hessian(self, graph: Graph) -> NDArray[np.float64]:
         """Second derivatives of the energy of the network itself, (3N, 3N), eV/Angstrom^2."""
+        use_one_thread_in_forks()
         members = members_of(self.potential)
         return mean([hessian(each.total_energy, graph) for each in members]).cpu().numpy()  # type: ignore[arg-type]
 

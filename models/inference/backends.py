@@ -10,6 +10,7 @@ from torch import nn
 
 from ..committee import members_of
 from ..potential import Potential
+from .forks import use_one_thread_in_forks
 from .kernels import fuse, fused_problem
 
 log = logging.getLogger("tensormd")
@@ -23,6 +24,7 @@ _COMPILER = threading.Lock()
 
 def script(module: nn.Module) -> torch.jit.ScriptModule:
     """Compile a module for inference with TorchScript; safe to call from several threads."""
+    use_one_thread_in_forks()
     with _COMPILER:
         compiled: torch.jit.ScriptModule = torch.jit.script(module.eval().requires_grad_(False))
     return compiled
@@ -52,6 +54,7 @@ def compile_potential(potential: nn.Module, backend: str = "reference") -> nn.Mo
     ValueError
         If ``fused`` is requested and there are no fused kernels for this potential.
     """
+    use_one_thread_in_forks()
     problem = why_not_fused(potential, backend)
     if problem is None:
         # Building the tables needs gradients, even if the caller has switched them off.

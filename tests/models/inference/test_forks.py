@@ -1,0 +1,75 @@
+"""Evaluations in forks of a process that has evaluated with several threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FORKS = """
+import logging, multiprocessing, os, sys
+import numpy as np
+import torch
+from ase.build import molecule
+from tensormd.calculators import TensorNetCalculator
+
+backend, protected = sys.argv[1], sys.argv[2] == "protected"
+if not protected:
+    os.register_at_fork = lambda **_: None
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+torch.set_num_threads(2)
+calculator = TensorNetCalculator("ethanol", backend=backend)
+atoms = molecule("CH3CH2OH")
+atoms.set_cell([5.0] * 3)
+atoms.pbc = True
+atoms = atoms * (2, 2, 2)
+atoms.rattle(0.03, seed=1)
+
+
+def forces(_):
+    calculator.calculate(atoms)
+    return torch.get_num_threads(), calculator.results["forces"]
+
+
+expected = forces(None)[1]
+torch.ones(1 << 20).exp()  # more than torch leaves to one thread
+for _ in range(2):
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        try:
+            found = pool.map_async(forces, range(2)).get(timeout=float(sys.argv[3]))
+        except multiprocessing.TimeoutError:
+            pool.terminate()
+            print("the children hang")
+            sys.exit()
+    for count, result in found:
+        np.testing.assert_allclose(result, expected, atol=1e-5)
+        print("child", count)
+print("parent", torch.get_num_threads())
+"""
+
+
+def run(*arguments: str) -> list[str]:
+    """Lines of a process that evaluates with two threads and then in two pools of forks."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, *arguments], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="this platform cannot fork")
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+def test_fork_pools(backend: str) -> None:
+    lines = run(backend, "protected", "100")
+    assert [line for line in lines if line.startswith(("child", "parent", "the"))] == [
+        *["child 1"] * 4,
+        "parent 2",
+    ]
+    assert sum("forked processes run torch with one thread" in line for line in lines) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="this platform cannot fork")
+def test_without_protection_forks_hang() -> None:
+    """The control: the same evaluation hangs if forks keep the number of threads."""
+    assert run("reference", "unprotected", "15")[-1] == "the children hang"
