@@ -608,6 +608,25 @@ def test_a_changed_source_is_compiled_anew(
     assert digest() != same
 
 
+def test_each_processor_has_its_own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llvmlite import binding
+
+    digest = compiled.sources_digest.__wrapped__
+    same = digest()
+    assert same == digest()
+    with monkeypatch.context() as patch:
+        patch.setattr(binding, "get_host_cpu_name", lambda: "another-processor")
+        other_name = digest()
+    with monkeypatch.context() as patch:
+        patch.setattr(binding, "get_host_cpu_features", lambda: binding.FeatureMap(sse=True))
+        other_features = digest()
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled.numba.config, "CPU_NAME", "generic")
+        asked_for = digest()
+    assert len({same, other_name, other_features, asked_for}) == 4
+    assert digest() == same
+
+
 def test_cache_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,7 +2,7 @@
 
 Numba's own cache looks for changes only in the file of the cached function: a kernel that calls
 changed code in another file would be stale. Here the name of the cache folder contains a digest
-of all kernel sources, so any change starts an empty folder.
+of all kernel sources and of the processor, so any change starts an empty folder.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import llvmlite
+import llvmlite.binding
 import numba
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.codegen import get_host_cpu_features
 
 from ....files import cache_folder
 
@@ -76,9 +78,12 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
 
 @functools.cache
 def sources_digest() -> str:
-    """Digest of the sources in this folder, and of the compiler's version and settings."""
-    settings = (numba.config.BOUNDSCHECK, numba.config.CPU_FEATURES)
-    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {settings}".encode())
+    """Digest of the sources in this folder, the compiler's version and settings, the processor."""
+    settings = (numba.config.BOUNDSCHECK, numba.config.CPU_NAME, numba.config.CPU_FEATURES)
+    # Machines that share a cache folder replace each other's files in it.
+    processor = (llvmlite.binding.get_host_cpu_name(), get_host_cpu_features())
+    about = f"{numba.__version__} {llvmlite.__version__} {settings} {processor}"
+    digest = hashlib.sha256(about.encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
         if file.name.endswith("potential.py"):
             continue  # not compiled
