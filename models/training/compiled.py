@@ -9,7 +9,9 @@ tracing, the ShapeEnv records a guard; all guards are checked before a batch is 
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -50,13 +52,29 @@ def compiler_for(device: torch.device) -> str | None:
         from torch.utils._triton import has_triton
 
         return None if has_triton() else "Triton is missing"
+    _name_the_user()
     from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         get_cpp_compiler()
-    except Exception as problem:  # torch raises several kinds, not all of them public
-        return f"there is no C++ compiler ({str(problem).splitlines()[0]})"
+    except InvalidCxxCompiler as problem:
+        return f"there is no C++ compiler ({problem})"
+    except Exception as problem:  # of any kind, from deep inside torch
+        reason = f"{type(problem).__name__}: {problem}".splitlines()[0]
+        return f"torch cannot look for a C++ compiler ({reason})"
     return None if shutil.which("ld") else "there is no linker"
+
+
+def _name_the_user() -> None:
+    """Give this process a user name if its user id has none, as in many containers.
+
+    Inductor names a folder after the user when it is imported, and fails otherwise.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
 
 
 class CompiledFunction:
@@ -227,6 +245,7 @@ def _trace(
     axes: Sequence[Axis | None],
     sizes: Sizes,
 ) -> _Graph:
+    _name_the_user()
     import torch._inductor.config
     from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -212,6 +215,58 @@ def test_a_compilation_that_fails(
     compare(step, TrainingStep(step.potential, FORCES), batch, 1e-12)
     assert not step.compiled
     assert "steps run plainly from here on" in caplog.text
+
+
+NAMELESS = """
+import os, pwd
+for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "TORCHINDUCTOR_CACHE_DIR"):
+    os.environ.pop(name, None)
+
+
+def unknown(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+
+pwd.getpwuid = unknown
+import torch
+from tensormd.models.training.compiled import compiler_for
+
+print(compiler_for(torch.device("cpu")))
+from torch._inductor.codecache import default_cache_dir
+
+print(default_cache_dir().endswith(f"torchinductor_uid{os.getuid()}"))
+"""
+
+
+@compiles
+@pytest.mark.skipif(sys.platform == "win32", reason="this platform has no user ids")
+def test_a_user_id_without_a_name() -> None:
+    """As in containers: torch asks for the user's name before it looks for a compiler."""
+    environment = os.environ | {"HOME": os.path.expanduser("~")}  # ASE cannot do without
+    done = subprocess.run(
+        [sys.executable, "-c", NAMELESS], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["None", "True"]
+
+
+def test_why_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder, exc
+
+    def fails(error: Exception) -> None:
+        def fail() -> str:
+            raise error
+
+        monkeypatch.setattr(cpp_builder, "get_cpp_compiler", fail)
+
+    fails(exc.InvalidCxxCompiler())
+    problem = compiler_for(torch.device("cpu"))
+    assert problem is not None
+    assert problem.startswith("there is no C++ compiler (")
+    fails(PermissionError("no such folder\nand more"))
+    assert compiler_for(torch.device("cpu")) == (
+        "torch cannot look for a C++ compiler (PermissionError: no such folder)"
+    )
 
 
 @compiles
