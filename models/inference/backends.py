@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,12 +25,33 @@ BACKENDS = ("auto", "reference", "fused")
 # torch.jit.script and forward differentiation, which builds the tables, keep state that all
 # threads share without protection.
 _COMPILER = threading.Lock()
+_DEPRECATED: Any = (
+    "ignore", re.compile(r"`torch\.jit\.script` is deprecated", re.IGNORECASE), Warning, None, 0
+)  # fmt: skip
+"""A filter of warnings. torch 2.10 and newer warn of torch.jit.script, which forward
+differentiation calls too; there is nothing that a user could do about it."""
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Compile in one thread at a time, without the warning that TorchScript is deprecated.
+
+    `warnings.catch_warnings` would undo what other threads do to the filters in the meantime.
+    """
+    with _COMPILER:
+        filters: Any = warnings.filters
+        filters.insert(0, _DEPRECATED)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ValueError):  # somebody else has reset the filters
+                filters.remove(_DEPRECATED)
 
 
 def script(module: nn.Module) -> torch.jit.ScriptModule:
     """Compile a module for inference with TorchScript; safe to call from several threads."""
     use_one_thread_in_forks()
-    with _COMPILER:
+    with compiling():
         compiled: torch.jit.ScriptModule = torch.jit.script(module.eval().requires_grad_(False))
     return compiled
 
@@ -58,7 +84,7 @@ def compile_potential(potential: nn.Module, backend: str = "reference") -> nn.Mo
     problem = why_not_fused(potential, backend)
     if problem is None:
         # Building the tables needs gradients, even if the caller has switched them off.
-        with _COMPILER, torch.inference_mode(False), torch.set_grad_enabled(True):
+        with compiling(), torch.inference_mode(False), torch.set_grad_enabled(True):
             return fuse(potential)  # type: ignore[arg-type]
     if backend == "auto":
         log.info("the network itself runs, not fused kernels: %s", problem)

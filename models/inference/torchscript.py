@@ -16,7 +16,7 @@ from ..graph import Graph
 from ..neighbors import SKIN
 from ..potential import Potential, Prediction
 from ..units import kj_per_mol_in_ev, nm_in_angstrom
-from .backends import script
+from .backends import compiling, script
 from .tables import tabulated_potential
 from .torchscript_pairs import neighbor_pairs
 
@@ -257,7 +257,8 @@ def export_torchscript(
     """
     members = copy.deepcopy(scriptable_members(potential))  # compiling freezes the weights
     if tables:
-        members = [tabulated_potential(member) for member in members]
+        with compiling():
+            members = [tabulated_potential(member) for member in members]
     if target == "portable":
         module: nn.Module = PortableModule(members, skin)
     elif target == "openmm":

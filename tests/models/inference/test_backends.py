@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,9 +28,16 @@ from support.processes import forces_of, send_forces
 from tensormd.calculators import PotentialCalculator, TensorNetCalculator, create_force
 from tensormd.calculators import openmm_versions as engines
 from tensormd.calculators import torch_operator as operator
-from tensormd.models import Committee, EnergyReadout, Potential, TensorNet, save_potential
+from tensormd.models import (
+    Committee,
+    EnergyReadout,
+    Potential,
+    TensorNet,
+    export_torchscript,
+    save_potential,
+)
 from tensormd.models.inference import kernels
-from tensormd.models.inference.backends import compile_potential
+from tensormd.models.inference.backends import compile_potential, compiling
 from tensormd.models.inference.tables import tabulated
 from tensormd.models.units import kj_per_mol_in_ev, nm_in_angstrom
 
@@ -215,6 +223,52 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch, potential: Potential) ->
     with pytest.raises(ValueError, match="pip install numba; or take backend='reference'") as e:
         TensorNetCalculator(potential, backend="fused")
     assert "\n" not in str(e.value)
+
+
+def warns_first(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of torch 2.10 and newer, whose warning has had two categories."""
+
+    def deprecated(*args: Any, **kwargs: Any) -> Any:
+        for category in (DeprecationWarning, FutureWarning):
+            message = "`torch.jit.script` is deprecated. Please switch to `torch.compile`."
+            warnings.warn(message, category, stacklevel=1)
+        warnings.warn("another warning", FutureWarning, stacklevel=1)
+        return function(*args, **kwargs)
+
+    return deprecated
+
+
+@pytest.mark.parametrize("backend", ["reference", "fused"])
+def test_no_warning_that_torchscript_is_deprecated(
+    backend: str, monkeypatch: pytest.MonkeyPatch, potential: Potential, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.jit, "script", warns_first(torch.jit.script))
+    monkeypatch.setattr(torch.func, "jvp", warns_first(torch.func.jvp))
+    filters = list(warnings.filters)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compile_potential(copy.deepcopy(potential).float(), backend)
+        if backend == "reference":
+            export_torchscript(potential, tmp_path / "model.pt")
+    assert caught
+    assert {str(each.message) for each in caught} == {"another warning"}
+    assert warnings.filters == filters
+    with pytest.warns(FutureWarning, match="is deprecated"):  # the user's own call
+        torch.jit.script(torch.nn.Identity())
+
+
+def test_other_threads_keep_their_filters_while_one_compiles() -> None:
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        with compiling():
+            thread = threading.Thread(target=warnings.simplefilter, args=("error", UserWarning))
+            thread.start()
+            thread.join()
+        with pytest.raises(UserWarning, match="of the other thread"):
+            warnings.warn("of the other thread", UserWarning, stacklevel=1)
+        with compiling():
+            warnings.resetwarnings()
+        assert list(warnings.filters) == []
 
 
 # The same bits
