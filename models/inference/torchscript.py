@@ -4,8 +4,11 @@ They hold only plain torch operators: the exported file needs neither tensormd n
 """
 
 import copy
+import io
 import os
+import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -273,5 +276,15 @@ def export_torchscript(
         )
     else:
         raise ValueError(f"unknown target {target!r}: expected one of {', '.join(TARGETS)}")
+    buffer = io.BytesIO()
+    torch.jit.save(script(module), buffer)  # type: ignore[no-untyped-call]
     with replacing(path) as temporary:
-        torch.jit.save(script(module), temporary)  # type: ignore[no-untyped-call]
+        _write_without_source_names(buffer, temporary)
+
+
+def _write_without_source_names(saved: io.BytesIO, path: Path) -> None:
+    """Leave out what TorchScript keeps for tracebacks: full names of this machine's files."""
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            if not name.endswith(".debug_pkl"):
+                new.writestr(name, old.read(name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from ase.build import molecule
 from support.helpers import System, crystal, ethanol, make_potential, make_tdn, predict, slab, tiny
+from support.paths import ROOT
 
 from tensormd.models import Committee, NeighborList, Potential, export_torchscript
 from tensormd.models.inference.tables import FORCE_BOUND, tabulated_potential
@@ -138,6 +140,20 @@ def test_pairs_equal_those_of_the_neighbor_list(seed: int) -> None:
     )
     np.testing.assert_array_equal(index, graph.edge_index)
     np.testing.assert_array_equal(shift, graph.edge_shift)
+
+
+@pytest.mark.parametrize("target", ["portable", "openmm"])
+def test_files_name_no_file_of_this_machine(
+    target: str, potential: Potential, tmp_path: Path
+) -> None:
+    export_torchscript(potential, tmp_path / "model.pt", target, numbers=[1, 6])
+    with zipfile.ZipFile(tmp_path / "model.pt") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    assert any(b"def forward" in content for content in members.values())
+    for name, content in members.items():
+        for folder in (ROOT, Path(torch.__file__).parent, Path.cwd()):
+            assert str(folder).encode() not in content, name
+        assert b"site-packages" not in content, name
 
 
 def test_exporting_leaves_the_potential_as_it_is(tmp_path: Path) -> None:
