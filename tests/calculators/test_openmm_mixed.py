@@ -122,7 +122,7 @@ def test_a_region_that_cuts_bonds(
 def test_regions_of_whole_molecules(region: Sequence[int], potential: Potential) -> None:
     topology, atoms = three_waters()
     system = openmmml.MLPotential("tensormd", modelPath=potential).createMixedSystem(
-        topology, mm_system(topology, False), region
+        topology, mm_system(topology, False), region, dtype="float64"
     )
     assert np.isfinite(energy_of(system, atoms))
 
