@@ -353,7 +353,7 @@ MIXED = ["md", "three.pdb", "-m", "tiny.safetensors", "--engine", "openmm", *WAT
         ([*MIXED, "--ml-atoms", "0-2", "--force-field", "none.xml"], "none.xml"),
         ([*MIXED, "--ml-atoms", "0-2", "--hydrogen-mass", "-1"], "--hydrogen-mass is -1.0 u"),
         (["md", "xenon.xyz", *MD[2:]], "does not know Xe"),
-        (["md", "clash.xyz", *MD[2:]], "are two atoms in one place?"),
+        (["md", "clash.xyz", *MD[2:]], "0 A apart, in one place"),
         (["md", "slab.xyz", *MD[2:]], "periodic in all three directions or in none"),
         ([*MD[:4], "--minimize"], "--minimize is an option of --engine openmm only"),
         ([*MD[:4], "--platform", "CPU"], "--platform is an option of --engine openmm only"),
