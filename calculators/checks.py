@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from torch import nn
 from ..models.committee import members_of
 from ..models.graph import Graph, displacements
 from ..models.inference.backends import BACKENDS
+
+BLIND_TO_CHARGE = ("TDN",)
+"""Architectures without the total charge in the formula of their energy."""
 
 
 class UntrainedError(PropertyNotImplementedError, ValueError):
@@ -94,6 +98,32 @@ def parse_charge(charge: Any) -> int:
 def charge_of(atoms: Atoms) -> int:
     """Total charge of a structure, e: ``atoms.info["charge"]``, or 0 if it is absent."""
     return parse_charge(atoms.info.get("charge", 0))
+
+
+def warn_of_charge(potential: nn.Module, charge: int) -> None:
+    """Warn of a charge if a potential, or a member of a committee, may never have seen one.
+
+    ``metadata["trained_with_charge"]`` says whether charged structures were among its data.
+    """
+    stated = {
+        member.metadata.get("trained_with_charge")  # type: ignore[union-attr, operator]
+        for member in members_of(potential)
+    }
+    if not charge or stated == {True}:
+        return
+    why = (
+        "was trained on neutral structures only"
+        if False in stated
+        else "does not state that it was trained on charged structures"
+    )
+    parts = str(potential.architecture).split(" + ")
+    if set(parts) & set(BLIND_TO_CHARGE):
+        why += f", and the energy of a {parts[0]} does not depend on the charge"
+    warnings.warn(
+        f"the charge is {charge:+d}, but the model {why}: results are unverified",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def symbols(numbers: Iterable[int]) -> str:

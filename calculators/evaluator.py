@@ -33,6 +33,7 @@ from .checks import (
     parse_backend,
     parse_device,
     symbols,
+    warn_of_charge,
 )
 
 Checkpoint = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | nn.Module
@@ -100,6 +101,9 @@ class Evaluator:
         there are no fused kernels for the potential.
     """
 
+    # Gradients need tensors made outside of a caller's inference mode; so it is left in each
+    # method that makes any.
+    @torch.inference_mode(False)
     def __init__(
         self,
         checkpoint: Checkpoint,
@@ -121,6 +125,13 @@ class Evaluator:
         """Reason why fused kernels do not run; None if they do."""
         self.neighbors = NeighborList(float(potential.cutoff), skin, self.device)
         self._members: list[nn.Module] | None = None
+        self._charges: set[float] = {0.0}  # that were warned of, if there was a reason
+
+    def check_charge(self, charge: float) -> None:
+        """Warn, once for each charge, if the potential may never have seen a charged system."""
+        if charge not in self._charges:
+            self._charges.add(charge)
+            warn_of_charge(self.potential, int(charge))
 
     @property
     def members(self) -> list[nn.Module]:
@@ -133,6 +144,7 @@ class Evaluator:
 
     # From structures to graphs
 
+    @torch.inference_mode(False)
     def graph(self, structure: Structure, changed: Collection[str] | None = None) -> Graph:
         """The graph of a structure, using and updating the kept neighbour list.
 
@@ -150,6 +162,7 @@ class Evaluator:
         """
         return self._graph(structure, self.neighbors, changed)
 
+    @torch.inference_mode(False)
     def batch(self, structures: Iterable[Structure]) -> Graph:
         """One graph of many structures; the kept neighbour list does not change.
 
@@ -167,7 +180,8 @@ class Evaluator:
         neighbors: NeighborList,
         changed: Collection[str] | None = None,
     ) -> Graph:
-        numbers, positions, cell, pbc, _ = structure
+        numbers, positions, cell, pbc, charge = structure
+        self.check_charge(charge)
         if changed is None or "numbers" in changed:
             check_elements(numbers, self.potential.elements)
         if changed is None or "cell" in changed or "pbc" in changed or not all_finite(positions):
@@ -193,6 +207,7 @@ class Evaluator:
         check_results(graph, found.energy, found.forces)
         return found
 
+    @torch.inference_mode(False)
     def energy_and_forces(self, structure: Structure) -> tuple[Tensor, Tensor]:
         """Energy (), eV, and forces (N, 3), eV/Angstrom, with the kept neighbour list.
 
@@ -211,11 +226,13 @@ class Evaluator:
         """The prediction for a graph; for a committee, its mean."""
         return mean_prediction(self.predictions(graph))
 
+    @torch.inference_mode(False)
     def predictions(self, graph: Graph) -> list[Prediction]:
         """The prediction of each member for a graph."""
         with torch.set_grad_enabled(True):  # forces are gradients, even under no_grad
             return [member(graph) for member in self.members]
 
+    @torch.inference_mode(False)
     def properties(self, graph: Graph, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """Properties that the network's own heads predict for a graph.
 
@@ -237,6 +254,7 @@ class Evaluator:
         check_results(graph, *means.values())
         return means
 
+    @torch.inference_mode(False)
     def hessian(self, graph: Graph) -> NDArray[np.float64]:
         """Second derivatives of the energy of the network itself, (3N, 3N), eV/Angstrom^2."""
         use_one_thread_in_forks()
@@ -245,6 +263,7 @@ class Evaluator:
 
     # The evaluator itself
 
+    @torch.inference_mode(False)
     def twin(self, skin: float) -> Evaluator:
         """An evaluator of another system that shares the weights and the compiled modules."""
         twin = copy.copy(self)

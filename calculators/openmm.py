@@ -100,6 +100,7 @@ def create_force(
         dtype=dtype,
         backend=backend,
     )
+    evaluator.check_charge(charge)
     log.info("tensormd runs %s in OpenMM through %s", potential.architecture, force_class)
     make_force = _torch_force if force_class == "torchforce" else _python_force
     force = make_force(evaluator, numbers, charge, particles, periodic)

@@ -18,7 +18,7 @@ from ..md.relax import relax
 from ..reports.analysis import drift_mev_per_atom_ps
 from ..reports.drawing import overview
 from ..reports.page import html_page
-from ..reports.runs import sections_of
+from ..reports.runs import section_of
 from ..runs.folder import REPORT, RunFolder
 from ..runs.models import SHIPPED, load_calculator
 from ..runs.settings import MDSettings, ModelSettings, RelaxSettings, to_json
@@ -139,7 +139,7 @@ def run_demo(
     caption = "" if drift is None else f"drift of the total energy {drift:+.4f} meV/atom/ps"
     overview(out / PICTURE, log, rested, (f"{_time_ps(nve):g} ps NVE", "relaxed"), caption)
     page = out / REPORT
-    sections = [sections_of(out / part) for part in PARTS]
+    sections = [section_of(out / part)[0] for part in PARTS]
     lead = "Ethanol with the model that ships: relaxed, warmed up to 300 K, then left alone."
     write_atomically(page, html_page("tensormd demo", sections, lead).encode())
     files = {

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 from torch import nn
 
-from ...calculators.checks import check_elements, parse_charge
+from ...calculators.checks import check_elements, parse_charge, warn_of_charge
 from ...models import export_torchscript, load_potential
 from ...models.inference.torchscript import TARGETS
 from ...models.potential import parse_dtype
@@ -68,22 +68,12 @@ def export(
         raise ValueError(f"--target is {target!r}: expected {' or '.join(TARGETS)}")
     check_folder_of(output)
     if target == "portable":
-        for name, value in (
-            ("numbers", numbers),
-            ("structure", structure),
-            ("charge", charge),
-            ("periodic", periodic),
-        ):
-            if value is not None:
-                raise ValueError(
-                    f"--{name} is an option of --target openmm only: a portable file takes any "
-                    "structure at each call"
-                )
         atoms: list[int] | None = None
         box = False
     else:
         atoms, box, charge = topology(numbers, structure, charge, periodic)
     potential = load_for_export([checkpoint, *(model or ())], dtype, parse_units(units), atoms)
+    warn_of_charge(potential, charge or 0)
     export_torchscript(
         potential,
         output,

@@ -16,9 +16,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ..runs.applies import check_options
 from ..runs.errors import Interrupted, RunStopped
 from ..runs.versions import package_version
-from .console import say
+from .console import given_options, say
 
 COMMANDS = {
     "demo": "Relax ethanol, run dynamics and write a report, with what ships: about a minute.",
@@ -57,7 +58,9 @@ class _Command(TyperCommand):
         module = importlib.import_module(f".{self.name}", __package__)
         alone = typer.Typer(add_completion=False)
         alone.command(self.name)(getattr(module, self.name))
-        return typer.main.get_command(alone).make_context(info_name, args, *more, **extra)
+        context = typer.main.get_command(alone).make_context(info_name, args, *more, **extra)
+        check_options(self.name, context.params, given_options(context))
+        return context
 
 
 def _print_version(wanted: bool) -> None:

@@ -11,7 +11,7 @@ import typer
 from ..md.launch import launch_md, relaunch_md
 from ..runs.folder import RunFolder
 from ..runs.settings import MDSettings
-from .console import say, show_json
+from .console import given_options, say, show_json
 from .options import (
     Backend,
     Charge,
@@ -172,14 +172,10 @@ def md(
 ) -> None:
     """Run molecular dynamics of a structure, in a run folder that survives a kill."""
     if resume is not None:
-        if structure is not None:
-            raise ValueError(
-                f"{structure} cannot be given with --resume: the run has its structure already"
-            )
         given = {
-            name: value
-            for name, value in context.params.items()
-            if name not in ("resume", "save_every", "as_json") and _was_given(context, name)
+            name: context.params[name]
+            for name in given_options(context)
+            if name not in ("resume", "save_every", "as_json")
         }
         if "units" in given:
             given["units"] = parse_units(units)
@@ -208,8 +204,3 @@ def md(
     )
     if as_json:
         show_json(summary.to_json())
-
-
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from ..reports.runs import write_report
-from .console import show_json
+from .console import show_json, show_tree
 from .options import Json
 
 
 def report(
-    run_dir: Annotated[Path, typer.Argument(help="Folder that md, relax or train wrote.")],
+    run_dir: Annotated[
+        Path, typer.Argument(help="Folder that md, relax or train wrote, or a folder of such.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Write figures and an HTML page of a run: energies (eV), temperature (K), distances (A)."""
@@ -21,5 +23,4 @@ def report(
     if as_json:
         show_json({**numbers, "report": str(page)})
         return
-    for name, value in {**numbers, "report": page}.items():
-        print(f"{name:28}{value if value is not None else '-'}")
+    show_tree({**numbers, "report": page}, width=28)

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from ..runs.folder import refuse_existing
 from ..train.config import TrainConfig
 from ..train.config import example as example_text
-from ..train.run import plan_training, resume_training, start_training
+from ..train.run import ALREADY, plan_training, resume_training, start_training
 from ..train.schema import read_config
 from .console import say, show_json
 from .options import Json
@@ -49,15 +50,7 @@ def train(
     if example:
         print(example_text(), end="")
         return
-    if resume is not None:
-        for name, value in (("CONFIG.yaml", config), ("--out", out), ("--set", change)):
-            if value:
-                raise ValueError(
-                    f"{name} cannot be given with --resume: the run keeps its configuration"
-                )
-        if dry_run:
-            raise ValueError("--dry-run cannot be given with --resume: it starts nothing")
-    elif config is None:
+    if resume is None and config is None:
         raise ValueError(
             "no configuration: give a YAML file (tensormd train --example prints one), or "
             "--resume DIR to resume a run"
@@ -66,6 +59,8 @@ def train(
         read = read_config(TrainConfig, config, change or ())
         folder = out or Path(read.output.folder or f"{config.stem}_training")
         if dry_run:
+            if out is not None:
+                refuse_existing(out, ALREADY.format(out))
             _show_plan(plan_training(read).to_json(), as_json)
             return
         with train_progress() as watcher:

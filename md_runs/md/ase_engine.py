@@ -14,7 +14,7 @@ from ..runs.settings import MDSettings
 from ..runs.structures import runnable
 from .barostat import estimate_compressibility, pressure_of
 from .engine import BreakdownError, Sample, set_state, trouble_with
-from .ensembles import Integrator, thermalizes_rigid_motion
+from .ensembles import Integrator, take_velocities, thermalizes_rigid_motion
 from .velocities import temperature_of, thermalize
 
 
@@ -37,6 +37,7 @@ class ASEEngine:
         self.atoms = atoms
         self.settings = settings
         self.step_number = 0
+        self._rigid = thermalizes_rigid_motion(settings)
         known = atoms.calc.implemented_properties
         self._has_stress = bool(atoms.pbc.all()) and "stress" in known
         self._has_dipole = not atoms.pbc.any() and "dipole" in known
@@ -44,9 +45,10 @@ class ASEEngine:
     def begin(self) -> None:
         """Draw velocities, unless the structure's own are wanted."""
         rng = np.random.Generator(np.random.PCG64(self.settings.seed))
-        if not self.settings.keep_velocities:
-            rigid = thermalizes_rigid_motion(self.settings)
-            thermalize(self.atoms, self.settings.temperature, rng, rigid=rigid)
+        if self.settings.keep_velocities:
+            take_velocities(self.atoms, self.settings)
+        else:
+            thermalize(self.atoms, self.settings.temperature, rng, rigid=self._rigid)
         self._integrate(Integrator(self.atoms, self.settings, rng))
 
     def restore(self, restart: Restart) -> None:
@@ -86,7 +88,7 @@ class ASEEngine:
             frame=runnable(atoms),
             potential_ev=potential,
             kinetic_ev=float(atoms.get_kinetic_energy()),
-            temperature_k=temperature_of(atoms, self._integrator.freedom),
+            temperature_k=temperature_of(atoms, self._integrator.freedom, rigid=self._rigid),
             conserved_ev=self._integrator.conserved,
         )
         if self._has_stress:

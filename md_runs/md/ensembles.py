@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ase.md.verlet import VelocityVerlet
 from ...models.units import bar_in_ev_per_angstrom3
 from ..runs.settings import MDSettings
 from .barostat import StochasticCellRescaling
-from .velocities import degrees_of_freedom
+from .velocities import degrees_of_freedom, remove_rigid_motion, rigid_energy
 
 BAROSTAT_STRIDE = 10
 """Steps between two moves of the barostat: each costs one more evaluation of the model."""
@@ -105,8 +106,51 @@ def thermalizes_rigid_motion(settings: MDSettings) -> bool:
     return settings.ensemble != "nve" and settings.thermostat == "langevin"
 
 
+def take_velocities(atoms: Atoms, settings: MDSettings) -> None:
+    """Make the velocities of a structure those that a run starts with.
+
+    Bussi's thermostat scales all velocities by one factor, so motion as a whole would take its
+    share of the heat for good: it is stopped, with a warning. Langevin's noise thermalises it,
+    and nve keeps it as it is.
+    """
+    if not _scales_velocities(settings):
+        return
+    whole, total = rigid_energy(atoms), float(atoms.get_kinetic_energy())
+    if whole > 1e-9 * total:
+        remove_rigid_motion(atoms)
+        warnings.warn(
+            f"--keep-velocities: {whole:.4g} eV of the kinetic energy ({total:.4g} eV) is motion "
+            "as a whole, which bussi would keep for ever: it is stopped",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _scales_velocities(settings: MDSettings) -> bool:
+    return settings.ensemble != "nve" and settings.thermostat == "bussi"
+
+
 def check_ensemble(atoms: Atoms, settings: MDSettings) -> None:
     """Raise a ValueError if the structure cannot be run in this ensemble."""
+    bussi = _scales_velocities(settings)
+    if bussi and degrees_of_freedom(atoms, rigid=False) <= 0:
+        raise ValueError(
+            "--thermostat bussi scales internal motion, but this structure has no degree of "
+            "freedom for it: "
+            + (
+                "its constraints hold every atom; free some"
+                if atoms.constraints
+                else "a single atom; use --thermostat langevin, or --ensemble nve"
+            )
+        )
+    if bussi and settings.keep_velocities and atoms.has("momenta"):
+        total = float(atoms.get_kinetic_energy())
+        if total - rigid_energy(atoms) <= 1e-9 * total:
+            raise ValueError(
+                "--keep-velocities: apart from motion as a whole all atoms are at rest, and bussi "
+                "only scales velocities: draw them (without --keep-velocities), or use "
+                "--thermostat langevin"
+            )
     if settings.ensemble != "npt":
         return
     if not atoms.pbc.all():

@@ -104,7 +104,8 @@ class OpenMMEngine:
         self._periodic = bool(self.atoms.pbc.all())
         self._langevin = settings.ensemble != "nve"
         self._rng = np.random.Generator(np.random.PCG64(settings.seed))
-        self.freedom = degrees_of_freedom(self.atoms, rigid=thermalizes_rigid_motion(settings))
+        self._rigid = thermalizes_rigid_motion(settings)
+        self.freedom = degrees_of_freedom(self.atoms, rigid=self._rigid)
         self.freedom -= self._constraints
         # Of a molecule that the potential describes by itself.
         whole = settings.ml_atoms is None and not self.atoms.pbc.any()
@@ -179,12 +180,11 @@ class OpenMMEngine:
                 raise BreakdownError(0, "the minimisation ended in positions that are no numbers")
             atoms.arrays["positions"][:] = moved
         if not settings.keep_velocities:
-            rigid = thermalizes_rigid_motion(settings)
-            thermalize(atoms, settings.temperature, self._rng, rigid=rigid)
+            thermalize(atoms, settings.temperature, self._rng, rigid=self._rigid)
         velocities = self._allowed(atoms.get_velocities())
         if self._constraints and not settings.keep_velocities:
             atoms.arrays["momenta"] = self._masses[:, None] * velocities
-            found = temperature_of(atoms, self.freedom)
+            found = temperature_of(atoms, self.freedom, rigid=self._rigid)
             velocities *= np.sqrt(settings.temperature / found) if found > 0 else 0.0
         atoms.arrays["momenta"] = self._masses[:, None] * velocities
         if not self._langevin:  # OpenMM's Verlet keeps velocities of half a step before
@@ -277,7 +277,7 @@ class OpenMMEngine:
             frame=frame,
             potential_ev=potential,
             kinetic_ev=float(frame.get_kinetic_energy()),
-            temperature_k=temperature_of(frame, self.freedom),
+            temperature_k=temperature_of(frame, self.freedom, rigid=self._rigid),
         )
         if not self._langevin:
             found.conserved_ev = found.potential_ev + found.kinetic_ev

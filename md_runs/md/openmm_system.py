@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     import openmm.app
 
 MM_CUTOFF_NM = 1.0
+CHARGE_TOLERANCE = 0.01
+"""e: charges of force fields are rounded."""
 NAMES = "expected atoms such as 0-21,30, or resname LIG, or chain A, separated by commas"
 
 
@@ -276,11 +280,12 @@ def mixed_system(
         )
     except Exception as error:  # a file that is no XML, a residue without a template, ...
         raise ValueError(f"--force-field {' '.join(settings.force_field)}: {error}") from error
+    charge = region_charge(everything, chosen, calculator.charge)
     system = MLPotential("tensormd", modelPath=calculator.potential).createMixedSystem(
         topology,
         everything,
         chosen,
-        charge=calculator.charge or 0,
+        charge=charge,
         engine=engine,
         device=str(calculator.device),
         dtype=str(calculator.dtype).removeprefix("torch."),
@@ -288,6 +293,45 @@ def mixed_system(
     )
     molecules = _molecules(topology, system)
     return Prepared(system, molecules, system.getNumConstraints())
+
+
+def region_charge(system: openmm.System, chosen: Sequence[int], given: int | None) -> int:
+    """Total charge of the atoms that the potential describes, e: ``given``, or the force field's.
+
+    Raises
+    ------
+    ValueError
+        If none is given, and the force field's charges add up to no whole number.
+    """
+    import openmm
+
+    total = 0.0
+    for force in system.getForces():
+        if isinstance(force, openmm.NonbondedForce):
+            total += sum(force.getParticleParameters(atom)[0]._value for atom in chosen)
+    whole = round(total)
+    if given is not None:
+        if abs(total - given) > CHARGE_TOLERANCE:
+            warnings.warn(
+                f"--charge is {given:+d}, but the charges of the force field on the atoms of "
+                f"--ml-atoms add up to {total:+.3g}",
+                UserWarning,
+                stacklevel=2,
+            )
+        return given
+    if abs(total - whole) > CHARGE_TOLERANCE:
+        raise ValueError(
+            "the charges of the force field on the atoms of --ml-atoms add up to "
+            f"{total:+.3f} e, no whole number: state the total charge of these atoms with --charge"
+        )
+    if whole:
+        warnings.warn(
+            f"the atoms of --ml-atoms have the charge {whole:+d}, as in the force field; state "
+            "another with --charge",
+            UserWarning,
+            stacklevel=2,
+        )
+    return whole
 
 
 def _molecules(topology: openmm.app.Topology, system: openmm.System) -> NDArray[np.int64]:

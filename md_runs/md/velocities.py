@@ -28,7 +28,7 @@ def thermalize(atoms: Atoms, temperature: float, rng: np.random.Generator, *, ri
     if not rigid:
         remove_rigid_motion(atoms)
     freedom = degrees_of_freedom(atoms, rigid=rigid)
-    found = temperature_of(atoms, freedom)
+    found = temperature_of(atoms, freedom, rigid=rigid)
     factor = np.sqrt(temperature / found) if found > 0 else 0.0
     atoms.set_momenta(atoms.get_momenta() * factor)
 
@@ -38,18 +38,16 @@ def remove_rigid_motion(atoms: Atoms) -> None:
 
     Atoms held by constraints leave no motion as a whole to remove.
     """
+    if not atoms.constraints:
+        atoms.set_momenta(atoms.get_masses()[:, None] * _internal_velocities(atoms))
+
+
+def rigid_energy(atoms: Atoms) -> float:
+    """Kinetic energy of the motion that `remove_rigid_motion` would stop, eV."""
     if atoms.constraints:
-        return
-    masses = atoms.get_masses()
-    velocities = atoms.get_velocities()
-    velocities -= masses @ velocities / masses.sum()
-    if not atoms.pbc.any():
-        arms = atoms.positions - masses @ atoms.positions / masses.sum()
-        momentum = (masses[:, None] * np.cross(arms, velocities)).sum(0)
-        # The pseudo-inverse takes no rotation about the axis of a linear molecule.
-        rotation = np.linalg.pinv(_inertia(arms, masses), rcond=1e-9) @ momentum
-        velocities -= np.cross(rotation, arms)
-    atoms.set_momenta(masses[:, None] * velocities)
+        return 0.0
+    internal = 0.5 * float(atoms.get_masses() @ (_internal_velocities(atoms) ** 2).sum(1))
+    return float(atoms.get_kinetic_energy()) - internal
 
 
 def degrees_of_freedom(atoms: Atoms, *, rigid: bool) -> int:
@@ -70,11 +68,33 @@ def degrees_of_freedom(atoms: Atoms, *, rigid: bool) -> int:
     return freedom
 
 
-def temperature_of(atoms: Atoms, freedom: int) -> float:
-    """K, from the kinetic energy; 0 where nothing can move."""
+def temperature_of(atoms: Atoms, freedom: int, *, rigid: bool = True) -> float:
+    """K, from the kinetic energy; 0 where nothing can move.
+
+    ``freedom`` is what `degrees_of_freedom` counts. Without ``rigid``, the energy of the motion
+    as a whole is left out, as its degrees of freedom are: nve conserves that motion, thermal or
+    not.
+    """
     if freedom <= 0:
         return 0.0
-    return float(2 * atoms.get_kinetic_energy() / (freedom * units.kB))
+    energy = float(atoms.get_kinetic_energy())
+    if not rigid:
+        energy -= rigid_energy(atoms)
+    return 2 * energy / (freedom * units.kB)
+
+
+def _internal_velocities(atoms: Atoms) -> Array:
+    """Velocities less translation and, where nothing is periodic, rotation; ASE's units."""
+    masses = atoms.get_masses()
+    velocities = atoms.get_velocities()
+    velocities -= masses @ velocities / masses.sum()
+    if not atoms.pbc.any():
+        arms = atoms.positions - masses @ atoms.positions / masses.sum()
+        momentum = (masses[:, None] * np.cross(arms, velocities)).sum(0)
+        # The pseudo-inverse takes no rotation about the axis of a linear molecule.
+        rotation = np.linalg.pinv(_inertia(arms, masses), rcond=1e-9) @ momentum
+        velocities -= np.cross(rotation, arms)
+    return np.asarray(velocities)
 
 
 def _inertia(arms: Array, masses: Array) -> Array:

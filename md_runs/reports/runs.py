@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ase import Atoms, units
 
 from ...models.files import unwritable, write_atomically
 from ..md.loop import last_state
-from ..runs.folder import FIGURES, REPORT, RESTART, RunFolder
+from ..runs.folder import CONFIG, FIGURES, REPORT, RESTART, RunFolder
 from . import drawing, figures
 from .analysis import (
     drift_mev_per_atom_ps,
@@ -30,11 +31,38 @@ Numbers = list[tuple[str, str, float | None, str]]
 def write_report(path: Path | str) -> tuple[Path, dict[str, Any]]:
     """Write RUN_DIR/report.html and RUN_DIR/figures.
 
-    The run may still be running, or have been killed: the report covers what it wrote so far.
+    The run may still be running, or have been killed: the report covers what it wrote so far. Of a
+    folder of runs, such as relaxations, the page has a section for each, with figures in its own
+    folder.
 
     Returns
     -------
-    The page, and its key numbers by name (units in the names).
+    The page, and its key numbers by name (units in the names); of several runs, those of each by
+    the name of its folder.
+
+    Raises
+    ------
+    ValueError, OSError
+        If the folder is not that of a run, or cannot be written.
+    """
+    path = Path(path)
+    page = path / REPORT
+    parts = sorted(file.parent for file in path.glob(f"*/{CONFIG}"))
+    if not parts or (path / CONFIG).exists():
+        section, numbers = section_of(path)
+        write_atomically(page, html_page(section.title, [section]).encode())
+        return page, numbers
+    sections = []
+    together = {}
+    for part in parts:
+        section, together[part.name] = section_of(part)
+        sections.append(replace(section, title=f"{part.name}: {section.title}"))
+    write_atomically(page, html_page(path.resolve().name, sections).encode())
+    return page, together
+
+
+def section_of(path: Path | str) -> tuple[Section, dict[str, Any]]:
+    """The section of one run, and its key numbers; its figures are written too.
 
     Raises
     ------
@@ -43,31 +71,15 @@ def write_report(path: Path | str) -> tuple[Path, dict[str, Any]]:
     """
     folder = RunFolder.open(path)
     config = folder.config
+    make = {"md": md_section, "relax": relax_section, "train": train_section}.get(config["kind"])
+    if make is None:
+        raise ValueError(f"{path} holds a run of an unknown kind {config['kind']!r}")
     pictures = folder.path / FIGURES
     try:
         pictures.mkdir(exist_ok=True)
     except OSError as error:
         raise unwritable(pictures, error) from error
-    if config["kind"] == "md":
-        section, numbers = md_section(folder, config, pictures)
-    elif config["kind"] == "relax":
-        section, numbers = relax_section(folder, config, pictures)
-    elif config["kind"] == "train":
-        section, numbers = train_section(folder, config, pictures)
-    else:
-        raise ValueError(f"{path} holds a run of an unknown kind {config['kind']!r}")
-    page = folder.path / REPORT
-    write_atomically(page, html_page(section.title, [section]).encode())
-    return page, numbers
-
-
-def sections_of(path: Path | str) -> Section:
-    """The section of one run for a page with several; its figures are written too."""
-    folder = RunFolder.open(path)
-    pictures = folder.path / FIGURES
-    pictures.mkdir(exist_ok=True)
-    make = md_section if folder.config["kind"] == "md" else relax_section
-    return make(folder, folder.config, pictures)[0]
+    return make(folder, config, pictures)
 
 
 def md_section(

@@ -38,7 +38,8 @@ RELAXED = "relaxed.extxyz"
 REPORT = "report.html"
 FIGURES = "figures"
 TOPOLOGIES = ("topology.pdb", "topology.cif")
-CONVERTED = ("trajectory.dcd", "trajectory.xtc")
+TRAJECTORY_ATOMS = "trajectory.pdb"
+CONVERTED = ("trajectory.dcd", "trajectory.xtc", TRAJECTORY_ATOMS)
 OWN_FILES = (
     *(CONFIG, LOG, TRAJECTORY, RESTART, START, LOCK, RELAXED, REPORT),
     *TOPOLOGIES,

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from .applies import check_options, without_effect
+
 ENGINES = ("ase", "openmm")
 ENSEMBLES = ("nve", "nvt", "npt")
 THERMOSTATS = ("langevin", "bussi")
@@ -15,13 +17,6 @@ BAROSTATS = ("isotropic", "anisotropic")
 CONSTRAINTS = ("none", "hbonds")
 TRAJECTORIES = ("extxyz", "dcd", "xtc")
 ENGINE_FORCES = ("auto", "torchforce", "python")
-
-ASE_ONLY = ("barostat_time", "compressibility")
-MM_ONLY = ("force_field", "constraints", "hydrogen_mass")
-OPENMM_ONLY = (
-    *("barostat", "minimize", "trajectory", "platform", "engine_force", "ml_atoms"),
-    *MM_ONLY,
-)
 
 
 @dataclass(frozen=True)
@@ -128,30 +123,14 @@ class MDSettings:
             )
 
     def _check_engine(self) -> None:
-        """Refuse what the chosen engine would ignore."""
-        given = {
-            field.name
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
-        }
-        foreign = ASE_ONLY if self.engine == "openmm" else OPENMM_ONLY
-        other = "ase" if self.engine == "openmm" else "openmm"
-        for name in foreign:
-            if name in given:
-                raise ValueError(f"{option(name)} is an option of --engine {other} only")
+        """Refuse what engine and ensemble would ignore, and what the engine has not."""
+        check_options("md", vars(self), _given(self))
         if self.engine == "openmm" and self.thermostat != "langevin":
             raise ValueError(
                 f"--thermostat {self.thermostat} is ASE's: with --engine openmm expected langevin "
                 "(LangevinMiddle)"
             )
-        if self.ml_atoms is None:
-            for name in MM_ONLY:
-                if name in given:
-                    raise ValueError(
-                        f"{option(name)} is an option of the force field: choose the atoms of the "
-                        "potential with --ml-atoms"
-                    )
-        elif not self.force_field:
+        if self.ml_atoms is not None and not self.force_field:
             raise ValueError(
                 "--ml-atoms needs a --force-field for the other atoms, for example "
                 "--force-field amber14-all.xml,amber14/tip3p.xml"
@@ -178,15 +157,24 @@ class RelaxSettings:
             raise ValueError(f"--fmax is {self.fmax} eV/A: expected a number above zero")
         if self.steps < 0:
             raise ValueError(f"--steps is {self.steps}: expected 0 or more")
-        if self.pressure and not self.cell:
-            raise ValueError(
-                f"--pressure is {self.pressure} bar but the cell is fixed: add --cell"
-            )
+        check_options("relax", vars(self), _given(self))
 
 
 def option(name: str) -> str:
     """Name of a setting on the command line."""
     return "--" + name.replace("_", "-")
+
+
+def _given(settings: MDSettings | RelaxSettings) -> dict[str, str]:
+    """Options that differ from their defaults, with their names on the command line.
+
+    The seed is not among them: every run has one, whether something is drawn or not.
+    """
+    return {
+        field.name: option(field.name)
+        for field in dataclasses.fields(settings)
+        if field.name != "seed" and getattr(settings, field.name) != field.default
+    }
 
 
 def to_json(settings: Any) -> dict[str, Any]:
@@ -195,8 +183,11 @@ def to_json(settings: Any) -> dict[str, Any]:
 
 
 def md_settings(content: dict[str, Any]) -> MDSettings:
-    """The settings that `to_json` wrote."""
-    return MDSettings(**{**content, "force_field": tuple(content.get("force_field", ()))})
+    """The settings that `to_json` wrote, less options that earlier versions took and ignored."""
+    values = {**content, "force_field": tuple(content.get("force_field", ()))}
+    everything = {**vars(MDSettings()), **values}
+    ignored = without_effect("md", everything, values.keys() - {"seed"})
+    return MDSettings(**{name: value for name, value in values.items() if name not in ignored})
 
 
 def model_settings(content: dict[str, Any]) -> ModelSettings:

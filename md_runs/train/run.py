@@ -364,13 +364,16 @@ def _metadata(plan: Plan, progress: Progress) -> dict[str, Any]:
     """Metadata of the checkpoints of a training."""
     config = plan.config
     started_from = None
+    charged = any(bool(graph.charge.any()) for graph in plan.parts.training.graphs)
     if config.model.start_from is not None:
         before = plan.potential.metadata
         started_from = {"checkpoint": config.model.start_from, "metadata": before}
+        charged = charged or bool(before.get("trained_with_charge"))
     return {
         "name": Path(config.output.folder or "model").name,
         **config.output.metadata,
         "trained_on": _learnt(config.settings),
+        "trained_with_charge": charged,
         "training": {
             "program": f"tensormd {package_version('tensormd')}",
             "started_from": started_from,

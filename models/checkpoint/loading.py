@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ FORMATS: tuple[Format, ...] = (
 )
 """All formats in the order in which they are tried."""
 READABLE = ", ".join(f"a {kind.name}" for kind in FORMATS) + ", or a zip of checkpoints"
+TRAINED = ("best.safetensors", "last.safetensors")
+"""Weights in the folder of a training."""
 NOT_CHECKPOINTS = {".txt", ".md", ".json", ".yaml", ".yml", ".csv", ".log"}
 
 
@@ -194,6 +197,8 @@ def _load_entry(entry: registry.Entry, request: Request) -> AnyPotential:
     stated = None if entry.elements is None else list(entry.elements)
     potential = _load_path(path, Request(units, request.elements or stated, request.assumed))
     potential.metadata.setdefault("licence", entry.licence)
+    if entry.trained_with_charge is not None:
+        potential.metadata.setdefault("trained_with_charge", entry.trained_with_charge)
     potential.metadata |= {"name": entry.name, "description": entry.description}
     if not isinstance(entry.files[0], Path):
         potential.metadata["source"] |= {"address": [str(file) for file in entry.files]}
@@ -223,12 +228,29 @@ def _load_folder(path: Path, request: Request) -> AnyPotential:
             content = {file: read_bytes(path / file) for file in kind.files}
             if kind.recognises(content):
                 return _read(kind, content, str(path.resolve()), request)
+    trained = _trained_weights(path)
+    if trained is not None:
+        return _load_bytes(read_bytes(trained), str(trained), request)
     missing = [file for kind in kinds for file in kind.files if not (path / file).is_file()]
-    expected = " or ".join(f"a {kind.name} with {' and '.join(kind.files)}" for kind in kinds)
+    expected = " or ".join(
+        [
+            *(f"a {kind.name} with {' and '.join(kind.files)}" for kind in kinds),
+            f"a training with {' or '.join(TRAINED)}",
+        ]
+    )
     raise ValueError(
         f"the folder {path} has no {' and no '.join(missing)}: expected {expected}, or the path "
         "of a checkpoint in it"
     )
+
+
+def _trained_weights(path: Path) -> Path | None:
+    """The weights that a training kept; until it has ended, the best so far."""
+    names = list(TRAINED)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads((path / "results.json").read_text())["kept"]
+        names.sort(key=lambda name: name != f"{kept}.safetensors")
+    return next((path / name for name in names if (path / name).is_file()), None)
 
 
 def _load_bytes(data: bytes, name: str, request: Request) -> AnyPotential:

@@ -60,6 +60,9 @@ class Entry:
         Units of length and energy stated by the model's authors; None if the file states them.
     elements
         Atomic numbers, if the authors state them but the file does not.
+    trained_with_charge
+        Whether charged structures were among the training data; None if the file states it, or
+        nobody does.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Entry:
     files: tuple[HubFile | WebFile | Path, ...]
     units: tuple[str, str] | None = None
     elements: tuple[int, ...] | None = None
+    trained_with_charge: bool | None = None
 
 
 _ACEFF_ELEMENTS = (1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53)
@@ -97,12 +101,14 @@ REGISTRY: dict[str, Entry] = {
             description="TensorNet of ethanol (revised MD17, PBE); ships with the package",
             licence="MIT",
             files=(Path(__file__).parents[1] / "pretrained" / "tensornet-ethanol.safetensors",),
+            trained_with_charge=False,
         ),
         Entry(
             name="ethanol-tdn",
             description="TDN of ethanol (revised MD17, PBE); ships with the package",
             licence="MIT",
             files=(Path(__file__).parents[1] / "pretrained" / "tdn-ethanol.safetensors",),
+            trained_with_charge=False,
         ),
         _aceff("1.0", "TensorNet", _ACEFF_ELEMENTS),
         _aceff("1.1", "TensorNet", None),

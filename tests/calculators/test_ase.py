@@ -7,6 +7,7 @@ import gc
 import json
 import pickle
 import threading
+import warnings
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +26,8 @@ from support.helpers import REFERENCES, make_potential
 from support.processes import forces_of
 
 from tensormd.calculators import PotentialCalculator, TensorNetCalculator
-from tensormd.models import EnergyReadout, Potential, TensorNet, save_potential
+from tensormd.calculators.checks import warn_of_charge
+from tensormd.models import EnergyReadout, Potential, TensorNet, load_potential, save_potential
 
 
 def toy(seed: int = 0) -> Potential:
@@ -193,6 +195,65 @@ def test_charge(checkpoint: Path, ethanol: Atoms) -> None:
     assert TensorNetCalculator(checkpoint, charge=0).evaluate([ethanol])[0]["energy"] == neutral
     del ethanol.info["charge"]
     assert TensorNetCalculator(checkpoint, charge=1).evaluate([ethanol])[0]["energy"] == cation
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"trained_with_charge": True}, None),
+        ({"trained_with_charge": False}, "was trained on neutral structures only"),
+        ({}, "does not state that it was trained on charged structures"),
+    ],
+)
+def test_a_charge_that_the_model_may_not_know(
+    metadata: dict[str, Any], words: str | None, ethanol: Atoms
+) -> None:
+    potential = toy()
+    potential.metadata = metadata
+    calculator = PotentialCalculator(potential)
+    ethanol.calc = calculator
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        ethanol.get_potential_energy()
+        assert not said
+        ethanol.info["charge"] = -1
+        for _ in range(3):
+            ethanol.rattle(0.01)
+            ethanol.get_potential_energy()
+        calculator.evaluate([ethanol])
+    found = [str(each.message) for each in said]
+    assert len(found) == (words is not None)
+    assert all(f"the charge is -1, but the model {words}" in each for each in found)
+
+
+@pytest.mark.parametrize("name", ["ethanol", "ethanol-tdn"])
+def test_a_charge_of_what_ships(name: str) -> None:
+    blind = ", and the energy of a TDN does not" if name == "ethanol-tdn" else ": results are"
+    with pytest.warns(UserWarning, match=f"trained on neutral structures only{blind}"):
+        warn_of_charge(load_potential(name), 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_inside_inference_mode(dtype: str, backend: str, checkpoint: Path, ethanol: Atoms) -> None:
+    options = {"dtype": dtype, "backend": backend}
+    expected = TensorNetCalculator(checkpoint, **options).evaluate([ethanol])[0]
+    with torch.inference_mode():
+        made_inside = TensorNetCalculator(checkpoint, **options)
+        given = TensorNetCalculator(load_potential(checkpoint), **options)
+        for calculator in (made_inside, given):
+            ethanol.calc = calculator
+            np.testing.assert_allclose(ethanol.get_forces(), expected["forces"], atol=1e-6)
+            assert np.abs(expected["forces"]).max() > 0.01
+            calculator.evaluate([ethanol])
+        hessian = made_inside.get_hessian(ethanol)
+    # The neighbour list of inside serves outside, and the other way round.
+    moved = ethanol.copy()
+    moved.rattle(0.01, seed=3)
+    after = TensorNetCalculator(checkpoint, **options).evaluate([moved])[0]["forces"]
+    moved.calc = made_inside
+    np.testing.assert_allclose(moved.get_forces(), after, atol=1e-6)
+    assert np.isfinite(hessian).all()
 
 
 def test_batch_equals_one_by_one(checkpoint: Path, ethanol: Atoms) -> None:

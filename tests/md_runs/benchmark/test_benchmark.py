@@ -450,7 +450,7 @@ def test_json_on_stdout(
         (["--device", "gpu9"], "gpu9"),
         (["--backend", "magic"], "magic"),
         (["--dtype", "half"], "dtype is 'half'"),
-        (["--units", "feet"], "LENGTH,ENERGY"),
+        (["-m", "tiny.safetensors", "--units", "feet"], "LENGTH,ENERGY"),
         (["--json", "none/out.json"], "there is no folder none"),
         (["--plot", "out.pdf"], "ends in .png"),
         (["-m", "missing.ckpt"], "missing.ckpt"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from tensormd.md_runs.md.loop import last_state, resume_md, start_md
 from tensormd.md_runs.md.velocities import (
     degrees_of_freedom,
     remove_rigid_motion,
+    rigid_energy,
     temperature_of,
     thermalize,
 )
@@ -186,6 +188,78 @@ def test_keep_velocities(tmp_path: Path) -> None:
     start_md(atoms, MDSettings(keep_velocities=True, steps=1), tmp_path / "run")
     energy = RunFolder.open(tmp_path / "run").read_log()["kinetic_ev"][0]
     assert energy == pytest.approx(0.5 * atoms.get_masses().sum() * 3e-4)
+
+
+def spinning(seed: int = 3) -> Atoms:
+    """Ethanol, 300 K inside, that flies and turns."""
+    atoms = ethanol()
+    thermalize(atoms, 300.0, np.random.default_rng(seed), rigid=False)
+    turning = np.cross([0.02, -0.01, 0.03], atoms.positions - atoms.get_center_of_mass())
+    atoms.set_velocities(atoms.get_velocities() + turning + [0.01, 0.02, -0.01])
+    return atoms
+
+
+def test_rigid_energy_is_what_removal_takes() -> None:
+    atoms = spinning()
+    whole, before = rigid_energy(atoms), atoms.get_kinetic_energy()
+    remove_rigid_motion(atoms)
+    assert whole == pytest.approx(before - atoms.get_kinetic_energy(), rel=1e-9)
+    assert whole > 0.1 * before
+    assert rigid_energy(atoms) == pytest.approx(0, abs=1e-12)
+
+
+def test_kept_velocities_in_nve(tmp_path: Path) -> None:
+    """They stay as they are, and the temperature is that of the motion that is counted."""
+    atoms = spinning()
+    atoms.calc = EMT()
+    energy, momentum = atoms.get_kinetic_energy(), atoms.get_momenta().sum(0)
+    start_md(atoms, MDSettings(keep_velocities=True, steps=20), tmp_path / "run")
+    log = RunFolder.open(tmp_path / "run").read_log()
+    assert log["temperature_k"][0] == pytest.approx(300.0, rel=1e-9)
+    assert log["kinetic_ev"][0] == pytest.approx(energy)
+    np.testing.assert_allclose(atoms.get_momenta().sum(0), momentum, atol=1e-9)
+
+
+@pytest.mark.parametrize("thermostat", ["langevin", "bussi"])
+def test_kept_velocities_reach_the_temperature(thermostat: str, tmp_path: Path) -> None:
+    """From velocities that are thermal in all 27 degrees of freedom, as Langevin leaves them."""
+    atoms = ethanol()
+    thermalize(atoms, 300.0, np.random.default_rng(3), rigid=True)
+    atoms.calc = IdealGas()
+    settings = MDSettings(
+        ensemble="nvt", thermostat=thermostat, thermostat_time=5, timestep=1, steps=4000,
+        interval=5, seed=2, keep_velocities=True,
+    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        start_md(atoms, settings, tmp_path / "run")
+    folder = RunFolder.open(tmp_path / "run")
+    log, freedom = folder.read_log(), folder.read_restart().state["freedom"]
+    assert freedom == (21 if thermostat == "bussi" else 27)
+    kinetic = log["kinetic_ev"][100:].mean()
+    assert kinetic == pytest.approx(0.5 * freedom * units.kB * 300, rel=0.04)
+    assert log["temperature_k"][100:].mean() == pytest.approx(300, rel=0.04)
+    words = [str(each.message) for each in said if "motion as a whole" in str(each.message)]
+    assert len(words) == (thermostat == "bussi")
+    if thermostat == "bussi":
+        assert rigid_energy(atoms) < 1e-6 * atoms.get_kinetic_energy()
+
+
+def test_bussi_with_nothing_to_scale(tmp_path: Path) -> None:
+    bussi = {"ensemble": "nvt", "thermostat": "bussi", "steps": 5}
+    held = ethanol()
+    held.set_constraint(FixAtoms(range(9)))
+    flying = ethanol()
+    flying.set_velocities(np.full((9, 3), 0.01))
+    for atoms, options, message in (
+        (Atoms("Ar"), {}, r"no degree of freedom for it: a single atom; use --thermostat lang"),
+        (held, {}, r"no degree of freedom for it: its constraints hold every atom"),
+        (flying, {"keep_velocities": True}, r"apart from motion as a whole all atoms are at rest"),
+    ):
+        atoms.calc = IdealGas()
+        with pytest.raises(ValueError, match=message):
+            start_md(atoms, MDSettings(**bussi, **options), tmp_path / "run")  # type: ignore[arg-type]
+        assert not (tmp_path / "run").exists()
 
 
 def test_constraints_and_masses_survive_a_resume(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from ase import units
 from ase.build import bulk
 from ase.constraints import FixAtoms, FixBondLength
+from ase.io import read
 from support.data import data_file
 from support.md_runs import Springs, ethanol, run, waters
 from support.openmm_runs import (
@@ -25,6 +26,8 @@ from tensormd.calculators import PotentialCalculator
 from tensormd.md_runs.md import openmm_system
 from tensormd.md_runs.md.loop import last_state, start_md
 from tensormd.md_runs.md.openmm_barostat import MonteCarloBarostat, molecular_pressure
+from tensormd.md_runs.md.trajectories import block_labels, pdb_text
+from tensormd.md_runs.md.velocities import thermalize
 from tensormd.md_runs.runs.folder import RunFolder
 from tensormd.md_runs.runs.settings import MDSettings
 from tensormd.models.units import bar_in_ev_per_angstrom3
@@ -83,6 +86,23 @@ def test_nve_is_that_of_ase(files: Path, tmp_path: Path) -> None:
     first, second = (last_state(RunFolder.open(tmp_path / n)) for n in ("openmm", "ase"))
     np.testing.assert_allclose(first.positions, second.positions, atol=1e-7)
     np.testing.assert_allclose(first.get_momenta(), second.get_momenta(), atol=1e-6)
+
+
+def test_kept_velocities_have_their_temperature(
+    tmp_path: Path, calculator: PotentialCalculator
+) -> None:
+    """Motion as a whole stays in nve, and is no heat."""
+    atoms = ethanol()
+    thermalize(atoms, 300.0, np.random.default_rng(3), rigid=False)
+    turning = np.cross([0.02, -0.01, 0.03], atoms.positions - atoms.get_center_of_mass())
+    atoms.set_velocities(atoms.get_velocities() + turning + [0.01, 0.02, -0.01])
+    energy = atoms.get_kinetic_energy()
+    atoms.calc = calculator
+    settings = MDSettings(engine="openmm", keep_velocities=True, steps=2, interval=1)
+    start_md(atoms, settings, tmp_path / "run")
+    log = RunFolder.open(tmp_path / "run").read_log()
+    assert log["temperature_k"][0] == pytest.approx(300, rel=1e-6)
+    assert log["kinetic_ev"][0] == pytest.approx(energy, rel=1e-6)
 
 
 def test_nvt_has_the_temperature(files: Path, tmp_path: Path) -> None:
@@ -273,6 +293,39 @@ def test_xtc(files: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(coordinates[:, :, k] * 10, frame.positions, atol=0.006)
 
 
+@pytest.mark.parametrize(("structure", "kind"), [("waters.xyz", "dcd"), ("ethanol.xyz", "xtc")])
+def test_a_copy_has_the_atoms_beside_it(
+    structure: str, kind: str, files: Path, tmp_path: Path
+) -> None:
+    from openmm import app
+
+    start(files, tmp_path / "run", 4, structure, trajectory=kind)
+    first = frames_of(tmp_path / "run")[0]
+    by_ase = read(tmp_path / "run" / "trajectory.pdb")
+    by_openmm = app.PDBFile(str(tmp_path / "run" / "trajectory.pdb"))
+    atoms = list(by_openmm.topology.atoms())
+    assert by_ase.get_chemical_symbols() == first.get_chemical_symbols()
+    assert [atom.element.symbol for atom in atoms] == first.get_chemical_symbols()
+    assert len({(atom.residue.index, atom.name) for atom in atoms}) == len(first)
+    np.testing.assert_allclose(by_ase.positions, first.positions, atol=6e-4)
+    np.testing.assert_allclose(by_ase.cell.cellpar(), first.cell.cellpar(), atol=6e-3)
+    assert by_ase.pbc.all() == first.pbc.all()
+    assert run("md", "--resume", tmp_path / "run", "--steps", "8") == 0
+
+
+def test_names_of_many_atoms() -> None:
+    symbols = ["Cl", "H"] * 120
+    labels = block_labels(symbols)
+    assert len(set(labels)) == 240
+    assert max(len(name) for name, *_ in labels) == 4
+    text = pdb_text(labels, symbols, np.full((240, 3), -5e4), None).splitlines()
+    assert text[0] == (
+        "HETATM    1 Cl1  MOL A   1    -999.999-999.999-999.999  1.00  0.00          Cl"
+    )
+    assert text[1][12:16] == " H2 "
+    assert text[99][22:26] == "   2"
+
+
 # Mistakes
 
 MD = ["md", "ethanol.xyz", "-m", "tiny.safetensors", "--engine", "openmm"]
@@ -282,9 +335,9 @@ MIXED = ["md", "three.pdb", "-m", "tiny.safetensors", "--engine", "openmm", *WAT
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*MD, "--thermostat", "bussi"], "--thermostat bussi is ASE's"),
+        ([*MD, "--ensemble", "nvt", "--thermostat", "bussi"], "--thermostat bussi is ASE's"),
         ([*MD, "--compressibility", "1e-4"], "--compressibility is an option of --engine ase"),
-        ([*MD, "--barostat", "berendsen"], "expected isotropic or anisotropic"),
+        ([*MD, "--ensemble", "npt", "--barostat", "berendsen"], "expected isotropic or aniso"),
         ([*MD, "--ensemble", "npt"], "npt needs a structure that is periodic"),
         ([*MD, "--platform", "Quantum"], "'Quantum': OpenMM has Reference"),
         ([*MD, "--trajectory", "trr"], "expected extxyz or dcd or xtc"),
@@ -304,7 +357,7 @@ MIXED = ["md", "three.pdb", "-m", "tiny.safetensors", "--engine", "openmm", *WAT
         ([*MIXED, "--ml-atoms", "0-2", "--force-field", "none.xml"], "none.xml"),
         ([*MIXED, "--ml-atoms", "0-2", "--hydrogen-mass", "-1"], "--hydrogen-mass is -1.0 u"),
         (["md", "xenon.xyz", *MD[2:]], "does not know Xe"),
-        (["md", "clash.xyz", *MD[2:]], "are two atoms in one place?"),
+        (["md", "clash.xyz", *MD[2:]], "0 A apart, in one place"),
         (["md", "slab.xyz", *MD[2:]], "periodic in all three directions or in none"),
         ([*MD[:4], "--minimize"], "--minimize is an option of --engine openmm only"),
         ([*MD[:4], "--platform", "CPU"], "--platform is an option of --engine openmm only"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from support.openmm_runs import (
     assert_same_run,
     frames_of,
     start,
+    three_waters,
     unit,
     write_files,
     write_three_waters,
@@ -22,8 +24,11 @@ from support.openmm_runs import (
 
 from tensormd.calculators import PotentialCalculator
 from tensormd.md_runs.md import openmm_system
+from tensormd.md_runs.md.launch import launch_md
 from tensormd.md_runs.md.loop import last_state
 from tensormd.md_runs.runs.folder import RunFolder
+from tensormd.md_runs.runs.settings import MDSettings, ModelSettings
+from tensormd.models import EnergyReadout, Potential, TensorNet, save_potential
 
 pytest.importorskip("openmmml", reason="openmmml is not installed (extra 'openmm')")
 
@@ -122,6 +127,87 @@ def test_mixed_with_heavy_hydrogen(files: Path, tmp_path: Path) -> None:
     assert masses[4] == pytest.approx(3.0)
     assert masses.sum() == pytest.approx(3 * 18.015, abs=0.01)
     assert folder.config["settings"]["platform"] == "CPU"
+
+
+def test_a_copy_has_the_residues_beside_it(files: Path, tmp_path: Path) -> None:
+    options = {"ml_atoms": "0-2", "force_field": ("amber14/tip3p.xml",), "trajectory": "dcd"}
+    start(files, tmp_path / "run", 2, "three.cif", **options, interval=1)
+    kept = app.PDBFile(str(tmp_path / "run" / "trajectory.pdb")).topology
+    assert [(r.name, len(list(r.atoms()))) for r in kept.residues()] == [("HOH", 3)] * 3
+    assert [atom.name for atom in kept.atoms()] == ["O", "H1", "H2"] * 3
+    assert RunFolder.open(tmp_path / "run").topology() == tmp_path / "run" / "topology.cif"
+
+
+# The charge of the atoms of the potential
+
+
+def chloride(folder: Path) -> Path:
+    """A chloride between three waters."""
+    topology, atoms = three_waters()
+    residue = topology.addResidue("CL", topology.addChain("B"))
+    topology.addAtom("CL", app.Element.getBySymbol("Cl"), residue)
+    ion = atoms.positions.mean(0) + np.array([0, 0, 6.0])
+    positions = np.vstack([atoms.positions, ion])
+    with open(folder / "chloride.pdb", "w") as stream:
+        app.PDBFile.writeFile(topology, positions * unit.angstrom, stream)
+    return folder / "chloride.pdb"
+
+
+@pytest.mark.parametrize(
+    ("atoms", "given", "expected", "words"),
+    [
+        ("resname CL", None, -1, ["have the charge -1, as in the force field"]),
+        ("resname CL", 0, 0, [r"--charge is +0, but the charges of the force field"]),
+        ("resname CL", -1, -1, []),
+        ("resname HOH", None, 0, []),
+        ("chain A,chain B", None, -1, ["have the charge -1"]),
+    ],
+)
+def test_the_charge_is_that_of_the_force_field(
+    atoms: str, given: int | None, expected: int, words: list[str], tmp_path: Path
+) -> None:
+    topology, _ = openmm_system.read_topology(chloride(tmp_path))
+    system = app.ForceField("amber14/tip3p.xml").createSystem(topology)
+    chosen = openmm_system.select_atoms(atoms, topology)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert openmm_system.region_charge(system, chosen, given) == expected
+    assert len(said) == len(words)
+    for warning, each in zip(said, words, strict=True):
+        assert each in str(warning.message)
+
+
+def test_a_charge_that_is_no_whole_number(tmp_path: Path) -> None:
+    topology, _ = openmm_system.read_topology(chloride(tmp_path))
+    system = app.ForceField("amber14/tip3p.xml").createSystem(topology)
+    with pytest.raises(
+        ValueError, match=r"add up to -0\.834 e, no whole number: state .*--charge"
+    ):
+        openmm_system.region_charge(system, [0], None)
+    with pytest.warns(UserWarning, match=r"--charge is -1, but .* add up to -0\.834"):
+        assert openmm_system.region_charge(system, [0], -1) == -1
+
+
+def test_an_ion_is_run_with_its_charge(tmp_path: Path) -> None:
+    """The energy of the run is that of the potential with the charge -1, and not with 0."""
+    source = chloride(tmp_path)
+    network = TensorNet(channels=8, layers=1, radial_functions=8, cutoff=4.0, max_number=18)
+    potential = Potential(network, EnergyReadout(8), elements=[1, 8, 17], scale=3.0)
+    save_potential(potential, tmp_path / "ion.safetensors")
+    energies = {}
+    for charge in (None, -1, 0):
+        out = tmp_path / f"run{charge}"
+        settings = MDSettings(
+            engine="openmm", ml_atoms="resname CL,0-2", force_field=("amber14/tip3p.xml",),
+            platform="Reference", steps=0,
+        )  # fmt: skip
+        model = ModelSettings((str(tmp_path / "ion.safetensors"),), charge=charge, dtype="float64")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            launch_md(str(source), model, settings, out)
+        energies[charge] = RunFolder.open(out).read_log()["potential_ev"][0]
+    assert energies[None] == energies[-1]
+    assert abs(energies[0] - energies[-1]) > 1e-7  # float64: an untrained network feels little
 
 
 def test_selections(files: Path) -> None:

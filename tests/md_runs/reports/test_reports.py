@@ -10,7 +10,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from support.md_runs import Springs, ethanol
+from support.md_runs import Springs, ethanol, run
 
 from tensormd.md_runs.md.loop import start_md
 from tensormd.md_runs.md.relax import relax
@@ -98,6 +98,31 @@ def test_report_of_a_relaxation(tmp_path: Path) -> None:
     assert numbers["energy_ev"] == result.energy_ev
     assert numbers["fmax_ev_per_a"] == result.fmax_ev_per_a
     assert numbers["steps"] == result.steps
+
+
+def test_report_of_a_folder_of_relaxations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = {}
+    for name in ("a-1", "a-2"):
+        atoms = ethanol()
+        atoms.calc = Springs(atoms.positions + 0.1 * np.random.default_rng(0).normal(size=(9, 3)))
+        results[name] = relax(atoms, RelaxSettings(), tmp_path / "all" / name)
+    page, numbers = write_report(tmp_path / "all")
+    html = page.read_text()
+    assert page == tmp_path / "all" / "report.html"
+    assert html.count('<img src="data:image/png;base64,') == 4
+    assert "a-1: Relaxation" in html
+    assert {name: each["energy_ev"] for name, each in numbers.items()} == {
+        name: result.energy_ev for name, result in results.items()
+    }
+    assert run("report", tmp_path / "all") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a-1"
+    assert lines[-1].split() == ["report", str(page)]
+    (tmp_path / "empty").mkdir()
+    assert run("report", tmp_path / "empty") == 2
+    assert "is not a run folder: it holds no config.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", [0, 1])

@@ -100,6 +100,8 @@ def test_what_a_training_leaves(here: Path, capsys: pytest.CaptureFixture[str]) 
         assert text in page
     assert (out / "figures" / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
     assert run("evaluate", out / "last.safetensors", "frames.extxyz") == 0
+    assert load_potential(out).metadata == load_potential(out / "last.safetensors").metadata
+    assert load_potential(out).metadata["trained_with_charge"] is False
     assert run("report", "out", "--json") == 0
 
 
@@ -118,6 +120,7 @@ def test_the_best_weights_can_be_kept(here: Path, capsys: pytest.CaptureFixture[
     kept = load_potential(here / "out" / "best.safetensors")
     assert kept.metadata["training"]["epoch"] == log["epoch"][best]
     assert kept.metadata["training"]["test_errors"] == found["test"]
+    assert load_potential("out").metadata == kept.metadata  # a folder stands for what it kept
     assert "test_errors" not in load_potential("out/last.safetensors").metadata["training"]
 
 
@@ -147,6 +150,9 @@ def test_a_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]
     assert plan["parameters"] > sum(p.numel() for p in network.parameters())
     assert run("train", "c.yaml", "--dry-run") == 0
     assert "parameters:" in capsys.readouterr().out
+    assert "frames.extxyz exists already" in fails(
+        capsys, "c.yaml", "--dry-run", "-o", "frames.extxyz"
+    )
     assert sorted(here.iterdir()) == before
 
 
