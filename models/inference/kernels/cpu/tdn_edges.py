@@ -29,7 +29,8 @@ from .components import (
 )
 from .dense import multiply
 from .neighbors import WEIGHTS, Neighbors, Slots
-from .simd import LANES, exp, fma, like, load, splat, store, total
+from .perceptron import sigmoid
+from .simd import LANES, fma, like, load, splat, store, total
 from .tdn_harmonics import add_to_harmonics
 from .tdn_network import MATRICES, PAIR, VALUE, PackedTDN, TDNWork
 
@@ -54,13 +55,6 @@ def spline_slope(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
     sums = splat(slots.weights[w + 4]) * load(net.differences, at)
     sums = fma(splat(slots.weights[w + 5]), load(net.differences, at + width), sums)
     return fma(splat(slots.weights[w + 6]), load(net.differences, at + 2 * width), sums)
-
-
-@internal
-def sigmoid(x: Any) -> Any:
-    """1 / (1 + e^-x)."""
-    one = like(x, 1.0)
-    return one / (one + exp(-x))
 
 
 @internal

@@ -58,10 +58,6 @@ def harmonics(x: float, y: float, z: float, net: PackedTDN, out: Any) -> None:
                 out[1, at], out[3, at] = -m * p * sines[m - 1], m * p * cosines[m - 1]
 
 
-HARMONICS_ROWS = 9
-"""Rows of the memory of `harmonics`."""
-
-
 @internal
 def orient(
     first: int, last: int, positions: Any, neighbors: Neighbors, slots: Slots, net: PackedTDN,

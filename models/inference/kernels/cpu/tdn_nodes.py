@@ -11,10 +11,10 @@ from typing import Any
 
 from .compiled import internal
 from .dense import multiply
-from .perceptron import Perceptron, backward, forward, normalise, normalise_back
+from .perceptron import Perceptron, backward, forward, normalise, normalise_back, sigmoid
 from .simd import LANES, fma, lane, like, load, splat, store, total
-from .tdn_edges import sigmoid
 from .tdn_network import (
+    BLOCK,
     GATE,
     GATED,
     GATED_MIX,
@@ -294,7 +294,7 @@ def read_out(
     first: int, last: int, net: PackedTDN, head: Perceptron, work: TDNWork, scratch: Any
 ) -> None:
     """Compute the outputs of the network, and the gradient of the last layer's outputs."""
-    d, chunks, n, block = net.components, net.chunks, last - first, work.block
+    d, chunks, n, block = net.components, net.chunks, last - first, BLOCK
     features, row, x, at = chunks * d * LANES, block * LANES, work.x[net.layers], work.scalars
     for i in range(first, last):
         for k in range(0, features, LANES):
