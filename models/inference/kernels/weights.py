@@ -166,7 +166,5 @@ def _head(head: nn.Module) -> tuple[list[Dense], list[Dense]]:
     if isinstance(head, LinearHead):
         return dense_layers([head.linear]), []
     assert isinstance(head, GatedHead)
-    return (
-        dense_layers([head.linear, *head.values]),
-        dense_layers([head.linear, *head.gates]),
-    )
+    values, gates = [head.linear, *head.values], [head.linear, *head.gates]
+    return dense_layers(values), dense_layers(gates)

@@ -66,31 +66,18 @@ class CPUPotential(FusedPotential):
 
     def evaluate(self, graph: Graph) -> Prediction:  # noqa: D102
         with self._lock:
-            return self._evaluate(graph)
-
-    def allocate(self, neighbors: Neighbors, threads: int, old: Memory | None) -> Memory:
-        """Allocate memory for steps with these neighbours; ``old`` served an earlier list."""
-        raise NotImplementedError
-
-    def use(self, memory: Memory, composition: Composition) -> None:
-        """Write the part of a composition that the network reads to the memory."""
-
-    def _evaluate(self, graph: Graph) -> Prediction:
+            known = self._composition
+            if known is None or not known.serves(graph):
+                known = self._composition = Composition(graph, self.references, self.mean)
+            atoms = len(known.shares)
+            forces, virial = np.zeros((atoms, 3)), np.zeros((atoms, 3, 3))
+            outputs = self._run(graph, known, forces, virial) if atoms else np.zeros(0)
+            if self.atomic_scale.per_atom:
+                forces *= known.sizes[:, None]
+                virial *= known.sizes[:, None, None]
+                outputs = outputs * known.sizes
+            energies = (self.scale * outputs + known.shares) * self.energy_in_ev
         systems = len(graph.charge)
-        known = self._composition
-        if known is None or not known.serves(graph):
-            known = self._composition = Composition(graph, self.references, self.mean)
-        atoms = len(known.shares)
-        forces = np.zeros((atoms, 3))
-        virial = np.zeros((atoms, 3, 3))
-        outputs = np.zeros(0)
-        if atoms > 0:
-            outputs = self._run(graph, known, forces, virial)
-        if self.atomic_scale.per_atom:
-            forces *= known.sizes[:, None]
-            virial *= known.sizes[:, None, None]
-            outputs = outputs * known.sizes
-        energies = (self.scale * outputs + known.shares) * self.energy_in_ev
         if systems == 1:
             total = virial.sum(0)
             return Prediction(
@@ -108,13 +95,17 @@ class CPUPotential(FusedPotential):
             torch.zeros_like(graph.cell).index_add(0, graph.system, virials),
         )
 
+    def allocate(self, neighbors: Neighbors, threads: int, old: Memory | None) -> Memory:
+        """Allocate memory for steps with these neighbours; ``old`` served an earlier list."""
+        raise NotImplementedError
+
+    def use(self, memory: Memory, composition: Composition) -> None:
+        """Write the part of a composition that the network reads to the memory."""
+
     def _run(
-        self,
-        graph: Graph,
-        composition: Composition,
-        forces: NDArray[np.float64],
+        self, graph: Graph, composition: Composition, forces: NDArray[np.float64],
         virial: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
+    ) -> NDArray[np.float64]:  # fmt: skip
         """Fill forces and virial, and return the network's outputs, which the next call reuses."""
         threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
         known, memory = self._list, self._memory

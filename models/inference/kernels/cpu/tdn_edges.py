@@ -33,12 +33,13 @@ from .perceptron import sigmoid
 from .simd import LANES, fma, like, load, splat, store, total
 from .tdn_harmonics import add_to_harmonics
 from .tdn_network import MATRICES, PAIR, VALUE, PackedTDN, TDNWork
+from .tdn_nodes import transform
 
 
 @internal
 def spline(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
     """Radial weights of sixteen channels; the table of the chunk begins at ``start``."""
-    width, w = net.chunks * LANES, slot * WEIGHTS
+    width, w = net.width, slot * WEIGHTS
     at = start + slots.row[slot] * width
     lower = splat(slots.weights[w]) * load(net.tables, at)
     lower = fma(splat(slots.weights[w + 1]), load(net.tables, at + width), lower)
@@ -50,7 +51,7 @@ def spline(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
 @internal
 def spline_slope(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
     """Derivatives of the radial weights of `spline`."""
-    width, w = net.chunks * LANES, slot * WEIGHTS
+    width, w = net.width, slot * WEIGHTS
     at = start + slots.row[slot] * width
     sums = splat(slots.weights[w + 4]) * load(net.differences, at)
     sums = fma(splat(slots.weights[w + 5]), load(net.differences, at + width), sums)
@@ -82,14 +83,9 @@ def embed(
 
 @internal
 def embed_back(
-    first: int,
-    last: int,
-    net: PackedTDN,
-    neighbors: Neighbors,
-    slots: Slots,
-    work: TDNWork,
+    first: int, last: int, net: PackedTDN, neighbors: Neighbors, slots: Slots, work: TDNWork,
     scratch: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Backward pass of `embed`: adds to the gradients of the slots.
 
     The gradients of the sums are in ``work.g_z`` (features) and ``work.g_degree`` (envelopes).
@@ -132,7 +128,7 @@ def attend(
     attention without the envelope at ``work.free``.
     """
     d, chunks, matrix = net.components, net.chunks, net.matrix
-    width, features = chunks * LANES, chunks * d * LANES
+    width, features = net.width, net.features
     sent, received = work.sent[layer], work.received[layer]
     table = (layer + 1) * net.rows * width
     n = 0
@@ -153,17 +149,16 @@ def attend(
             n += 1
     if n == 0:
         return
-    square = width * width
-    start, bias = layer * MATRICES * square, layer * MATRICES * width
-    multiply(
-        scratch, work.message, d * LANES, work.rows, n * d, net.matrices, start + VALUE * square,
-        net.zeros, 0, chunks, chunks, scratch, work.value, d * LANES,
+    pair = layer * MATRICES + PAIR
+    transform(
+        net, net.matrices, layer * MATRICES + VALUE, work.rows, n * d, net.zeros, 0, scratch,
+        work.message, scratch, work.value,
     )  # fmt: skip
     multiply(
-        scratch, work.message, d * LANES, work.rows_first, n, net.matrices, start + PAIR * square,
-        net.biases, bias + PAIR * width, chunks, 2 * chunks, scratch, work.gate, LANES,
+        scratch, work.message, d * LANES, work.rows_first, n, net.matrices, pair * width * width,
+        net.biases, pair * width, chunks, 2 * chunks, scratch, work.gate, LANES,
     )  # fmt: skip
-    heads, per_head = net.heads, net.chunks // net.heads
+    heads, per_head = net.heads, chunks // net.heads
     even, odd = (1 + net.slope) / 2, (1 - net.slope) / 2
     n = 0
     for i in range(first, last):
@@ -210,7 +205,7 @@ def gather(
 ) -> None:  # fmt: skip
     """Sum the values over the edges of a group, weighted by attention: z."""
     d, chunks, matrix = net.components, net.chunks, net.matrix
-    width, features, z = chunks * LANES, chunks * d * LANES, work.z[layer]
+    width, features, z = net.width, net.features, work.z[layer]
     biases = (layer * MATRICES + VALUE) * width
     per_head = net.chunks // net.heads
     n = 0
@@ -244,18 +239,15 @@ def attend_back(
     ``work.g_received``.
     """
     n = back_to_messages(first, last, layer, net, neighbors, slots, work, scratch)
-    d, chunks = net.components, net.chunks
-    width = chunks * LANES
-    square = width * width
-    start = layer * MATRICES * square
+    d, chunks, width = net.components, net.chunks, net.width
+    start = (layer * MATRICES + PAIR) * width * width
     if n > 0:
-        multiply(
-            scratch, work.value, d * LANES, work.rows, n * d, net.transposed,
-            start + VALUE * square, net.zeros, 0, chunks, chunks, scratch, work.gradients,
-            d * LANES,
+        transform(
+            net, net.transposed, layer * MATRICES + VALUE, work.rows, n * d, net.zeros, 0, scratch,
+            work.value, scratch, work.gradients,
         )  # fmt: skip
         multiply(
-            scratch, work.gate, LANES, work.rows_first, n, net.transposed, start + PAIR * square,
+            scratch, work.gate, LANES, work.rows_first, n, net.transposed, start,
             net.zeros, 0, 2 * chunks, chunks, scratch, work.gate + 2 * width, LANES,
         )  # fmt: skip
     back_to_features(first, last, layer, base, net, neighbors, slots, work, scratch)
@@ -271,8 +263,8 @@ def back_to_messages(
     Each gradient overwrites its own variable; alpha w v overwrites the messages, and the first
     part of ``work.g_radial`` is written. Returns the number of edges.
     """
-    d, chunks, matrix = net.components, net.chunks, net.matrix
-    width, features, z = chunks * LANES, chunks * d * LANES, work.z[layer]
+    d, matrix, z = net.components, net.matrix, work.z[layer]
+    width, features = net.width, net.features
     biases = (layer * MATRICES + VALUE) * width
     heads, per_head = net.heads, net.chunks // net.heads
     n = 0
@@ -328,7 +320,7 @@ def back_to_features(
 ) -> None:  # fmt: skip
     """From the gradients of the messages to those of the features and the slots."""
     d, chunks, matrix = net.components, net.chunks, net.matrix
-    width, features = chunks * LANES, chunks * d * LANES
+    width, features = net.width, net.features
     sent, received, share = work.sent[layer], work.received[layer], work.g_z
     table = (layer + 1) * net.rows * width
     n = 0
@@ -382,8 +374,7 @@ def collect_sent(
     The receivers begin with ``receivers`` and are always added in order; ``work.returned`` begins
     with slot ``base``.
     """
-    d, chunks = net.components, net.chunks
-    features = chunks * d * LANES
+    d, chunks, features = net.components, net.chunks, net.features
     for j in range(first, last):
         begin, stop = neighbors.offsets[j], neighbors.offsets[j] + slots.counts[j]
         last_of_chunk = stop

@@ -65,6 +65,10 @@ class PackedTDN(NamedTuple):
     """Channels without padding."""
     chunks: int
     """Chunks of sixteen channels, padding included."""
+    width: int
+    """Channels, padding included."""
+    features: int
+    """Count of numbers per atom, padding included: d times the width."""
     heads: int
     layers: int
     slope: float
@@ -239,6 +243,8 @@ def pack_tdn(
         cutoff=table.cutoff,
         channels=channels,
         chunks=width // LANES,
+        width=width,
+        features=width * d,
         heads=heads,
         layers=len(layers),
         slope=layers[0].attention.score_act.slope if layers else 0.0,
@@ -300,8 +306,7 @@ def make_tdn_work(
         Number of threads.
     """
     dtype, d, atoms = net.tables.dtype, net.components, len(offsets) - 1
-    width, slots = net.chunks * LANES, int(offsets[-1])
-    features = width * d
+    width, features, slots = net.width, net.features, int(offsets[-1])
     edges = int(np.diff(offsets[groups]).max(initial=1))
     returned = int(np.diff(offsets[receivers]).max(initial=1))
     sizes = {

@@ -84,7 +84,7 @@ class TensorNetWork(NamedTuple):
     statistics: NDArray[np.float64]
     """(N, 2), mean and 1 / deviation of the gate's layer norm."""
     gate_slopes: NDArray[Any]
-    """Derivatives of the gate's activations, by block of atoms."""
+    """(blocks, ...), derivatives of the gate's activations."""
     x: NDArray[Any]
     """(layers + 1, features), inputs of each layer, and the outputs of the last."""
     y: NDArray[Any]
@@ -215,7 +215,7 @@ def make_tensornet_work(
         mixed=np.empty(features, dtype),
         scale=np.empty(irreps * atoms * net.chunks * LANES, dtype),
         statistics=np.empty((atoms, 2)),
-        gate_slopes=np.empty(blocks * int(perceptrons[0].chunks[1:].sum()) * row, dtype),
+        gate_slopes=np.empty((blocks, int(perceptrons[0].chunks[1:].sum()) * row), dtype),
         x=np.empty((net.layers + 1, features), dtype),
         y=np.empty((net.layers, features), dtype),
         message=np.empty((net.layers, features), dtype),

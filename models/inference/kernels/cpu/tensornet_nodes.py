@@ -89,8 +89,7 @@ def embed_atoms(
         )  # fmt: skip
         work.statistics[first + a, 0] = mean
         work.statistics[first + a, 1] = deviation
-    slopes = first // block * (work.gate_slopes.size // ((atoms + block - 1) // block))
-    at = forward(gate, scratch, at, work.gate_slopes, slopes, work.rows, n, block)
+    at = forward(gate, scratch, at, work.gate_slopes[first // block], 0, work.rows, n, block)
     mix(
         net, net.mixes, 0, work.embedded, first * size, atoms * size, work.mixed,
         first * size, atoms * size, n, work,
@@ -250,8 +249,8 @@ def embed_atoms_back(
         net, net.mixes_transposed, 0, scratch, 0, block * size, scratch, second,
         block * size, n, work,
     )  # fmt: skip
-    slopes = first // block * (work.gate_slopes.size // ((atoms + block - 1) // block))
-    backward(gate, scratch, at, work.gate_slopes, slopes, work.rows, n, block, net.zeros)
+    slopes = work.gate_slopes[first // block]
+    backward(gate, scratch, at, slopes, 0, work.rows, n, block, net.zeros)
     for a in range(n):
         normalise_back(
             scratch, norms + a * LANES, row, net.chunks, net.channels, net.norm_weight,
