@@ -2,7 +2,7 @@
 
 Numba's own cache looks for changes only in the file of the cached function: a kernel that calls
 changed code in another file would be stale. Here the name of the cache folder contains a digest
-of all kernel sources, so any change starts an empty folder.
+of all sources that are compiled, so any change starts an empty folder.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
 from ....files import cache_folder
+from ....maths import activations, cartesian, splines
 
 log = logging.getLogger("tensormd")
 
@@ -76,10 +77,11 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
 
 @functools.cache
 def sources_digest() -> str:
-    """Digest of the sources in this folder, and of the compiler's version and settings."""
+    """Digest of the compiled sources, and of the compiler's version and settings."""
     settings = (numba.config.BOUNDSCHECK, numba.config.CPU_FEATURES)
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {settings}".encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    shared = [Path(str(module.__file__)) for module in (activations, cartesian, splines)]
+    for file in (*sorted(Path(__file__).parent.glob("*.py")), *shared):
         if file.name.endswith("potential.py"):
             continue  # not compiled
         digest.update(file.name.encode() + file.read_bytes())

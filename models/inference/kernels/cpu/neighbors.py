@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ....maths import splines
 from .compiled import inlined, internal
 
 WEIGHTS = 7
@@ -22,6 +23,8 @@ FRAME = 12
 """Numbers per slot: the unit vector u, 1 / r, and the A and S components of the tensor D(-u)."""
 ROOT_2 = math.sqrt(2)
 ROOT_3 = math.sqrt(3)
+
+spline_weights = inlined(splines.spline_weights)
 
 
 class Neighbors(NamedTuple):
@@ -166,10 +169,8 @@ def place(
             slots.edge[slot], slots.slot[edge] = edge, slot
             slots.sender[slot], slots.row[slot] = neighbors.senders[edge], knot
             s, w, f = 1 - t, slot * WEIGHTS, slot * FRAME
-            slots.weights[w] = s * s * s / 6
-            slots.weights[w + 1] = ((3 * t - 6) * t * t + 4) / 6
-            slots.weights[w + 2] = ((3 * s - 6) * s * s + 4) / 6
-            slots.weights[w + 3] = t * t * t / 6
+            for m, weight in enumerate(spline_weights(t)):
+                slots.weights[w + m] = weight / 6
             slots.weights[w + 4] = s * s / 2
             slots.weights[w + 5] = (1 + 2 * t * s) / 2
             slots.weights[w + 6] = t * t / 2
@@ -210,13 +211,10 @@ def collect(
     """Forces (N, 3) and shares of the virial (N, 3, 3) from dE/dr_ij.
 
     F_i = sum of dE/dr_ij - dE/dr_ji, W_i = - sum of r_ij (x) dE/dr_ij over the edges that i
-    receives. ``factor`` converts dE/dr to eV/A, ``unit`` converts lengths to Angstrom.
+    receives. They are added to zeros. ``factor`` converts dE/dr to eV/A, ``unit`` converts lengths
+    to Angstrom.
     """
     for i in range(first, last):
-        for k in range(3):
-            forces[i, k] = 0
-            for m in range(3):
-                virial[i, k, m] = 0
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             back = slots.slot[neighbors.reverse[slots.edge[slot]]]
             r = unit / np.float64(slots.frame[slot * FRAME + 3])
