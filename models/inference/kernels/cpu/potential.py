@@ -78,22 +78,16 @@ class CPUPotential(FusedPotential):
                 outputs = outputs * known.sizes
             energies = (self.scale * outputs + known.shares) * self.energy_in_ev
         systems = len(graph.charge)
+        sums = virial.sum(0, keepdims=True) if systems == 1 else virial
+        virials = torch.from_numpy(0.5 * (sums + sums.transpose(0, 2, 1)))
         if systems == 1:
-            total = virial.sum(0)
-            return Prediction(
-                torch.from_numpy(energies.sum(keepdims=True)),
-                torch.from_numpy(energies),
-                torch.from_numpy(forces),
-                torch.from_numpy((0.5 * (total + total.T))[None]),
-            )
-        energy = torch.zeros(systems, dtype=torch.float64)
-        virials = torch.from_numpy(0.5 * (virial + virial.transpose(0, 2, 1)))
-        return Prediction(
-            energy.index_add(0, graph.system, torch.from_numpy(energies)),
-            torch.from_numpy(energies),
-            torch.from_numpy(forces),
-            torch.zeros_like(graph.cell).index_add(0, graph.system, virials),
-        )
+            energy = torch.from_numpy(energies.sum(keepdims=True))
+        else:
+            energy = torch.zeros(systems, dtype=torch.float64)
+            energy.index_add_(0, graph.system, torch.from_numpy(energies))
+            virials = torch.zeros_like(graph.cell).index_add_(0, graph.system, virials)
+        each = torch.from_numpy(energies), torch.from_numpy(forces)
+        return Prediction(energy, *each, virials)
 
     def allocate(self, neighbors: Neighbors, threads: int, old: Memory | None) -> Memory:
         """Allocate memory for steps with these neighbours; ``old`` served an earlier list."""

@@ -19,7 +19,6 @@ from .components import (
     couple,
     couple_back,
     dot,
-    lane_sums,
     load_all,
     outer_sums,
     plus,
@@ -90,8 +89,7 @@ def embed_back(
 
     The gradients of the sums are in ``work.g_z`` (features) and ``work.g_degree`` (envelopes).
     """
-    d, size = net.components, net.matrix
-    sums, matrix = work.sums, work.totals
+    d, size, sums = net.components, net.matrix, work.sums
     for i in range(first, last):
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             for at in range(0, size * LANES, LANES):
@@ -110,9 +108,7 @@ def embed_back(
                 value = fma(w, along, value)
                 rise = fma(spline_slope(net, slots, slot, chunk * LANES), along, rise)
             slots.slope[slot] += phi * total(rise) + fall * (total(value) + work.g_degree[i])
-            for at in range(0, size, LANES):
-                store(scratch, matrix + at, lane_sums(scratch, sums + at * LANES))
-            add_to_harmonics(work, slot, net, scratch, matrix)
+            add_to_harmonics(slot, net, work, scratch)
 
 
 @internal
@@ -358,9 +354,7 @@ def back_to_features(
                 work.gradients + n * features, scratch, work.value + n * features, chunks,
                 scratch, work.sums,
             )  # fmt: skip
-            for at in range(0, matrix, LANES):
-                store(scratch, work.totals + at, lane_sums(scratch, work.sums + at * LANES))
-            add_to_harmonics(work, slot, net, scratch, work.totals)
+            add_to_harmonics(slot, net, work, scratch)
             n += 1
 
 

@@ -83,12 +83,10 @@ def embed_atoms(
             x = load_all(net.shape, work.embedded, (chunk * atoms + first + a) * size)
             store(scratch, at + chunk * row + a * LANES, dot(x, x))
     for a in range(n):
-        mean, deviation = normalise(
+        work.statistics[first + a, 0], work.statistics[first + a, 1] = normalise(
             scratch, at + a * LANES, row, net.chunks, net.channels, net.norm_weight,
             net.norm_bias, scratch, at + a * LANES,
         )  # fmt: skip
-        work.statistics[first + a, 0] = mean
-        work.statistics[first + a, 1] = deviation
     at = forward(gate, scratch, at, work.gate_slopes[first // block], 0, work.rows, n, block)
     mix(
         net, net.mixes, 0, work.embedded, first * size, atoms * size, work.mixed,
