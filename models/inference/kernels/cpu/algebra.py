@@ -160,14 +160,12 @@ def plus_scaled(builder: Any, t: Any, factors: Any, x: Any) -> Any:
 
 
 def _dots(builder: Any, x: Any, y: Any) -> list[Any]:
+    """Inner products of the I, A and S parts."""
     ends = np.cumsum([0, *map(len, IRREP_ROWS[len(x)])])
     return [fused_sum(builder, x[a:b], y[a:b]) for a, b in pairwise(ends)]
 
 
-@unrolled(lambda x, y: types.UniTuple(x.dtype, len(IRREP_ROWS[x.count])))
-def dots(builder: Any, x: Any, y: Any) -> Any:
-    """Inner products of the I, A and S parts."""
-    return _dots(builder, x, y)
+dots = unrolled(lambda x, y: types.UniTuple(x.dtype, len(IRREP_ROWS[x.count])))(_dots)
 
 
 @unrolled(lambda x, y: x.dtype)

@@ -11,8 +11,10 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from ....graph import Graph, displacements
 from ....maths import splines
 from .compiled import inlined, internal
 
@@ -100,41 +102,28 @@ def match_reverse(offsets: Any, senders: Any, images: Any, reverse: Any) -> bool
     return True
 
 
-def pack_neighbors(
-    edge_index: NDArray[np.int64], images: NDArray[np.float64], shifts: NDArray[np.float64],
-    atoms: int,
-) -> Neighbors:  # fmt: skip
-    """A neighbour list by receiver, from edges sorted by receiver.
-
-    Parameters
-    ----------
-    edge_index
-        (2, E), receiver and sender of each edge.
-    images
-        (E, 3), whole numbers of lattice vectors.
-    shifts
-        (E, 3), the same as vectors, Angstrom.
-    atoms
-        Number of atoms.
+def pack_neighbors(graph: Graph) -> Neighbors:
+    """The neighbour list of a graph, whose edges are sorted by receiver.
 
     Raises
     ------
     ValueError
         If the edges are not sorted by receiver, or an edge has no reverse.
     """
-    receivers = edge_index[0]
+    receivers = graph.edge_index[0].numpy()
     if (np.diff(receivers) < 0).any():
         raise ValueError("edges are not sorted by receiver: expected a Graph of NeighborList")
-    offsets = np.searchsorted(receivers, np.arange(atoms + 1))
-    senders = edge_index[1].astype(np.int32)
+    offsets = np.searchsorted(receivers, np.arange(len(graph.numbers) + 1))
+    senders = graph.edge_index[1].numpy().astype(np.int32)
     reverse = np.empty(len(senders), np.int32)
-    if not match_reverse(offsets, senders, images, reverse):
+    if not match_reverse(offsets, senders, graph.edge_shift.numpy(), reverse):
         edge = int(np.flatnonzero(reverse < 0)[0])
         raise ValueError(
             f"edge {edge} has no reverse: expected every pair in both directions, as "
             "NeighborList makes them"
         )
-    return Neighbors(offsets, senders, np.ascontiguousarray(shifts), reverse)
+    shifts = displacements(graph._replace(positions=torch.zeros_like(graph.positions)))
+    return Neighbors(offsets, senders, shifts.detach().contiguous().numpy(), reverse)
 
 
 @internal

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ....graph import Graph, displacements
+from ....graph import Graph
 from ....potential import Potential, Prediction
 from ..potential import FusedPotential, Versions
 from .compiled import kernel
@@ -165,13 +165,7 @@ class NeighborMemory:
         self._given = Versions(graph.edge_index, graph.edge_shift)
         self._cell, self._lattice = Versions(graph.cell), graph.cell.clone()
         self._threads = threads
-        shifts = displacements(graph._replace(positions=torch.zeros_like(graph.positions)))
-        self.neighbors = pack_neighbors(
-            graph.edge_index.numpy(),
-            graph.edge_shift.numpy(),
-            shifts.detach().numpy(),
-            len(graph.numbers),
-        )
+        self.neighbors = pack_neighbors(graph)
 
     def serves(self, graph: Graph, threads: int) -> bool:
         """Whether the graph holds the same list and the number of threads is the same."""

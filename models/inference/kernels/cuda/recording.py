@@ -107,13 +107,12 @@ class _Recording:
         Edges are copied only if they are in other tensors than before, because nothing writes to
         those of `EdgeRows`. The other tensors may be written to without torch noticing.
         """
-        moving, edges = slice(0, 5), slice(5, 9)
-        for buffer, tensor in zip(self._buffers[moving], inputs[moving], strict=True):
+        for buffer, tensor in zip(self._buffers[:5], inputs[:5], strict=True):
             buffer[: tensor.shape[0]].copy_(tensor, non_blocking=True)
         if self._edges is inputs.offsets:
             return
         atoms = inputs.numbers.shape[0]
-        for buffer, tensor in zip(self._buffers[edges], inputs[edges], strict=True):
+        for buffer, tensor in zip(self._buffers[5:], inputs[5:], strict=True):
             buffer[: tensor.shape[0]].copy_(tensor, non_blocking=True)
         self._buffers.offsets[atoms:] = inputs.offsets[atoms]
         self._buffers.numbers[atoms:] = 0
