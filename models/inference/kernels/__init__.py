@@ -26,8 +26,8 @@ def fused_problem(potential: nn.Module) -> str | None:
     """Reason why there are no fused kernels for a potential on its device; None if there are."""
     if isinstance(potential, TabulatedPotential):
         return "the potential has tables already: fuse the one that it was made from"
-    # Exactly these classes: a subclass may compute other things.
-    kernels = KERNELS.get(type(getattr(potential, "representation", None)))
+    network: Any = getattr(potential, "representation", None)
+    kernels = KERNELS.get(type(network))  # exactly these classes: others compute other things
     if (
         type(potential) is not Potential
         or kernels is None
@@ -37,7 +37,7 @@ def fused_problem(potential: nn.Module) -> str | None:
         return f"there are no fused kernels for {architecture}"
     on_gpu = _on_gpu(potential)
     package = "triton" if on_gpu else "numba"
-    problem = kernels.problem(potential.representation, on_gpu)
+    problem = kernels.problem(network, on_gpu)
     if problem is None and importlib.util.find_spec(package) is None:
         return f"{package} is not installed: pip install {package}"
     return problem
