@@ -13,6 +13,15 @@ RadialFunction = Callable[[Tensor], Tensor]
 """Function from distances (E,) float64 to (E, M) float64."""
 
 
+def spline_weights(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Six times the weights w of `spline_coefficients`, for t from 0 to 1.
+
+    The CPU kernels compile this function for numbers.
+    """
+    s = 1 - t
+    return s * s * s, (3 * t - 6) * t * t + 4, (3 * s - 6) * s * s + 4, t * t * t
+
+
 def spline_coefficients(
     function: RadialFunction, cutoff: float, intervals: int, lower: float = 0.0
 ) -> Tensor:
@@ -131,18 +140,8 @@ class RadialTable(DoubleConstants):
         place = (distances.double() - self.lower) * (self.intervals / (self.cutoff - self.lower))
         knot = place.detach().floor().clamp(0, self.intervals - 1)
         t = place - knot
-        s = 1 - t
-        weights = torch.stack(
-            [
-                s * s * s,
-                (3 * t - 6) * t * t + 4,
-                (3 * s - 6) * s * s + 4,
-                t * t * t,
-            ],
-            dim=1,
-        )
         inside = (distances >= self.lower) & (distances < self.cutoff)
-        weights = weights / 6 * inside.unsqueeze(1)
+        weights = torch.stack(spline_weights(t), dim=1) / 6 * inside.unsqueeze(1)
         rows = knot.long().unsqueeze(1) + torch.arange(4, device=distances.device)
         sums = nn.functional.embedding_bag(
             rows, self.coefficients, per_sample_weights=weights, mode="sum"

@@ -10,7 +10,6 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from ...heads.energy import EnergyReadout, Readout, ScalarReadout
@@ -27,26 +26,21 @@ def fused_problem(potential: nn.Module) -> str | None:
     """Reason why there are no fused kernels for a potential on its device; None if there are."""
     if isinstance(potential, TabulatedPotential):
         return "the potential has tables already: fuse the one that it was made from"
-    if not _has_kernels(potential):
+    network: Any = getattr(potential, "representation", None)
+    kernels = KERNELS.get(type(network))  # exactly these classes: others compute other things
+    if (
+        type(potential) is not Potential
+        or kernels is None
+        or type(potential.readout) is not kernels.readout
+    ):
         architecture = getattr(potential, "architecture", type(potential).__name__)
         return f"there are no fused kernels for {architecture}"
-    assert isinstance(potential, Potential)
-    network = potential.representation
-    problem = KERNELS[type(network)].problem(network, _on_gpu(potential))
-    if problem is not None:
-        return problem
-    package = "triton" if _on_gpu(potential) else "numba"
-    if importlib.util.find_spec(package) is None:
+    on_gpu = _on_gpu(potential)
+    package = "triton" if on_gpu else "numba"
+    problem = kernels.problem(network, on_gpu)
+    if problem is None and importlib.util.find_spec(package) is None:
         return f"{package} is not installed: pip install {package}"
-    return None
-
-
-def _has_kernels(potential: nn.Module) -> bool:
-    """Whether there are kernels for exactly these classes: a subclass may compute other things."""
-    if type(potential) is not Potential:
-        return False
-    kernels = KERNELS.get(type(potential.representation))
-    return kernels is not None and kernels.readout is type(potential.readout)
+    return problem
 
 
 def fuse(potential: Potential) -> nn.Module:
@@ -118,5 +112,4 @@ KERNELS: dict[type[Network], Kernels] = {
 
 
 def _on_gpu(potential: Potential) -> bool:
-    device: torch.device = next(potential.parameters()).device
-    return device.type == "cuda"
+    return next(potential.parameters()).is_cuda

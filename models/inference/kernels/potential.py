@@ -55,15 +55,6 @@ class FusedPotential(nn.Module):
         prediction = self.evaluate(graph)
         if self.repulsion is None:
             return prediction
-        pairs = self._repulsion(graph)
-        return Prediction(*(a + b for a, b in zip(prediction, pairs, strict=True)))
-
-    def evaluate(self, graph: Graph) -> Prediction:
-        """The prediction without the short-range repulsion."""
-        raise NotImplementedError
-
-    def _repulsion(self, graph: Graph) -> Prediction:
-        assert self.repulsion is not None
         near, vectors = graph, displacements(graph)
         if not vectors.is_cuda:  # on CUDA, counting the pairs would wait for the device
             near, vectors = within(graph, self.repulsion.cutoff * self.length_in_angstrom)
@@ -71,7 +62,12 @@ class FusedPotential(nn.Module):
         with torch.set_grad_enabled(True):
             energies = self.repulsion(near, vectors / self.length_in_angstrom) * self.energy_in_ev
             gradient = torch.autograd.grad([energies.sum()], [vectors])[0]
-        return assemble(near, energies.detach(), vectors.detach(), gradient)
+        pairs = assemble(near, energies.detach(), vectors.detach(), gradient)
+        return Prediction(*(a + b for a, b in zip(prediction, pairs, strict=True)))
+
+    def evaluate(self, graph: Graph) -> Prediction:
+        """The prediction without the short-range repulsion."""
+        raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedPotential:
         raise ValueError(

@@ -97,8 +97,7 @@ def with_slopes(table: Tensor, spacing: float) -> Tensor:
     (intervals + 3, K) -> (intervals + 3, 2K), in float64: slopes are made of differences of close
     coefficients, which would lose most of their digits in float32.
     """
-    slopes = torch.zeros_like(table)
-    slopes[:-1] = table.diff(dim=0) / spacing
+    slopes = table.diff(dim=0, append=table[-1:]) / spacing
     return torch.cat([table, slopes], dim=1)
 
 
@@ -166,7 +165,5 @@ def _head(head: nn.Module) -> tuple[list[Dense], list[Dense]]:
     if isinstance(head, LinearHead):
         return dense_layers([head.linear]), []
     assert isinstance(head, GatedHead)
-    return (
-        dense_layers([head.linear, *head.values]),
-        dense_layers([head.linear, *head.gates]),
-    )
+    values, gates = [head.linear, *head.values], [head.linear, *head.gates]
+    return dense_layers(values), dense_layers(gates)

@@ -26,7 +26,6 @@ from .simd import (
     LANES,
     Vector,
     call_lanewise,
-    fma,
     from_type,
     like,
     load_many,
@@ -161,14 +160,12 @@ def plus_scaled(builder: Any, t: Any, factors: Any, x: Any) -> Any:
 
 
 def _dots(builder: Any, x: Any, y: Any) -> list[Any]:
+    """Inner products of the I, A and S parts."""
     ends = np.cumsum([0, *map(len, IRREP_ROWS[len(x)])])
     return [fused_sum(builder, x[a:b], y[a:b]) for a, b in pairwise(ends)]
 
 
-@unrolled(lambda x, y: types.UniTuple(x.dtype, len(IRREP_ROWS[x.count])))
-def dots(builder: Any, x: Any, y: Any) -> Any:
-    """Inner products of the I, A and S parts."""
-    return _dots(builder, x, y)
+dots = unrolled(lambda x, y: types.UniTuple(x.dtype, len(IRREP_ROWS[x.count])))(_dots)
 
 
 @unrolled(lambda x, y: x.dtype)
@@ -193,39 +190,29 @@ def transposed(builder: Any, x: Any) -> Any:
     return [builder.fneg(value) if row in (1, 2, 3) else value for row, value in pairs]
 
 
-def _constants(components: int) -> Any:
-    """Structure constants of X Y in the basis, (result, x, y)."""
-    rows = rows_of(components)
-    basis = BASIS.numpy()[rows]
-    return np.einsum("kab,iac,jcb->kij", basis, basis, basis)
+def _few(commuting: bool) -> Any:
+    """X Y, or X Y + Y X, for fewer than nine components: term by term."""
+
+    @unrolled(lambda x, y: x)
+    def few(builder: Any, x: Any, y: Any) -> Any:
+        basis = BASIS.numpy()[rows_of(len(x))]
+        constants = np.einsum("kab,iac,jcb->kij", basis, basis, basis)  # (result, x, y)
+        if commuting:
+            constants = constants + constants.transpose(0, 2, 1)
+        found = []
+        for table in constants:
+            terms = [tuple(place) for place in np.argwhere(abs(table) > 1e-12)]
+            factors = [
+                builder.fmul(ir.Constant(x[i].type, [float(table[i, j])] * LANES), x[i])
+                for i, j in terms
+            ]
+            found.append(fused_sum(builder, factors, [y[j] for _, j in terms]))
+        return found
+
+    return few
 
 
-def _bilinear(builder: Any, x: Any, y: Any, commuting: bool) -> list[Any]:
-    """X Y, or X Y + Y X, for few components, term by term."""
-    constants = _constants(len(x))
-    if commuting:
-        constants = constants + constants.transpose(0, 2, 1)
-    found = []
-    for table in constants:
-        terms = [tuple(place) for place in np.argwhere(abs(table) > 1e-12)]
-        factors = [
-            builder.fmul(ir.Constant(x[i].type, [float(table[i, j])] * LANES), x[i])
-            for i, j in terms
-        ]
-        found.append(fused_sum(builder, factors, [y[j] for _, j in terms]))
-    return found
-
-
-@unrolled(lambda x, y: x)
-def few_product(builder: Any, x: Any, y: Any) -> Any:
-    """X Y for fewer than nine components."""
-    return _bilinear(builder, x, y, commuting=False)
-
-
-@unrolled(lambda x, y: x)
-def few_anticommutator(builder: Any, x: Any, y: Any) -> Any:
-    """X Y + Y X for fewer than nine components."""
-    return _bilinear(builder, x, y, commuting=True)
+few_product, few_anticommutator = _few(commuting=False), _few(commuting=True)
 
 
 @inlined
@@ -264,11 +251,24 @@ def decompose(m: Any) -> Any:
     )
 
 
-@inlined
-def entry(a: Any, b: Any, row: int, column: int) -> Any:
-    """One entry of the matrix product."""
-    last = a[3 * row + 2] * b[6 + column]
-    return fma(a[3 * row], b[column], fma(a[3 * row + 1], b[3 + column], last))
+def _entry(builder: Any, a: Any, b: Any, row: int, column: int) -> Any:
+    """LLVM code for one entry of the matrix product."""
+    return fused_sum(builder, a[3 * row : 3 * row + 3][::-1], b[column::3][::-1])
+
+
+@unrolled(lambda a, b: a)
+def matrix_product(builder: Any, a: Any, b: Any) -> Any:
+    """Entries of A B, by rows."""
+    return [_entry(builder, a, b, *divmod(k, 3)) for k in range(9)]
+
+
+@unrolled(lambda a, b: a)
+def matrix_anticommutator(builder: Any, a: Any, b: Any) -> Any:
+    """Entries of A B + B A, by rows."""
+    return [
+        builder.fadd(_entry(builder, a, b, *place), _entry(builder, b, a, *place))
+        for place in (divmod(k, 3) for k in range(9))
+    ]
 
 
 @inlined
@@ -276,20 +276,7 @@ def product(x: Any, y: Any) -> Any:
     """Components of X Y."""
     if len(x) < 9:
         return few_product(x, y)
-    a, b = compose(x), compose(y)
-    return decompose(
-        (
-            entry(a, b, 0, 0), entry(a, b, 0, 1), entry(a, b, 0, 2),
-            entry(a, b, 1, 0), entry(a, b, 1, 1), entry(a, b, 1, 2),
-            entry(a, b, 2, 0), entry(a, b, 2, 1), entry(a, b, 2, 2),
-        )
-    )  # fmt: skip
-
-
-@inlined
-def both(a: Any, b: Any, row: int, column: int) -> Any:
-    """One entry of A B + B A."""
-    return entry(a, b, row, column) + entry(b, a, row, column)
+    return decompose(matrix_product(compose(x), compose(y)))
 
 
 @inlined
@@ -297,11 +284,4 @@ def anticommutator(x: Any, y: Any) -> Any:
     """Components of X Y + Y X."""
     if len(x) < 9:
         return few_anticommutator(x, y)
-    a, b = compose(x), compose(y)
-    return decompose(
-        (
-            both(a, b, 0, 0), both(a, b, 0, 1), both(a, b, 0, 2),
-            both(a, b, 1, 0), both(a, b, 1, 1), both(a, b, 1, 2),
-            both(a, b, 2, 0), both(a, b, 2, 1), both(a, b, 2, 2),
-        )
-    )  # fmt: skip
+    return decompose(matrix_anticommutator(compose(x), compose(y)))

@@ -2,7 +2,7 @@
 
 Numba's own cache looks for changes only in the file of the cached function: a kernel that calls
 changed code in another file would be stale. Here the name of the cache folder contains a digest
-of all kernel sources and of the processor, so any change starts an empty folder.
+of all sources that are compiled and of the processor, so any change starts an empty folder.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLoca
 from numba.core.codegen import get_host_cpu_features
 
 from ....files import cache_folder
+from ....maths import activations, cartesian, splines
 
 log = logging.getLogger("tensormd")
 
@@ -78,13 +79,14 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
 
 @functools.cache
 def sources_digest() -> str:
-    """Digest of the sources in this folder, the compiler's version and settings, the processor."""
+    """Digest of the compiled sources, the compiler's version and settings, the processor."""
     settings = (numba.config.BOUNDSCHECK, numba.config.CPU_NAME, numba.config.CPU_FEATURES)
     # Machines that share a cache folder replace each other's files in it.
     processor = (llvmlite.binding.get_host_cpu_name(), get_host_cpu_features())
     about = f"{numba.__version__} {llvmlite.__version__} {settings} {processor}"
     digest = hashlib.sha256(about.encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    shared = [Path(str(module.__file__)) for module in (activations, cartesian, splines)]
+    for file in (*sorted(Path(__file__).parent.glob("*.py")), *shared):
         if file.name.endswith("potential.py"):
             continue  # not compiled
         digest.update(file.name.encode() + file.read_bytes())

@@ -7,6 +7,7 @@ can copy a tuple of arrays and numbers to all threads, but not nested tuples.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -163,13 +164,10 @@ def outer_sums(
             k_first = first_of(outer.index)
             with cgutils.for_range(builder, _constant(index, tiles)) as inner:
                 i_first = first_of(inner.index)
-                sums = [
-                    [cgutils.alloca_once_value(builder, zero) for _ in range(tile)]
-                    for _ in range(tile)
-                ]
-                for row in sums:
-                    for each in row:
-                        builder.store(zero, each)
+                places = itertools.product(range(tile), repeat=2)
+                sums = {place: cgutils.alloca_once_value(builder, zero) for place in places}
+                for each in sums.values():
+                    builder.store(zero, each)
                 with cgutils.for_range(builder, args[9]) as chunk:
                     here = builder.mul(chunk.index, _constant(index, d * LANES))
 
@@ -182,22 +180,16 @@ def outer_sums(
 
                     for left, right in ((1, 3), (5, 7)):
                         rows, columns = vectors(left, k_first), vectors(right, i_first)
-                        for k in range(tile):
-                            for i in range(tile):
-                                value = call_lanewise(
-                                    builder, "fma", rows[k], columns[i], builder.load(sums[k][i])
-                                )
-                                builder.store(value, sums[k][i])
+                        for (k, i), each in sums.items():
+                            terms = rows[k], columns[i], builder.load(each)
+                            builder.store(call_lanewise(builder, "fma", *terms), each)
                 first = builder.add(
                     args[11], builder.add(builder.mul(k_first, _constant(index, d)), i_first)
                 )
-                for k in range(tile):
-                    for i in range(tile):
-                        place = builder.add(first, _constant(index, (k * d + i) * LANES))
-                        pointer = vector_pointer(context, builder, kind[10], args[10], place)
-                        builder.store(
-                            builder.load(sums[k][i]), pointer, align=a.dtype.bitwidth // 8
-                        )
+                for (k, i), each in sums.items():
+                    place = builder.add(first, _constant(index, (k * d + i) * LANES))
+                    pointer = vector_pointer(context, builder, kind[10], args[10], place)
+                    builder.store(builder.load(each), pointer, align=a.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return (

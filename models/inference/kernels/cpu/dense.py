@@ -128,16 +128,14 @@ def multiply(
                 rows[row], rows[min(row + 1, last)], rows[min(row + 2, last)],
                 rows[min(row + 3, last)], rows[min(row + 4, last)], rows[min(row + 5, last)],
             )  # fmt: skip
+            tile = (
+                x, offsets, x_start, x_stride, chunks_in, weights, w_start, bias,
+                b_start + column * LANES, y, y_start + column * y_stride, y_stride,
+            )  # fmt: skip
             if tile_width == width:
-                wide_tile(
-                    x, offsets, x_start, x_stride, chunks_in, weights, w_start, bias,
-                    b_start + column * LANES, y, y_start + column * y_stride, y_stride,
-                )  # fmt: skip
+                wide_tile(*tile)
             else:
-                narrow_tile(
-                    x, offsets, x_start, x_stride, chunks_in, weights, w_start, bias,
-                    b_start + column * LANES, y, y_start + column * y_stride, y_stride,
-                )  # fmt: skip
+                narrow_tile(*tile)
         w_start += chunks_in * LANES * LANES * tile_width
         column += tile_width
 

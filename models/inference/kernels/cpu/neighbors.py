@@ -11,8 +11,11 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from ....graph import Graph, displacements
+from ....maths import splines
 from .compiled import inlined, internal
 
 WEIGHTS = 7
@@ -22,6 +25,8 @@ FRAME = 12
 """Numbers per slot: the unit vector u, 1 / r, and the A and S components of the tensor D(-u)."""
 ROOT_2 = math.sqrt(2)
 ROOT_3 = math.sqrt(3)
+
+spline_weights = inlined(splines.spline_weights)
 
 
 class Neighbors(NamedTuple):
@@ -97,41 +102,28 @@ def match_reverse(offsets: Any, senders: Any, images: Any, reverse: Any) -> bool
     return True
 
 
-def pack_neighbors(
-    edge_index: NDArray[np.int64], images: NDArray[np.float64], shifts: NDArray[np.float64],
-    atoms: int,
-) -> Neighbors:  # fmt: skip
-    """A neighbour list by receiver, from edges sorted by receiver.
-
-    Parameters
-    ----------
-    edge_index
-        (2, E), receiver and sender of each edge.
-    images
-        (E, 3), whole numbers of lattice vectors.
-    shifts
-        (E, 3), the same as vectors, Angstrom.
-    atoms
-        Number of atoms.
+def pack_neighbors(graph: Graph) -> Neighbors:
+    """The neighbour list of a graph, whose edges are sorted by receiver.
 
     Raises
     ------
     ValueError
         If the edges are not sorted by receiver, or an edge has no reverse.
     """
-    receivers = edge_index[0]
+    receivers = graph.edge_index[0].numpy()
     if (np.diff(receivers) < 0).any():
         raise ValueError("edges are not sorted by receiver: expected a Graph of NeighborList")
-    offsets = np.searchsorted(receivers, np.arange(atoms + 1))
-    senders = edge_index[1].astype(np.int32)
+    offsets = np.searchsorted(receivers, np.arange(len(graph.numbers) + 1))
+    senders = graph.edge_index[1].numpy().astype(np.int32)
     reverse = np.empty(len(senders), np.int32)
-    if not match_reverse(offsets, senders, images, reverse):
+    if not match_reverse(offsets, senders, graph.edge_shift.numpy(), reverse):
         edge = int(np.flatnonzero(reverse < 0)[0])
         raise ValueError(
             f"edge {edge} has no reverse: expected every pair in both directions, as "
             "NeighborList makes them"
         )
-    return Neighbors(offsets, senders, np.ascontiguousarray(shifts), reverse)
+    shifts = displacements(graph._replace(positions=torch.zeros_like(graph.positions)))
+    return Neighbors(offsets, senders, shifts.detach().contiguous().numpy(), reverse)
 
 
 @internal
@@ -166,10 +158,8 @@ def place(
             slots.edge[slot], slots.slot[edge] = edge, slot
             slots.sender[slot], slots.row[slot] = neighbors.senders[edge], knot
             s, w, f = 1 - t, slot * WEIGHTS, slot * FRAME
-            slots.weights[w] = s * s * s / 6
-            slots.weights[w + 1] = ((3 * t - 6) * t * t + 4) / 6
-            slots.weights[w + 2] = ((3 * s - 6) * s * s + 4) / 6
-            slots.weights[w + 3] = t * t * t / 6
+            for m, weight in enumerate(spline_weights(t)):
+                slots.weights[w + m] = weight / 6
             slots.weights[w + 4] = s * s / 2
             slots.weights[w + 5] = (1 + 2 * t * s) / 2
             slots.weights[w + 6] = t * t / 2
@@ -210,13 +200,10 @@ def collect(
     """Forces (N, 3) and shares of the virial (N, 3, 3) from dE/dr_ij.
 
     F_i = sum of dE/dr_ij - dE/dr_ji, W_i = - sum of r_ij (x) dE/dr_ij over the edges that i
-    receives. ``factor`` converts dE/dr to eV/A, ``unit`` converts lengths to Angstrom.
+    receives. They are added to zeros. ``factor`` converts dE/dr to eV/A, ``unit`` converts lengths
+    to Angstrom.
     """
     for i in range(first, last):
-        for k in range(3):
-            forces[i, k] = 0
-            for m in range(3):
-                virial[i, k, m] = 0
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             back = slots.slot[neighbors.reverse[slots.edge[slot]]]
             r = unit / np.float64(slots.frame[slot * FRAME + 3])

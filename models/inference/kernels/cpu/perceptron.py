@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ....maths.activations import LOG_2
 from ..weights import LAYER_NORM_EPSILON, Dense
 from .compiled import inlined
 from .dense import multiply, pack_matrix
 from .simd import LANES, absolute, exp, fma, like, load, log, maximum, minimum, store, total
 
 ACTIVATIONS = ("identity", "silu", "ssp", "tanh", "sigmoid", "mish")
-LOG_2 = 0.6931471824645996  # as in `models.activations`
 
 
 class Perceptron(NamedTuple):
@@ -72,20 +72,27 @@ def padded(array: NDArray[Any], axis: int, parts: int = 1) -> NDArray[Any]:
 
 
 @inlined
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + e^-x)."""
+    one = like(x, 1.0)
+    return one / (one + exp(-x))
+
+
+@inlined
 def activate(activation: int, x: Any) -> Any:
     """Value and derivative of an activation."""
     one = like(x, 1.0)
     if activation == 1:  # silu: x s(x)
-        s = one / (one + exp(-x))
+        s = sigmoid(x)
         return x * s, s * fma(x, one - s, one)
     if activation == 2:  # shifted softplus: log(1 + e^x) - log 2
         value = maximum(x, like(x, 0.0)) + log(one + exp(-absolute(x)))
-        return value - like(x, LOG_2), one / (one + exp(-x))
+        return value - like(x, LOG_2), sigmoid(x)
     if activation == 3:  # tanh: 2 s(2x) - 1
         t = one - like(x, 2.0) / (one + exp(x + x))
         return t, one - t * t
     if activation == 4:  # sigmoid
-        s = one / (one + exp(-x))
+        s = sigmoid(x)
         return s, s * (one - s)
     if activation == 5:  # mish: x tanh(log(1 + e^x)), with w = e^x (e^x + 2)
         e = exp(minimum(x, like(x, 20.0)))
@@ -136,10 +143,9 @@ def backward(
     `forward` leaves the outputs.
     """
     layers = net.activations.size
-    g_end, w_end, s_end = g_start, net.transposed.size, s_start
-    for layer in range(layers):
-        g_end += net.chunks[layer] * block * LANES
-        s_end += net.chunks[layer + 1] * block * LANES
+    w_end = net.transposed.size
+    g_end = g_start + net.chunks[:layers].sum() * block * LANES
+    s_end = s_start + net.chunks[1:].sum() * block * LANES
     for layer in range(layers - 1, -1, -1):
         chunks, outputs = net.chunks[layer], net.chunks[layer + 1]
         s_end -= outputs * block * LANES

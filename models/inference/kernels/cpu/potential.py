@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ....graph import Graph, displacements
+from ....graph import Graph
 from ....potential import Potential, Prediction
 from ..potential import FusedPotential, Versions
 from .compiled import kernel
@@ -66,7 +66,28 @@ class CPUPotential(FusedPotential):
 
     def evaluate(self, graph: Graph) -> Prediction:  # noqa: D102
         with self._lock:
-            return self._evaluate(graph)
+            known = self._composition
+            if known is None or not known.serves(graph):
+                known = self._composition = Composition(graph, self.references, self.mean)
+            atoms = len(known.shares)
+            forces, virial = np.zeros((atoms, 3)), np.zeros((atoms, 3, 3))
+            outputs = self._run(graph, known, forces, virial) if atoms else np.zeros(0)
+            if self.atomic_scale.per_atom:
+                forces *= known.sizes[:, None]
+                virial *= known.sizes[:, None, None]
+                outputs = outputs * known.sizes
+            energies = (self.scale * outputs + known.shares) * self.energy_in_ev
+        systems = len(graph.charge)
+        sums = virial.sum(0, keepdims=True) if systems == 1 else virial
+        virials = torch.from_numpy(0.5 * (sums + sums.transpose(0, 2, 1)))
+        if systems == 1:
+            energy = torch.from_numpy(energies.sum(keepdims=True))
+        else:
+            energy = torch.zeros(systems, dtype=torch.float64)
+            energy.index_add_(0, graph.system, torch.from_numpy(energies))
+            virials = torch.zeros_like(graph.cell).index_add_(0, graph.system, virials)
+        each = torch.from_numpy(energies), torch.from_numpy(forces)
+        return Prediction(energy, *each, virials)
 
     def allocate(self, neighbors: Neighbors, threads: int, old: Memory | None) -> Memory:
         """Allocate memory for steps with these neighbours; ``old`` served an earlier list."""
@@ -75,46 +96,10 @@ class CPUPotential(FusedPotential):
     def use(self, memory: Memory, composition: Composition) -> None:
         """Write the part of a composition that the network reads to the memory."""
 
-    def _evaluate(self, graph: Graph) -> Prediction:
-        systems = len(graph.charge)
-        known = self._composition
-        if known is None or not known.serves(graph):
-            known = self._composition = Composition(graph, self.references, self.mean)
-        atoms = len(known.shares)
-        forces = np.zeros((atoms, 3))
-        virial = np.zeros((atoms, 3, 3))
-        outputs = np.zeros(0)
-        if atoms > 0:
-            outputs = self._run(graph, known, forces, virial)
-        if self.atomic_scale.per_atom:
-            forces *= known.sizes[:, None]
-            virial *= known.sizes[:, None, None]
-            outputs = outputs * known.sizes
-        energies = (self.scale * outputs + known.shares) * self.energy_in_ev
-        if systems == 1:
-            total = virial.sum(0)
-            return Prediction(
-                torch.from_numpy(energies.sum(keepdims=True)),
-                torch.from_numpy(energies),
-                torch.from_numpy(forces),
-                torch.from_numpy((0.5 * (total + total.T))[None]),
-            )
-        energy = torch.zeros(systems, dtype=torch.float64)
-        virials = torch.from_numpy(0.5 * (virial + virial.transpose(0, 2, 1)))
-        return Prediction(
-            energy.index_add(0, graph.system, torch.from_numpy(energies)),
-            torch.from_numpy(energies),
-            torch.from_numpy(forces),
-            torch.zeros_like(graph.cell).index_add(0, graph.system, virials),
-        )
-
     def _run(
-        self,
-        graph: Graph,
-        composition: Composition,
-        forces: NDArray[np.float64],
+        self, graph: Graph, composition: Composition, forces: NDArray[np.float64],
         virial: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
+    ) -> NDArray[np.float64]:  # fmt: skip
         """Fill forces and virial, and return the network's outputs, which the next call reuses."""
         threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
         known, memory = self._list, self._memory
@@ -180,13 +165,7 @@ class NeighborMemory:
         self._given = Versions(graph.edge_index, graph.edge_shift)
         self._cell, self._lattice = Versions(graph.cell), graph.cell.clone()
         self._threads = threads
-        shifts = displacements(graph._replace(positions=torch.zeros_like(graph.positions)))
-        self.neighbors = pack_neighbors(
-            graph.edge_index.numpy(),
-            graph.edge_shift.numpy(),
-            shifts.detach().numpy(),
-            len(graph.numbers),
-        )
+        self.neighbors = pack_neighbors(graph)
 
     def serves(self, graph: Graph, threads: int) -> bool:
         """Whether the graph holds the same list and the number of threads is the same."""

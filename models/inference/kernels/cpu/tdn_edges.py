@@ -19,7 +19,6 @@ from .components import (
     couple,
     couple_back,
     dot,
-    lane_sums,
     load_all,
     outer_sums,
     plus,
@@ -29,15 +28,17 @@ from .components import (
 )
 from .dense import multiply
 from .neighbors import WEIGHTS, Neighbors, Slots
-from .simd import LANES, exp, fma, like, load, splat, store, total
+from .perceptron import sigmoid
+from .simd import LANES, fma, like, load, splat, store, total
 from .tdn_harmonics import add_to_harmonics
 from .tdn_network import MATRICES, PAIR, VALUE, PackedTDN, TDNWork
+from .tdn_nodes import transform
 
 
 @internal
 def spline(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
     """Radial weights of sixteen channels; the table of the chunk begins at ``start``."""
-    width, w = net.chunks * LANES, slot * WEIGHTS
+    width, w = net.width, slot * WEIGHTS
     at = start + slots.row[slot] * width
     lower = splat(slots.weights[w]) * load(net.tables, at)
     lower = fma(splat(slots.weights[w + 1]), load(net.tables, at + width), lower)
@@ -49,18 +50,11 @@ def spline(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
 @internal
 def spline_slope(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
     """Derivatives of the radial weights of `spline`."""
-    width, w = net.chunks * LANES, slot * WEIGHTS
+    width, w = net.width, slot * WEIGHTS
     at = start + slots.row[slot] * width
     sums = splat(slots.weights[w + 4]) * load(net.differences, at)
     sums = fma(splat(slots.weights[w + 5]), load(net.differences, at + width), sums)
     return fma(splat(slots.weights[w + 6]), load(net.differences, at + 2 * width), sums)
-
-
-@internal
-def sigmoid(x: Any) -> Any:
-    """1 / (1 + e^-x)."""
-    one = like(x, 1.0)
-    return one / (one + exp(-x))
 
 
 @internal
@@ -88,20 +82,14 @@ def embed(
 
 @internal
 def embed_back(
-    first: int,
-    last: int,
-    net: PackedTDN,
-    neighbors: Neighbors,
-    slots: Slots,
-    work: TDNWork,
+    first: int, last: int, net: PackedTDN, neighbors: Neighbors, slots: Slots, work: TDNWork,
     scratch: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Backward pass of `embed`: adds to the gradients of the slots.
 
     The gradients of the sums are in ``work.g_z`` (features) and ``work.g_degree`` (envelopes).
     """
-    d, size = net.components, net.matrix
-    sums, matrix = work.sums, work.totals
+    d, size, sums = net.components, net.matrix, work.sums
     for i in range(first, last):
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             for at in range(0, size * LANES, LANES):
@@ -120,9 +108,7 @@ def embed_back(
                 value = fma(w, along, value)
                 rise = fma(spline_slope(net, slots, slot, chunk * LANES), along, rise)
             slots.slope[slot] += phi * total(rise) + fall * (total(value) + work.g_degree[i])
-            for at in range(0, size, LANES):
-                store(scratch, matrix + at, lane_sums(scratch, sums + at * LANES))
-            add_to_harmonics(work, slot, net, scratch, matrix)
+            add_to_harmonics(slot, net, work, scratch)
 
 
 @internal
@@ -138,7 +124,7 @@ def attend(
     attention without the envelope at ``work.free``.
     """
     d, chunks, matrix = net.components, net.chunks, net.matrix
-    width, features = chunks * LANES, chunks * d * LANES
+    width, features = net.width, net.features
     sent, received = work.sent[layer], work.received[layer]
     table = (layer + 1) * net.rows * width
     n = 0
@@ -159,17 +145,16 @@ def attend(
             n += 1
     if n == 0:
         return
-    square = width * width
-    start, bias = layer * MATRICES * square, layer * MATRICES * width
-    multiply(
-        scratch, work.message, d * LANES, work.rows, n * d, net.matrices, start + VALUE * square,
-        net.zeros, 0, chunks, chunks, scratch, work.value, d * LANES,
+    pair = layer * MATRICES + PAIR
+    transform(
+        net, net.matrices, layer * MATRICES + VALUE, work.rows, n * d, net.zeros, 0, scratch,
+        work.message, scratch, work.value,
     )  # fmt: skip
     multiply(
-        scratch, work.message, d * LANES, work.rows_first, n, net.matrices, start + PAIR * square,
-        net.biases, bias + PAIR * width, chunks, 2 * chunks, scratch, work.gate, LANES,
+        scratch, work.message, d * LANES, work.rows_first, n, net.matrices, pair * width * width,
+        net.biases, pair * width, chunks, 2 * chunks, scratch, work.gate, LANES,
     )  # fmt: skip
-    heads, per_head = net.heads, net.chunks // net.heads
+    heads, per_head = net.heads, chunks // net.heads
     even, odd = (1 + net.slope) / 2, (1 - net.slope) / 2
     n = 0
     for i in range(first, last):
@@ -216,7 +201,7 @@ def gather(
 ) -> None:  # fmt: skip
     """Sum the values over the edges of a group, weighted by attention: z."""
     d, chunks, matrix = net.components, net.chunks, net.matrix
-    width, features, z = chunks * LANES, chunks * d * LANES, work.z[layer]
+    width, features, z = net.width, net.features, work.z[layer]
     biases = (layer * MATRICES + VALUE) * width
     per_head = net.chunks // net.heads
     n = 0
@@ -250,18 +235,15 @@ def attend_back(
     ``work.g_received``.
     """
     n = back_to_messages(first, last, layer, net, neighbors, slots, work, scratch)
-    d, chunks = net.components, net.chunks
-    width = chunks * LANES
-    square = width * width
-    start = layer * MATRICES * square
+    d, chunks, width = net.components, net.chunks, net.width
+    start = (layer * MATRICES + PAIR) * width * width
     if n > 0:
-        multiply(
-            scratch, work.value, d * LANES, work.rows, n * d, net.transposed,
-            start + VALUE * square, net.zeros, 0, chunks, chunks, scratch, work.gradients,
-            d * LANES,
+        transform(
+            net, net.transposed, layer * MATRICES + VALUE, work.rows, n * d, net.zeros, 0, scratch,
+            work.value, scratch, work.gradients,
         )  # fmt: skip
         multiply(
-            scratch, work.gate, LANES, work.rows_first, n, net.transposed, start + PAIR * square,
+            scratch, work.gate, LANES, work.rows_first, n, net.transposed, start,
             net.zeros, 0, 2 * chunks, chunks, scratch, work.gate + 2 * width, LANES,
         )  # fmt: skip
     back_to_features(first, last, layer, base, net, neighbors, slots, work, scratch)
@@ -277,8 +259,8 @@ def back_to_messages(
     Each gradient overwrites its own variable; alpha w v overwrites the messages, and the first
     part of ``work.g_radial`` is written. Returns the number of edges.
     """
-    d, chunks, matrix = net.components, net.chunks, net.matrix
-    width, features, z = chunks * LANES, chunks * d * LANES, work.z[layer]
+    d, matrix, z = net.components, net.matrix, work.z[layer]
+    width, features = net.width, net.features
     biases = (layer * MATRICES + VALUE) * width
     heads, per_head = net.heads, net.chunks // net.heads
     n = 0
@@ -334,7 +316,7 @@ def back_to_features(
 ) -> None:  # fmt: skip
     """From the gradients of the messages to those of the features and the slots."""
     d, chunks, matrix = net.components, net.chunks, net.matrix
-    width, features = chunks * LANES, chunks * d * LANES
+    width, features = net.width, net.features
     sent, received, share = work.sent[layer], work.received[layer], work.g_z
     table = (layer + 1) * net.rows * width
     n = 0
@@ -372,9 +354,7 @@ def back_to_features(
                 work.gradients + n * features, scratch, work.value + n * features, chunks,
                 scratch, work.sums,
             )  # fmt: skip
-            for at in range(0, matrix, LANES):
-                store(scratch, work.totals + at, lane_sums(scratch, work.sums + at * LANES))
-            add_to_harmonics(work, slot, net, scratch, work.totals)
+            add_to_harmonics(slot, net, work, scratch)
             n += 1
 
 
@@ -388,8 +368,7 @@ def collect_sent(
     The receivers begin with ``receivers`` and are always added in order; ``work.returned`` begins
     with slot ``base``.
     """
-    d, chunks = net.components, net.chunks
-    features = chunks * d * LANES
+    d, chunks, features = net.components, net.chunks, net.features
     for j in range(first, last):
         begin, stop = neighbors.offsets[j], neighbors.offsets[j] + slots.counts[j]
         last_of_chunk = stop

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from .compiled import internal
+from .components import lane_sums
 from .neighbors import FRAME, Neighbors, Slots, turn, vector
 from .simd import LANES, fma, like, load, store, total
 from .tdn_network import PackedTDN, TDNWork
@@ -58,10 +59,6 @@ def harmonics(x: float, y: float, z: float, net: PackedTDN, out: Any) -> None:
                 out[1, at], out[3, at] = -m * p * sines[m - 1], m * p * cosines[m - 1]
 
 
-HARMONICS_ROWS = 9
-"""Rows of the memory of `harmonics`."""
-
-
 @internal
 def orient(
     first: int, last: int, positions: Any, neighbors: Neighbors, slots: Slots, net: PackedTDN,
@@ -88,13 +85,18 @@ def orient(
 
 
 @internal
-def add_to_harmonics(work: TDNWork, slot: int, net: PackedTDN, matrix: Any, start: int) -> None:
-    r"""Add to dE/dY: :math:`\bar Y_j = \sum_{ki} M_{ijk} \bar M_{ki}`, given at matrix[start]."""
+def add_to_harmonics(slot: int, net: PackedTDN, work: TDNWork, scratch: Any) -> None:
+    r"""Add to dE/dY: :math:`\bar Y_j = \sum_{ki} M_{ijk} \bar M_{ki}`.
+
+    The terms of each :math:`\bar M_{ki}` are the lanes of a vector at ``work.sums``.
+    """
+    for at in range(0, net.matrix, LANES):
+        store(scratch, work.totals + at, lane_sums(scratch, work.sums + at * LANES))
     for k in range(net.components):
         at = k * net.matrix
-        sums = load(net.product, at) * load(matrix, start)
+        sums = load(net.product, at) * load(scratch, work.totals)
         for chunk in range(LANES, net.matrix, LANES):
-            sums = fma(load(net.product, at + chunk), load(matrix, start + chunk), sums)
+            sums = fma(load(net.product, at + chunk), load(scratch, work.totals + chunk), sums)
         work.harmonics[slot, k] += total(sums)
 
 

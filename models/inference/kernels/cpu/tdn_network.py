@@ -61,12 +61,14 @@ class PackedTDN(NamedTuple):
     """The network's unit of length, Angstrom."""
     cutoff: float
     """Cutoff in that unit."""
-    intervals: int
-    """Intervals of the tables."""
     channels: int
     """Channels without padding."""
     chunks: int
     """Chunks of sixteen channels, padding included."""
+    width: int
+    """Channels, padding included."""
+    features: int
+    """Count of numbers per atom, padding included: d times the width."""
     heads: int
     layers: int
     slope: float
@@ -105,8 +107,6 @@ class TDNWork(NamedTuple):
     ``message`` on are offsets into a row of ``scratch``.
     """
 
-    block: int
-    """Largest number of atoms in a block."""
     receivers: NDArray[np.int64]
     """(chunks + 1,), first atom of each chunk of receivers, and N."""
     envelope: NDArray[Any]
@@ -241,9 +241,10 @@ def pack_tdn(
         smooth=network.smooth,
         unit=potential.length_in_angstrom,
         cutoff=table.cutoff,
-        intervals=table.intervals,
         channels=channels,
         chunks=width // LANES,
+        width=width,
+        features=width * d,
         heads=heads,
         layers=len(layers),
         slope=layers[0].attention.score_act.slope if layers else 0.0,
@@ -305,28 +306,18 @@ def make_tdn_work(
         Number of threads.
     """
     dtype, d, atoms = net.tables.dtype, net.components, len(offsets) - 1
-    width, slots = net.chunks * LANES, int(offsets[-1])
-    features = width * d
+    width, features, slots = net.width, net.features, int(offsets[-1])
     edges = int(np.diff(offsets[groups]).max(initial=1))
     returned = int(np.diff(offsets[receivers]).max(initial=1))
     sizes = {
-        "message": edges * features,
-        "value": edges * features,
-        "gate": edges * features,
-        "gradients": edges * features,
-        "radial": edges * width,
-        "g_radial": edges * width,
-        "alpha": edges * net.heads,
-        "free": edges * net.heads,
+        **dict.fromkeys(("message", "value", "gate", "gradients"), edges * features),
+        **dict.fromkeys(("radial", "g_radial"), edges * width),
+        **dict.fromkeys(("alpha", "free"), edges * net.heads),
         "shares": net.heads,
         "sums": net.matrix * LANES,
         "totals": net.matrix,
-        "first": BLOCK * features,
-        "second": BLOCK * features,
-        "third": BLOCK * features,
-        "fourth": BLOCK * features,
-        "scalars": BLOCK * LANES * int(head.chunks.sum()),
-        "slopes": BLOCK * LANES * int(head.chunks.sum()),
+        **dict.fromkeys(("first", "second", "third", "fourth"), BLOCK * features),
+        **dict.fromkeys(("scalars", "slopes"), BLOCK * LANES * int(head.chunks.sum())),
     }
     starts, end = {}, 0
     for name, size in sizes.items():
@@ -336,7 +327,6 @@ def make_tdn_work(
     components = LANES * np.arange(d)
     layers = max(1, net.layers)
     return TDNWork(
-        block=BLOCK,
         receivers=np.array(receivers),
         envelope=np.zeros(2 * slots, dtype),
         coupling=np.zeros(slots * net.matrix, dtype),

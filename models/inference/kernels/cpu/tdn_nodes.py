@@ -11,10 +11,10 @@ from typing import Any
 
 from .compiled import internal
 from .dense import multiply
-from .perceptron import Perceptron, backward, forward, normalise, normalise_back
+from .perceptron import Perceptron, backward, forward, normalise, normalise_back, sigmoid
 from .simd import LANES, fma, lane, like, load, splat, store, total
-from .tdn_edges import sigmoid
 from .tdn_network import (
+    BLOCK,
     GATE,
     GATED,
     GATED_MIX,
@@ -28,20 +28,27 @@ from .tdn_network import (
 
 
 @internal
+def transform(
+    net: PackedTDN, matrices: Any, which: int, rows: Any, count: int, bias: Any, b_start: int,
+    x: Any, x_start: int, y: Any, y_start: int,
+) -> None:  # fmt: skip
+    """One matrix on the channels of ``count`` rows of features, and a bias."""
+    d, chunks, square = net.components, net.chunks, net.width * net.width
+    multiply(
+        x, x_start, d * LANES, rows, count, matrices, which * square, bias, b_start, chunks,
+        chunks, y, y_start, d * LANES,
+    )  # fmt: skip
+
+
+@internal
 def linear(
     net: PackedTDN, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int, work: TDNWork
 ) -> None:
     """One matrix on the channels of every component, and a bias on component 0."""
-    d, chunks = net.components, net.chunks
-    width = chunks * LANES
-    multiply(
-        x, x_start, d * LANES, work.rows_first, n, net.matrices, which * width * width,
-        net.biases, which * width, chunks, chunks, y, y_start, d * LANES,
-    )  # fmt: skip
-    multiply(
-        x, x_start, d * LANES, work.rows_rest, (d - 1) * n, net.matrices, which * width * width,
-        net.zeros, 0, chunks, chunks, y, y_start, d * LANES,
-    )  # fmt: skip
+    first, rest, rows = work.rows_first, work.rows_rest, (net.components - 1) * n
+    bias, matrices = which * net.width, net.matrices
+    transform(net, matrices, which, first, n, net.biases, bias, x, x_start, y, y_start)
+    transform(net, matrices, which, rest, rows, net.zeros, 0, x, x_start, y, y_start)
 
 
 @internal
@@ -49,26 +56,8 @@ def linear_back(
     net: PackedTDN, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int, work: TDNWork
 ) -> None:
     """Backward pass of `linear`."""
-    d, chunks = net.components, net.chunks
-    width = chunks * LANES
-    multiply(
-        x, x_start, d * LANES, work.rows, d * n, net.transposed, which * width * width,
-        net.zeros, 0, chunks, chunks, y, y_start, d * LANES,
-    )  # fmt: skip
-
-
-@internal
-def first_rows(
-    net: PackedTDN, matrices: Any, which: int, bias: Any, b_start: int, x: Any, x_start: int,
-    y: Any, y_start: int, n: int, work: TDNWork,
-) -> None:  # fmt: skip
-    """One matrix on the channels of component 0."""
-    d, chunks = net.components, net.chunks
-    width = chunks * LANES
-    multiply(
-        x, x_start, d * LANES, work.rows_first, n, matrices, which * width * width, bias, b_start,
-        chunks, chunks, y, y_start, d * LANES,
-    )  # fmt: skip
+    rows, count, zeros = work.rows, net.components * n, net.zeros
+    transform(net, net.transposed, which, rows, count, zeros, 0, x, x_start, y, y_start)
 
 
 @internal
@@ -82,7 +71,7 @@ def add(x: Any, x_start: int, y: Any, y_start: int, count: int) -> None:
 def norm(net: PackedTDN, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int) -> None:
     """Layer norm of each degree of n atoms; ``which`` is 2 layer, plus 1 for the second norm."""
     d, chunks, degrees = net.components, net.chunks, net.degrees.size
-    width, features = chunks * LANES, chunks * d * LANES
+    width, features = net.width, net.features
     for a in range(n):
         at, to = x_start + a * features, y_start + a * features
         weight = which * degrees * width
@@ -123,7 +112,7 @@ def norm_back(
     The normalised features are recomputed at ``work.second``, but not used.
     """
     d, chunks, degrees = net.components, net.chunks, net.degrees.size
-    width, features = chunks * LANES, chunks * d * LANES
+    width, features = net.width, net.features
     for a in range(n):
         at, to = x_start + a * features, work.first + a * features
         weight = which * degrees * width
@@ -158,13 +147,11 @@ def norm_back(
 @internal
 def embed_atoms(first: int, last: int, species: Any, net: PackedTDN, work: TDNWork) -> None:
     """From the sums of the embedding to the inputs of the first layer."""
-    d, chunks, n = net.components, net.chunks, last - first
-    width, features = chunks * LANES, chunks * d * LANES
-    which = net.layers * MATRICES
-    multiply(
-        work.embedded, first * features, d * LANES, work.rows, d * n, net.matrices,
-        which * width * width, net.zeros, 0, chunks, chunks, work.x[0], first * features,
-        d * LANES,
+    d, width, features = net.components, net.width, net.features
+    which, at = net.layers * MATRICES, first * features
+    transform(
+        net, net.matrices, which, work.rows, d * (last - first), net.zeros, 0, work.embedded, at,
+        work.x[0], at,
     )  # fmt: skip
     for i in range(first, last):
         degree = splat(work.degree[i])
@@ -177,10 +164,9 @@ def embed_atoms(first: int, last: int, species: Any, net: PackedTDN, work: TDNWo
 @internal
 def embed_atoms_back(first: int, last: int, net: PackedTDN, work: TDNWork) -> None:
     """Backward pass of `embed_atoms`: gradients of the sums (``work.g_z``) and the degrees."""
-    d, chunks, n = net.components, net.chunks, last - first
-    width, features = chunks * LANES, chunks * d * LANES
-    which = net.layers * MATRICES
-    linear_back(net, which, work.gradient, first * features, work.g_z, first * features, n, work)
+    d, width, features = net.components, net.width, net.features
+    which, at = net.layers * MATRICES, first * features
+    linear_back(net, which, work.gradient, at, work.g_z, at, last - first, work)
     for i in range(first, last):
         sums = load(net.zeros, 0)
         for c in range(0, width, LANES):
@@ -194,7 +180,7 @@ def enter_layer(
     first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
 ) -> None:
     """Features that atoms contribute as senders and as receivers, from a layer's inputs."""
-    n, features = last - first, net.chunks * net.components * LANES
+    n, features = last - first, net.features
     at, which = first * features, layer * MATRICES
     norm(net, 2 * layer, work.x[layer], at, scratch, work.first, n)
     linear(net, which + SENDER, scratch, work.first, work.sent[layer], at, n, work)
@@ -206,7 +192,7 @@ def enter_layer_back(
     first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
 ) -> None:
     """Backward pass of `enter_layer`: adds to ``work.gradient``."""
-    n, features = last - first, net.chunks * net.components * LANES
+    n, features = last - first, net.features
     at, which = first * features, layer * MATRICES
     linear_back(net, which + SENDER, work.g_sent, at, scratch, work.first, n, work)
     linear_back(net, which + RECEIVER, work.g_received, at, scratch, work.second, n, work)
@@ -220,14 +206,12 @@ def values_and_gates(
     first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
 ) -> None:
     """Compute the feed-forward values (``work.second``) and the gates' inputs (``work.third``)."""
-    d, chunks, n = net.components, net.chunks, last - first
-    width, features = chunks * LANES, chunks * d * LANES
-    which = layer * MATRICES
-    norm(net, 2 * layer + 1, work.middle[layer], first * features, scratch, work.first, n)
+    n, which = last - first, layer * MATRICES
+    norm(net, 2 * layer + 1, work.middle[layer], first * net.features, scratch, work.first, n)
     linear(net, which + GATED, scratch, work.first, scratch, work.second, n, work)
-    first_rows(
-        net, net.matrices, which + GATE, net.biases, (which + GATE) * width, scratch, work.first,
-        scratch, work.third, n, work,
+    transform(
+        net, net.matrices, which + GATE, work.rows_first, n, net.biases,
+        (which + GATE) * net.width, scratch, work.first, scratch, work.third,
     )  # fmt: skip
 
 
@@ -236,9 +220,8 @@ def feed_forward(
     first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
 ) -> None:
     """From the sums over neighbours to the outputs of the layer."""
-    d, chunks, n = net.components, net.chunks, last - first
-    features, which = chunks * d * LANES, layer * MATRICES
-    at = first * features
+    d, features, n = net.components, net.features, last - first
+    at, which = first * features, layer * MATRICES
     linear(net, which + MIX, work.z[layer], at, work.middle[layer], at, n, work)
     add(work.middle[layer], at, work.x[layer], at, n * features)
     values_and_gates(first, last, layer, net, work, scratch)
@@ -260,9 +243,8 @@ def feed_forward_back(
 
     The former is in ``work.gradient``, the latter in ``work.g_z``.
     """
-    d, chunks, n = net.components, net.chunks, last - first
-    features, which = chunks * d * LANES, layer * MATRICES
-    at = first * features
+    d, features, n = net.components, net.features, last - first
+    at, which = first * features, layer * MATRICES
     values_and_gates(first, last, layer, net, work, scratch)
     linear_back(net, which + GATED_MIX, work.gradient, at, scratch, work.fourth, n, work)
     for here in range(0, n * features, d * LANES):
@@ -277,9 +259,9 @@ def feed_forward_back(
         store(scratch, work.second + here, g * s * fma(v, one - s, one))
         store(scratch, work.third + here, gate * (one - gate) * sums)
     linear_back(net, which + GATED, scratch, work.second, scratch, work.first, n, work)
-    first_rows(
-        net, net.transposed, which + GATE, net.zeros, 0, scratch, work.third, scratch,
-        work.fourth, n, work,
+    transform(
+        net, net.transposed, which + GATE, work.rows_first, n, net.zeros, 0, scratch, work.third,
+        scratch, work.fourth,
     )  # fmt: skip
     for here in range(0, n * features, d * LANES):
         g = load(scratch, work.first + here) + load(scratch, work.fourth + here)
@@ -294,8 +276,8 @@ def read_out(
     first: int, last: int, net: PackedTDN, head: Perceptron, work: TDNWork, scratch: Any
 ) -> None:
     """Compute the outputs of the network, and the gradient of the last layer's outputs."""
-    d, chunks, n, block = net.components, net.chunks, last - first, work.block
-    features, row, x, at = chunks * d * LANES, block * LANES, work.x[net.layers], work.scalars
+    d, chunks, n, features = net.components, net.chunks, last - first, net.features
+    row, x, at = BLOCK * LANES, work.x[net.layers], work.scalars
     for i in range(first, last):
         for k in range(0, features, LANES):
             store(work.gradient, i * features + k, load(net.zeros, 0))
@@ -307,12 +289,12 @@ def read_out(
         for chunk in range(chunks):
             value = load(work.gradient, i * features + chunk * d * LANES)
             store(scratch, at + chunk * row + (i - first) * LANES, value)
-    out = forward(head, scratch, at, scratch, work.slopes, work.rows_scalars, n, block)
+    out = forward(head, scratch, at, scratch, work.slopes, work.rows_scalars, n, BLOCK)
     for a in range(n):
         value = load(scratch, out + a * LANES)
         work.outputs[first + a] = lane(value, 0)
         store(scratch, out + a * LANES, like(value, 1.0))
-    backward(head, scratch, at, scratch, work.slopes, work.rows_scalars, n, block, net.zeros)
+    backward(head, scratch, at, scratch, work.slopes, work.rows_scalars, n, BLOCK, net.zeros)
     for i in range(first, last):
         mean, scale = normalise(
             x, i * features, d * LANES, chunks, net.channels, net.readout_norm_weight,

@@ -71,19 +71,10 @@ def tdn_schedule(
 
 
 def tdn_step(
-    schedule: Schedule,
-    threads: int,
-    positions: Any,
-    species: Any,
-    neighbors: Neighbors,
-    slots: Slots,
-    work: TDNWork,
-    factor: float,
-    forces: Any,
-    virial: Any,
-    net: PackedTDN,
+    schedule: Schedule, threads: int, positions: Any, species: Any, neighbors: Neighbors,
+    slots: Slots, work: TDNWork, factor: float, forces: Any, virial: Any, net: PackedTDN,
     head: Perceptron,
-) -> None:
+) -> None:  # fmt: skip
     """Run a step of a TDN; the neighbours are sorted by receiver, then sender.
 
     ``head`` is the perceptron of the readout; see `tensornet_step` for the other parameters.
@@ -116,7 +107,7 @@ def perform(
     receivers = work.receivers[chunk]
     base = neighbors.offsets[receivers]
     if what == PLACE:
-        place(first, last, positions, neighbors, slots, net.unit, 0.0, net.cutoff, net.intervals)
+        place(first, last, positions, neighbors, slots, net.unit, 0.0, net.cutoff, net.rows - 3)
         orient(first, last, positions, neighbors, slots, net, work, own)
     elif what == SUM:
         embed(first, last, net, neighbors, slots, work)

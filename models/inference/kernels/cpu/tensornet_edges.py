@@ -37,6 +37,7 @@ from .compiled import inlined
 from .components import load_all, store_all, times
 from .neighbors import FRAME, ROOT_2, ROOT_3, WEIGHTS, Neighbors, Slots, turn
 from .simd import LANES, fma, like, load, splat, total
+from .tensornet_network import PackedTensorNet, TensorNetWork
 
 
 @inlined
@@ -82,65 +83,69 @@ def direction(shape: Any, frame: Any, f: int, x: Any) -> Any:
 
 @inlined
 def embed(
-    first: int, last: int, chunk: int, chunks: int, shape: Any, species: Any, receiver: Any,
-    sender: Any, table: Any, at_zero: Any, rows: int, neighbors: Neighbors, slots: Slots, x: Any,
+    first: int, last: int, chunk: int, species: Any, net: PackedTensorNet, neighbors: Neighbors,
+    slots: Slots, work: TensorNetWork,
 ) -> None:  # fmt: skip
     """Compute the embedding's sum for atoms ``first`` to ``last`` and one chunk of channels.
 
     ``species`` (N,) are rows of the tables ``receiver`` and ``sender``, p and q above; an atom
-    adds ``at_zero`` times P_ii to its own scalar part.
+    adds ``embedding_at_zero`` times P_ii to its own scalar part.
     """
-    atoms, row = species.size, table_row(shape)
-    start, c = chunk * rows * row, chunk * LANES
+    shape, width, row = net.shape, net.chunks * LANES, table_row(net.shape)
+    start, c = chunk * net.rows * row, chunk * LANES
     for i in range(first, last):
-        p = load(receiver, species[i] * chunks * LANES + c)
-        own = load(at_zero, c) * (p + load(sender, species[i] * chunks * LANES + c))
+        p = load(net.receiver, species[i] * width + c)
+        own = load(net.embedding_at_zero, c) * (p + load(net.sender, species[i] * width + c))
         zero = own - own
         sums = only(shape, (own, zero, zero, zero, zero, zero, zero, zero, zero))
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
-            q = load(sender, species[slots.sender[slot]] * chunks * LANES + c)
+            q = load(net.sender, species[slots.sender[slot]] * width + c)
             at = start + slots.row[slot] * row
-            f = factors(shape, table, at, slots.weights, slot * WEIGHTS)
+            f = factors(shape, net.tables, at, slots.weights, slot * WEIGHTS)
             pair = p + q
             d = direction(shape, slots.frame, slot * FRAME, pair)
             sums = plus_scaled(sums, times(pair, f), d)
-        store_all(x, (chunk * atoms + i) * features(shape), sums)
+        store_all(work.embedded, (chunk * species.size + i) * features(shape), sums)
+
+
+@inlined
+def layer_tables(chunk: int, layer: int, net: PackedTensorNet) -> Any:
+    """Start of a layer's table, and its factors at zero, of an atom's message to itself."""
+    place, irreps = layer * net.chunks + chunk, irreps_of(net.shape)
+    own = load_irreps(net.shape, net.at_zero, place * LANES * irreps, LANES)
+    return (place + net.chunks) * net.rows * table_row(net.shape), own
 
 
 @inlined
 def gather(
-    first: int, last: int, chunk: int, atoms: int, shape: Any, table: Any, start: int,
-    at_zero: Any, z: int, neighbors: Neighbors, slots: Slots, y: Any, message: Any,
+    first: int, last: int, chunk: int, layer: int, net: PackedTensorNet, neighbors: Neighbors,
+    slots: Slots, work: TensorNetWork,
 ) -> None:  # fmt: skip
-    """Compute the messages to atoms ``first`` to ``last`` in one chunk of channels.
-
-    The chunk's table begins at ``start``; its factors at distance zero, which apply to an atom's
-    message to itself, begin at ``z``.
-    """
-    size, row = features(shape), table_row(shape)
-    own, begin = load_irreps(shape, at_zero, z, LANES), chunk * atoms * size
+    """Compute a layer's messages to atoms ``first`` to ``last`` in one chunk of channels."""
+    shape, size, row = net.shape, features(net.shape), table_row(net.shape)
+    y, message = work.y[layer], work.message[layer]
+    start, own = layer_tables(chunk, layer, net)
+    begin = chunk * work.outputs.size * size
     for i in range(first, last):
         sums = scaled(own, load_all(shape, y, begin + i * size))
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             at = start + slots.row[slot] * row
-            f = factors(shape, table, at, slots.weights, slot * WEIGHTS)
+            f = factors(shape, net.tables, at, slots.weights, slot * WEIGHTS)
             sums = plus_scaled(sums, f, load_all(shape, y, begin + slots.sender[slot] * size))
         store_all(message, begin + i * size, sums)
 
 
 @inlined
 def gather_back(
-    first: int, last: int, chunk: int, atoms: int, shape: Any, table: Any, start: int,
-    at_zero: Any, z: int, neighbors: Neighbors, slots: Slots, y: Any, g_message: Any, g_y: Any,
-    begins: bool,
+    first: int, last: int, chunk: int, layer: int, net: PackedTensorNet, neighbors: Neighbors,
+    slots: Slots, work: TensorNetWork,
 ) -> None:  # fmt: skip
-    """Backward pass of `gather`: adds to the gradient of Y and to the slopes dE/dr.
-
-    ``begins`` is true for the last layer, for which there are no slopes yet.
-    """
-    size, row = features(shape), table_row(shape)
-    own = load_irreps(shape, at_zero, z, LANES)
-    begin, slope = chunk * atoms * size, chunk * slots.edge.size
+    """Backward pass of `gather`: adds to the gradient of Y and to the slopes dE/dr."""
+    shape, size, row = net.shape, features(net.shape), table_row(net.shape)
+    y, g_message, g_y = work.y[layer], work.message[layer], work.delta[layer]
+    start, own = layer_tables(chunk, layer, net)
+    begin, slope = chunk * work.outputs.size * size, chunk * slots.edge.size
+    begins = layer == net.layers - 1  # there are no slopes yet
     for i in range(first, last):
         here = load_all(shape, y, begin + i * size)
         sums = load_all(shape, g_y, begin + i * size)
@@ -148,8 +153,8 @@ def gather_back(
         sums = plus_scaled(sums, own, mine)
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             at, w = start + slots.row[slot] * row, slot * WEIGHTS
-            f = factors(shape, table, at, slots.weights, w)
-            slopes = factor_slopes(shape, table, at, slots.weights, w)
+            f = factors(shape, net.tables, at, slots.weights, w)
+            slopes = factor_slopes(shape, net.tables, at, slots.weights, w)
             g = load_all(shape, g_message, begin + slots.sender[slot] * size)
             sums = plus_scaled(sums, f, g)
             rise = weighted(slopes, dots(g, here))
@@ -160,8 +165,8 @@ def gather_back(
 
 @inlined
 def embed_back(
-    first: int, last: int, chunks: int, shape: Any, species: Any, receiver: Any, sender: Any,
-    table: Any, rows: int, neighbors: Neighbors, slots: Slots, g: Any, layers: int,
+    first: int, last: int, species: Any, net: PackedTensorNet, neighbors: Neighbors,
+    slots: Slots, work: TensorNetWork,
 ) -> None:  # fmt: skip
     r"""Backward pass of `embed`: dE/dr_ij of each slot, including the slopes of the layers.
 
@@ -170,27 +175,27 @@ def embed_back(
 
     .. math:: \frac{dE}{dr_{ij}} = \rho \, u + (1 - u u^T) \, J(u)^T v / r
     """
-    atoms, edges = species.size, slots.edge.size
-    size, row = features(shape), table_row(shape)
+    shape, size, row = net.shape, features(net.shape), table_row(net.shape)
+    width = net.chunks * LANES
     for i in range(first, last):
-        mine = species[i] * chunks * LANES
+        mine = species[i] * width
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
-            theirs = species[slots.sender[slot]] * chunks * LANES
-            d = direction(shape, slots.frame, slot * FRAME, load(receiver, mine))
+            theirs = species[slots.sender[slot]] * width
+            d = direction(shape, slots.frame, slot * FRAME, load(net.receiver, mine))
             zero = d[0] - d[0]
             along, v = zero, times(zero, d)
             rho = 0.0
-            for chunk in range(chunks):
+            for chunk in range(net.chunks):
                 c = chunk * LANES
-                pair = load(receiver, mine + c) + load(sender, theirs + c)
-                at, w = (chunk * rows + slots.row[slot]) * row, slot * WEIGHTS
-                f = factors(shape, table, at, slots.weights, w)
-                slopes = factor_slopes(shape, table, at, slots.weights, w)
-                x = load_all(shape, g, (chunk * atoms + i) * size)
+                pair = load(net.receiver, mine + c) + load(net.sender, theirs + c)
+                at, w = (chunk * net.rows + slots.row[slot]) * row, slot * WEIGHTS
+                f = factors(shape, net.tables, at, slots.weights, w)
+                slopes = factor_slopes(shape, net.tables, at, slots.weights, w)
+                x = load_all(shape, work.gradient, (chunk * species.size + i) * size)
                 along = fma(pair, weighted(slopes, dots(x, d)), along)
                 v = plus_scaled(v, times(pair, f), x)
-                if layers > 0:
-                    rho += slots.slope[chunk * edges + slot]
+                if net.layers > 0:
+                    rho += slots.slope[chunk * slots.edge.size + slot]
             rho += total(along)
             turn_tensor(slots, slot, rho, with_zeros(v))
 

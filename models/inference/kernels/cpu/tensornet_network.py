@@ -84,7 +84,7 @@ class TensorNetWork(NamedTuple):
     statistics: NDArray[np.float64]
     """(N, 2), mean and 1 / deviation of the gate's layer norm."""
     gate_slopes: NDArray[Any]
-    """Derivatives of the gate's activations, by block of atoms."""
+    """(blocks, ...), derivatives of the gate's activations."""
     x: NDArray[Any]
     """(layers + 1, features), inputs of each layer, and the outputs of the last."""
     y: NDArray[Any]
@@ -113,10 +113,11 @@ class TensorNetWork(NamedTuple):
 
 def pack_tensornet(
     weights: TensorNetWeights, unit: float, dtype: np.dtype[Any]
-) -> PackedTensorNet:
-    """Pack weights in float64 into arrays of a dtype, padded to multiples of sixteen channels.
+) -> tuple[PackedTensorNet, Perceptron, Perceptron, Perceptron]:
+    """Pack the network, the embedding's gate, and the readout's values and gates.
 
-    ``unit`` is the network's unit of length, Angstrom.
+    Weights in float64 become arrays of a dtype, padded to multiples of sixteen channels. ``unit``
+    is the network's unit of length, Angstrom.
     """
     chunks, irreps = -(-weights.channels // LANES), len(weights.irreps)
     sizes = [COMPONENTS[irrep] for irrep in weights.irreps]
@@ -142,7 +143,7 @@ def pack_tensornet(
     # y = x W^T: (irreps, inputs, outputs); in the backward pass (irreps, outputs, inputs).
     back = [padded(padded(mix.numpy(), 1), 2).astype(dtype) for mix in mixes]
     matrices = [matrix.transpose(0, 2, 1) for matrix in back]
-    return PackedTensorNet(
+    packed = PackedTensorNet(
         shape=shape_of(sum(sizes)),
         sizes=np.array(sizes),
         channels=weights.channels,
@@ -171,25 +172,13 @@ def pack_tensornet(
         readout_norm_size=weights.readout_norm_size,
         zeros=np.zeros(3 * chunks * LANES, dtype),
     )
-
-
-def pack_perceptrons(
-    weights: TensorNetWeights, dtype: np.dtype[Any]
-) -> tuple[Perceptron, Perceptron, Perceptron]:
-    """Pack the embedding's gate, and the readout's values and gates."""
-    irreps = len(weights.irreps)
-    return (
-        pack_perceptron(weights.gate, 1, irreps, dtype),
-        pack_perceptron(weights.values, irreps, 1, dtype),
-        pack_perceptron(weights.gates, irreps, 1, dtype),
-    )
+    gate = pack_perceptron(weights.gate, 1, irreps, dtype)
+    values = pack_perceptron(weights.values, irreps, 1, dtype)
+    return packed, gate, values, pack_perceptron(weights.gates, irreps, 1, dtype)
 
 
 def make_tensornet_work(
-    net: PackedTensorNet,
-    perceptrons: Sequence[Perceptron],
-    bounds: Sequence[int],
-    threads: int,
+    net: PackedTensorNet, perceptrons: Sequence[Perceptron], bounds: Sequence[int], threads: int
 ) -> TensorNetWork:
     """Allocate memory for steps of ``bounds[-1]`` atoms, in the blocks that ``bounds`` delimit."""
     dtype, atoms, blocks = net.tables.dtype, bounds[-1], len(bounds) - 1
@@ -215,7 +204,7 @@ def make_tensornet_work(
         mixed=np.empty(features, dtype),
         scale=np.empty(irreps * atoms * net.chunks * LANES, dtype),
         statistics=np.empty((atoms, 2)),
-        gate_slopes=np.empty(blocks * int(perceptrons[0].chunks[1:].sum()) * row, dtype),
+        gate_slopes=np.empty((blocks, int(perceptrons[0].chunks[1:].sum()) * row), dtype),
         x=np.empty((net.layers + 1, features), dtype),
         y=np.empty((net.layers, features), dtype),
         message=np.empty((net.layers, features), dtype),

@@ -71,26 +71,23 @@ def compressed_back(x: Any, g: Any) -> Any:
 
 @inlined
 def embed_atoms(
-    first: int, last: int, thread: int, net: PackedTensorNet, gate: Perceptron, work: TensorNetWork
-) -> None:
+    first: int, last: int, net: PackedTensorNet, gate: Perceptron, work: TensorNetWork,
+    scratch: Any,
+) -> None:  # fmt: skip
     """From the embedding's sums to the inputs of the first layer."""
     n, atoms, block = last - first, work.outputs.size, work.block
-    size = features(net.shape)
-    scratch, row = work.scratch[thread], block * LANES
+    size, row = features(net.shape), block * LANES
     at = work.scalars
     for chunk in range(net.chunks):
         for a in range(n):
             x = load_all(net.shape, work.embedded, (chunk * atoms + first + a) * size)
             store(scratch, at + chunk * row + a * LANES, dot(x, x))
     for a in range(n):
-        mean, deviation = normalise(
+        work.statistics[first + a, 0], work.statistics[first + a, 1] = normalise(
             scratch, at + a * LANES, row, net.chunks, net.channels, net.norm_weight,
             net.norm_bias, scratch, at + a * LANES,
         )  # fmt: skip
-        work.statistics[first + a, 0] = mean
-        work.statistics[first + a, 1] = deviation
-    slopes = first // block * (work.gate_slopes.size // ((atoms + block - 1) // block))
-    at = forward(gate, scratch, at, work.gate_slopes, slopes, work.rows, n, block)
+    at = forward(gate, scratch, at, work.gate_slopes[first // block], 0, work.rows, n, block)
     mix(
         net, net.mixes, 0, work.embedded, first * size, atoms * size, work.mixed,
         first * size, atoms * size, n, work,
@@ -106,12 +103,11 @@ def embed_atoms(
 
 @inlined
 def enter_layer(
-    first: int, last: int, thread: int, layer: int, net: PackedTensorNet, work: TensorNetWork
+    first: int, last: int, layer: int, net: PackedTensorNet, work: TensorNetWork, scratch: Any
 ) -> None:
     """Compute Y of the layer, the features that atoms send."""
     n, atoms, block = last - first, work.outputs.size, work.block
     size = features(net.shape)
-    scratch = work.scratch[thread]
     for chunk in range(net.chunks):
         for a in range(n):
             x = load_all(net.shape, work.x[layer], (chunk * atoms + first + a) * size)
@@ -124,12 +120,11 @@ def enter_layer(
 
 @inlined
 def interact(
-    first: int, last: int, thread: int, layer: int, net: PackedTensorNet, work: TensorNetWork
+    first: int, last: int, layer: int, net: PackedTensorNet, work: TensorNetWork, scratch: Any
 ) -> None:
     """From Y and the messages to the outputs of the layer."""
     n, atoms, block = last - first, work.outputs.size, work.block
     size = features(net.shape)
-    scratch = work.scratch[thread]
     for chunk in range(net.chunks):
         for a in range(n):
             here = (chunk * atoms + first + a) * size
@@ -164,12 +159,12 @@ def interaction(y: Any, m: Any, q: Any, parity_conserving: bool) -> Any:
 
 @inlined
 def interact_back(
-    first: int, last: int, thread: int, layer: int, net: PackedTensorNet, work: TensorNetWork
+    first: int, last: int, layer: int, net: PackedTensorNet, work: TensorNetWork, scratch: Any
 ) -> None:
     """Backward pass of `interact`: gradients of the message and, its direct part only, of Y."""
     n, atoms, block = last - first, work.outputs.size, work.block
     size = features(net.shape)
-    scratch, second = work.scratch[thread], net.chunks * block * size
+    second = net.chunks * block * size
     for chunk in range(net.chunks):
         for a in range(n):
             here = (chunk * atoms + first + a) * size
@@ -205,7 +200,7 @@ def interact_back(
 
 @inlined
 def enter_layer_back(
-    first: int, last: int, thread: int, layer: int, net: PackedTensorNet, work: TensorNetWork
+    first: int, last: int, layer: int, net: PackedTensorNet, work: TensorNetWork, scratch: Any
 ) -> None:
     """Backward pass of `enter_layer`: gradient of the layer's inputs.
 
@@ -213,7 +208,6 @@ def enter_layer_back(
     """
     n, atoms, block = last - first, work.outputs.size, work.block
     size = features(net.shape)
-    scratch = work.scratch[thread]
     mix(
         net, net.mixes_transposed, 1 + 2 * layer, work.delta[layer], first * size,
         atoms * size, scratch, 0, block * size, n, work,
@@ -229,17 +223,14 @@ def enter_layer_back(
 
 @inlined
 def embed_atoms_back(
-    first: int, last: int, thread: int, net: PackedTensorNet, gate: Perceptron, work: TensorNetWork
-) -> None:
+    first: int, last: int, net: PackedTensorNet, gate: Perceptron, work: TensorNetWork,
+    scratch: Any,
+) -> None:  # fmt: skip
     """Backward pass of `embed_atoms`: gradient of the embedding's sums."""
     n, atoms, block = last - first, work.outputs.size, work.block
-    size = features(net.shape)
-    scratch, row = work.scratch[thread], block * LANES
+    size, row = features(net.shape), block * LANES
     second, norms, at = net.chunks * block * size, work.half, work.scalars
-    hidden = 0
-    for layer in range(gate.activations.size):
-        hidden += gate.chunks[layer]
-    out = at + hidden * row
+    out = at + gate.chunks[:-1].sum() * row
     for chunk in range(net.chunks):
         for a in range(n):
             i = first + a
@@ -256,8 +247,8 @@ def embed_atoms_back(
         net, net.mixes_transposed, 0, scratch, 0, block * size, scratch, second,
         block * size, n, work,
     )  # fmt: skip
-    slopes = first // block * (work.gate_slopes.size // ((atoms + block - 1) // block))
-    backward(gate, scratch, at, work.gate_slopes, slopes, work.rows, n, block, net.zeros)
+    slopes = work.gate_slopes[first // block]
+    backward(gate, scratch, at, slopes, 0, work.rows, n, block, net.zeros)
     for a in range(n):
         normalise_back(
             scratch, norms + a * LANES, row, net.chunks, net.channels, net.norm_weight,
@@ -275,15 +266,14 @@ def embed_atoms_back(
 
 @inlined
 def read_out(
-    first: int, last: int, thread: int, net: PackedTensorNet, values: Perceptron,
-    gates: Perceptron, work: TensorNetWork,
+    first: int, last: int, net: PackedTensorNet, values: Perceptron, gates: Perceptron,
+    work: TensorNetWork, scratch: Any, slopes: Any,
 ) -> None:  # fmt: skip
     """Compute the outputs of the network, and the gradient of the last layer's outputs."""
     n, atoms, block = last - first, work.outputs.size, work.block
-    size = features(net.shape)
-    scratch, row = work.scratch[thread], block * LANES
+    size, row = features(net.shape), block * LANES
     chunks = irreps_of(net.shape) * net.chunks
-    slopes, slopes_half = work.slopes[thread], work.slopes.shape[1] // 2
+    slopes_half = slopes.size // 2
     # The invariants are in the part of the scratch memory for features, which is free here.
     raw, at, half = 0, work.scalars, work.half
     gated = gates.activations.size > 0

@@ -7,7 +7,7 @@ from ..weights import extract_weights
 from .neighbors import Neighbors, make_slots
 from .potential import Composition, CPUPotential, Memory
 from .team import even
-from .tensornet_network import make_tensornet_work, pack_perceptrons, pack_tensornet
+from .tensornet_network import make_tensornet_work, pack_tensornet
 from .tensornet_step import tensornet_schedule, tensornet_step
 
 MOST_ATOMS = 32
@@ -23,8 +23,7 @@ class CPUTensorNet(CPUPotential):
     def __init__(self, potential: Potential) -> None:
         super().__init__(potential)
         weights = extract_weights(potential, self.table)
-        network = pack_tensornet(weights, self.length_in_angstrom, self.arithmetic)
-        self.packed = (network, *pack_perceptrons(weights, self.arithmetic))
+        self.packed = pack_tensornet(weights, self.length_in_angstrom, self.arithmetic)
 
     def allocate(self, neighbors: Neighbors, threads: int, old: Memory | None) -> Memory:
         """Allocate memory for steps with these neighbours, reusing old arrays that fit."""

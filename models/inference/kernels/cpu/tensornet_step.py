@@ -11,13 +11,11 @@ from typing import Any
 
 from numba import prange
 
-from .algebra import irreps_of
 from .compiled import internal
 from .neighbors import Neighbors, Slots, collect, place
 from .perceptron import Perceptron
-from .simd import LANES
 from .team import Schedule, Tasks, counters, done, even, join, make_schedule, next_task
-from .tensornet_edges import embed, embed_back, gather, gather_back, table_row
+from .tensornet_edges import embed, embed_back, gather, gather_back
 from .tensornet_network import PackedTensorNet, TensorNetWork
 from .tensornet_nodes import (
     embed_atoms,
@@ -52,21 +50,10 @@ def tensornet_schedule(
 
 
 def tensornet_step(
-    schedule: Schedule,
-    threads: int,
-    positions: Any,
-    species: Any,
-    neighbors: Neighbors,
-    slots: Slots,
-    work: TensorNetWork,
-    factor: float,
-    forces: Any,
-    virial: Any,
-    net: PackedTensorNet,
-    gate: Perceptron,
-    values: Perceptron,
-    gates: Perceptron,
-) -> None:
+    schedule: Schedule, threads: int, positions: Any, species: Any, neighbors: Neighbors,
+    slots: Slots, work: TensorNetWork, factor: float, forces: Any, virial: Any,
+    net: PackedTensorNet, gate: Perceptron, values: Perceptron, gates: Perceptron,
+) -> None:  # fmt: skip
     """Compute the outputs of the network, in ``work.outputs``, forces and virial.
 
     ``positions`` (N, 3) are in Angstrom, ``species`` (N,) are rows of the network's tables of
@@ -100,44 +87,33 @@ def perform(
     begin, ranges = schedule.ranges[phase, 0], schedule.ranges[phase, 1]
     chunk, place_of_range = task // ranges, begin + task % ranges
     first, last = schedule.bounds[place_of_range], schedule.bounds[place_of_range + 1]
-    atoms, chunks, rows, row = species.size, net.chunks, net.rows, table_row(net.shape)
-    table, zero = ((layer + 1) * chunks + chunk) * rows * row, (layer * chunks + chunk) * LANES
+    scratch = work.scratch[thread]
     if what == PLACE:
-        place(first, last, positions, neighbors, slots, net.unit, net.lower, net.cutoff, rows - 3)
+        place(
+            first, last, positions, neighbors, slots, net.unit, net.lower, net.cutoff,
+            net.rows - 3,
+        )  # fmt: skip
     elif what == SUM:
-        embed(
-            first, last, chunk, chunks, net.shape, species, net.receiver, net.sender, net.tables,
-            net.embedding_at_zero, rows, neighbors, slots, work.embedded,
-        )  # fmt: skip
+        embed(first, last, chunk, species, net, neighbors, slots, work)
     elif what == EMBED:
-        embed_atoms(first, last, thread, net, gate, work)
+        embed_atoms(first, last, net, gate, work, scratch)
     elif what == ENTER:
-        enter_layer(first, last, thread, layer, net, work)
+        enter_layer(first, last, layer, net, work, scratch)
     elif what == GATHER:
-        gather(
-            first, last, chunk, atoms, net.shape, net.tables, table, net.at_zero,
-            zero * irreps_of(net.shape), neighbors, slots, work.y[layer], work.message[layer],
-        )  # fmt: skip
+        gather(first, last, chunk, layer, net, neighbors, slots, work)
     elif what == INTERACT:
-        interact(first, last, thread, layer, net, work)
+        interact(first, last, layer, net, work, scratch)
     elif what == READ_OUT:
-        read_out(first, last, thread, net, values, gates, work)
+        read_out(first, last, net, values, gates, work, scratch, work.slopes[thread])
     elif what == -INTERACT:
-        interact_back(first, last, thread, layer, net, work)
+        interact_back(first, last, layer, net, work, scratch)
     elif what == -GATHER:
-        gather_back(
-            first, last, chunk, atoms, net.shape, net.tables, table, net.at_zero,
-            zero * irreps_of(net.shape), neighbors, slots, work.y[layer], work.message[layer],
-            work.delta[layer], layer == net.layers - 1,
-        )  # fmt: skip
+        gather_back(first, last, chunk, layer, net, neighbors, slots, work)
     elif what == -ENTER:
-        enter_layer_back(first, last, thread, layer, net, work)
+        enter_layer_back(first, last, layer, net, work, scratch)
     elif what == -EMBED:
-        embed_atoms_back(first, last, thread, net, gate, work)
+        embed_atoms_back(first, last, net, gate, work, scratch)
     elif what == -SUM:
-        embed_back(
-            first, last, chunks, net.shape, species, net.receiver, net.sender, net.tables, rows,
-            neighbors, slots, work.gradient, net.layers,
-        )  # fmt: skip
+        embed_back(first, last, species, net, neighbors, slots, work)
     else:
         collect(first, last, neighbors, slots, factor, net.unit, forces, virial)

@@ -83,23 +83,23 @@ def _rung(count: int, first: int) -> int:
 
 
 class _Recording:
-    """Buffers of one size, and the step recorded with them."""
+    """A step recorded with buffers of one size, which hold its inputs."""
 
-    def __init__(self, room: Room, inputs: StepInputs) -> None:
+    def __init__(
+        self, room: Room, inputs: StepInputs, run: Callable[[StepInputs], Prediction],
+        capture: Capture,
+    ) -> None:  # fmt: skip
         atoms, edges, systems = room
         # In the order of `StepInputs`
         sizes = (atoms, systems, atoms, atoms, systems, atoms + 1, edges, edges, edges)
         # Padding atoms have element 0, no edges, and a system of their own.
-        self.buffers = StepInputs(
-            *(
-                torch.zeros(size, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
-                for size, tensor in zip(sizes, inputs, strict=True)
-            )
+        buffers = StepInputs(
+            *(t.new_zeros(n, *t.shape[1:]) for n, t in zip(sizes, inputs, strict=True))
         )
-        self._nowhere = systems - 1
+        self._buffers, self._nowhere = buffers, systems - 1
         self._edges: Tensor | None = None
-        self.result: Prediction | None = None
-        self.replay: Replay | None = None
+        self.fill(inputs)
+        self.result, self.replay = capture(lambda: run(buffers))
 
     def fill(self, inputs: StepInputs) -> None:
         """Copy the inputs into the buffers, asynchronously.
@@ -107,17 +107,16 @@ class _Recording:
         Edges are copied only if they are in other tensors than before, because nothing writes to
         those of `EdgeRows`. The other tensors may be written to without torch noticing.
         """
-        moving, edges = slice(0, 5), slice(5, 9)
-        for buffer, tensor in zip(self.buffers[moving], inputs[moving], strict=True):
+        for buffer, tensor in zip(self._buffers[:5], inputs[:5], strict=True):
             buffer[: tensor.shape[0]].copy_(tensor, non_blocking=True)
         if self._edges is inputs.offsets:
             return
         atoms = inputs.numbers.shape[0]
-        for buffer, tensor in zip(self.buffers[edges], inputs[edges], strict=True):
+        for buffer, tensor in zip(self._buffers[5:], inputs[5:], strict=True):
             buffer[: tensor.shape[0]].copy_(tensor, non_blocking=True)
-        self.buffers.offsets[atoms:] = inputs.offsets[atoms]
-        self.buffers.numbers[atoms:] = 0
-        self.buffers.system[atoms:] = self._nowhere
+        self._buffers.offsets[atoms:] = inputs.offsets[atoms]
+        self._buffers.numbers[atoms:] = 0
+        self._buffers.system[atoms:] = self._nowhere
         self._edges = inputs.offsets
 
 
@@ -168,13 +167,16 @@ class CudaGraphStep:
         with self._lock:
             room = room_for(inputs)
             recording = self._recordings.get(room)
-            if recording is None:
-                recording = self._record(room, inputs)
-            else:
-                self._recordings.move_to_end(room)
+            if recording is not None:
                 recording.fill(inputs)
-            assert recording.replay is not None
-            assert recording.result is not None
+            else:  # kept only when complete: a failure, such as too little memory, leaves no trace
+                recording = _Recording(room, inputs, self._run, self._capture)
+                self.captures += 1
+                self._recordings[room] = recording
+            self._recordings.move_to_end(room)
+            # Dropped only now: the memory pool must always have a recording that uses it.
+            while len(self._recordings) > self._keep:
+                self._recordings.popitem(last=False)
             recording.replay()
             atoms, systems = inputs.numbers.shape[0], inputs.charge.shape[0]
             result = recording.result
@@ -184,15 +186,3 @@ class CudaGraphStep:
                 forces=result.forces[:atoms].clone(),
                 virial=result.virial[:systems].clone(),
             )
-
-    def _record(self, room: Room, inputs: StepInputs) -> _Recording:
-        recording = _Recording(room, inputs)
-        recording.fill(inputs)
-        # Kept only when complete: a failure, such as too little memory, leaves no trace.
-        recording.result, recording.replay = self._capture(lambda: self._run(recording.buffers))
-        self.captures += 1
-        self._recordings[room] = recording
-        # Dropped only now: the memory pool must always have a recording that uses it.
-        while len(self._recordings) > self._keep:
-            self._recordings.popitem(last=False)
-        return recording
