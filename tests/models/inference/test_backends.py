@@ -215,9 +215,9 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch, potential: Potential) ->
     )
     calculator = TensorNetCalculator(potential)
     expected = TensorNetCalculator(potential, backend="reference").evaluate([ethanol()])[0]
-    np.testing.assert_array_equal(
-        calculator.evaluate([ethanol()])[0]["forces"], expected["forces"]
-    )
+    forces = calculator.evaluate([ethanol()])[0]["forces"]
+    # In float32 products of matrices round by the alignment of their memory.
+    np.testing.assert_allclose(forces, expected["forces"], rtol=0, atol=1e-6)
     assert calculator.info()["engine"] == "TorchScript"
     assert calculator.info()["why_not_fused"] == "numba is not installed: pip install numba"
     with pytest.raises(ValueError, match="pip install numba; or take backend='reference'") as e:
