@@ -47,9 +47,7 @@ class _Finder(MetaPathFinder, Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         new = NEW_NAMES[spec.name]
-        warnings.warn(
-            f"{spec.name} is {new} since version 0.2.0", DeprecationWarning, stacklevel=2
-        )
+        warnings.warn(f"{spec.name} is now {new}", DeprecationWarning, stacklevel=2)
         module = importlib.import_module(new)
         self._own = module.__spec__
         return module

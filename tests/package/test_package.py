@@ -27,7 +27,7 @@ PUBLIC = {
     "tensormd.models.properties": ["DipoleReadout", "PolarizabilityReadout"],
     "tensormd.models.tabulated": ["tabulated"],
 }
-"""What the pages of version 0.1.0 imported from modules that have another name now."""
+"""What earlier pages imported from modules that have another name now."""
 
 
 def python(*arguments: str) -> str:
