@@ -14,7 +14,7 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.optimize import LBFGS
 
-from ...calculators import PotentialCalculator
+from tensormd.calculators import PotentialCalculator
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", required=True, help="checkpoint or registry name")

@@ -6,7 +6,7 @@ python metadynamics_dihedral.py alanine_dipeptide.pdb --model mine.ckpt --steps 
 import argparse
 import math
 
-from ...calculators import create_force  # imports torch, which must precede openmm
+from tensormd.calculators import create_force  # imports torch, which must precede openmm
 
 import openmm  # isort: skip
 from openmm import app, unit  # isort: skip

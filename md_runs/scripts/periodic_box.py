@@ -11,8 +11,8 @@ import sys
 import numpy as np
 from ase.io import read
 
-from ...calculators import create_force  # imports torch, which must precede openmm
-from ..md.openmm_system import reduced
+from tensormd.calculators import create_force  # imports torch, which must precede openmm
+from tensormd.md_runs.md.openmm_system import reduced
 
 import openmm  # isort: skip
 from openmm import app, unit  # isort: skip

@@ -10,7 +10,7 @@ from ase.build import molecule
 from ase.optimize import BFGS
 from ase.vibrations import VibrationsData
 
-from ...calculators import PotentialCalculator
+from tensormd.calculators import PotentialCalculator
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", default="ethanol", help="checkpoint or registry name")

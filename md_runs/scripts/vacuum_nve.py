@@ -8,7 +8,7 @@ import sys
 
 from ase.build import molecule
 
-from ...calculators import create_force  # imports torch, which must precede openmm
+from tensormd.calculators import create_force  # imports torch, which must precede openmm
 
 import openmm  # isort: skip
 from openmm import app, unit  # isort: skip
