@@ -6,6 +6,7 @@ another processor are compared within tolerances, numbers computed here to the l
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -23,6 +24,7 @@ from tensormd.calculators.openmm_versions import python_problem
 from tensormd.md_runs.runs.files import read_table
 from tensormd.md_runs.runs.folder import RunFolder
 from tensormd.md_runs.runs.models import weights_digest
+from tensormd.md_runs.runs.settings import MDSettings
 from tensormd.models import Committee, load_potential, save_potential
 from tensormd.models.checkpoint import describe
 
@@ -118,7 +120,10 @@ def options_of(whole: Path) -> list[str]:
     """The command line of a run, from its config.json."""
     config = json.loads((whole / "config.json").read_text())
     found = [config["structure"]["source"]]
+    defaults = {field.name: field.default for field in dataclasses.fields(MDSettings)}
     for key, value in {**config["settings"], **config["model_settings"]}.items():
+        if value == defaults.get(key):  # the command refuses options that have no effect
+            continue
         option = f"--{key.replace('_', '-')}"
         if isinstance(value, list):
             found += [text for each in value for text in (option, each)]
