@@ -19,7 +19,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from numpy.typing import NDArray
 
-from ...calculators.checks import check_geometry
+from ...calculators.checks import check_bonds, check_geometry
 from ...calculators.openmm import create_force
 from ...calculators.openmm_versions import INSTALL, choose_force_class, python_problem
 from ...models.data.structures import Notes, check_distances
@@ -280,6 +280,7 @@ def mixed_system(
         )
     except Exception as error:  # a file that is no XML, a residue without a template, ...
         raise ValueError(f"--force-field {' '.join(settings.force_field)}: {error}") from error
+    check_bonds(topology, chosen)  # first: the charges of half a molecule are no whole number
     charge = region_charge(everything, chosen, calculator.charge)
     system = MLPotential("tensormd", modelPath=calculator.potential).createMixedSystem(
         topology,
