@@ -24,7 +24,7 @@ from tensormd.calculators.openmm_versions import python_problem
 from tensormd.md_runs.runs.files import read_table
 from tensormd.md_runs.runs.folder import RunFolder
 from tensormd.md_runs.runs.models import weights_digest
-from tensormd.md_runs.runs.settings import MDSettings
+from tensormd.md_runs.runs.settings import MDSettings, RelaxSettings
 from tensormd.models import Committee, load_potential, save_potential
 from tensormd.models.checkpoint import describe
 
@@ -116,11 +116,11 @@ def test_torchscript_of_before_runs() -> None:
 # Molecular dynamics
 
 
-def options_of(whole: Path) -> list[str]:
+def options_of(whole: Path, settings: type[MDSettings] | type[RelaxSettings]) -> list[str]:
     """The command line of a run, from its config.json."""
     config = json.loads((whole / "config.json").read_text())
     found = [config["structure"]["source"]]
-    defaults = {field.name: field.default for field in dataclasses.fields(MDSettings)}
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     for key, value in {**config["settings"], **config["model_settings"]}.items():
         if value == defaults.get(key):  # the command refuses options that have no effect
             continue
@@ -180,7 +180,7 @@ def test_runs_begin_as_before_and_resume_to_the_last_bit(name: str, folder: Path
     if name == "openmm" and python_problem() is not None:
         pytest.skip(f"needs OpenMM: {python_problem()}")
     whole = folder / "runs" / name / "whole"
-    options = options_of(whole)
+    options = options_of(whole, MDSettings)
     assert run("md", *options, "-o", folder / "new") == 0
     assert_same_numbers(folder / "new", whole)
     assert run("md", *options, "--steps", "22", "-o", folder / "parts") == 0
@@ -190,7 +190,8 @@ def test_runs_begin_as_before_and_resume_to_the_last_bit(name: str, folder: Path
 
 def test_relaxations_as_before(folder: Path) -> None:
     whole = folder / "runs" / "relax" / "whole"
-    assert run("relax", *options_of(whole), "-o", folder / "new") == 1  # its steps do not suffice
+    options = options_of(whole, RelaxSettings)
+    assert run("relax", *options, "-o", folder / "new") == 1  # its steps do not suffice
     assert_same_log(folder / "new", whole)
     found, expected = (read(path / "relaxed.extxyz") for path in (folder / "new", whole))
     assert_near(found.positions, expected.positions, "positions")
