@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 from ....maths.cartesian import BASIS, BY_COMPONENTS, ROWS
 from .compiled import inlined
-from .components import fused_sum
+from .components import fused_sum, load_vectors
 from .simd import (
     LANES,
     Vector,
@@ -30,7 +30,6 @@ from .simd import (
     like,
     load_many,
     unrolled,
-    vector_pointer,
 )
 
 ROOT_1_2 = math.sqrt(1 / 2)
@@ -88,34 +87,7 @@ def _vectors(dtype: Any, shape: Any) -> types.UniTuple:
     return types.UniTuple(Vector(dtype), len(IRREP_ROWS[shape.dtype.count]))
 
 
-@intrinsic
-def load_irreps(typing: Any, shape: Any, array: Any, start: Any, stride: Any) -> Any:
-    """Load one vector per irrep, beginning at array[start] and ``stride`` apart."""
-    result = _vectors(array.dtype, shape)
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        values = []
-        for k in range(len(result)):
-            step = builder.mul(args[3], ir.Constant(args[3].type, k))
-            index = builder.add(args[2], step)
-            values += load_many(context, builder, array, args[1], index, [0])
-        return context.make_tuple(builder, result, values)
-
-    return result(shape, array, types.intp, types.intp), generate
-
-
-@intrinsic
-def store_irreps(typing: Any, array: Any, start: Any, stride: Any, x: Any) -> Any:
-    """Store one vector per irrep, beginning at array[start] and ``stride`` apart."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        for k, value in enumerate(cgutils.unpack_tuple(builder, args[3])):
-            step = builder.mul(args[2], ir.Constant(args[2].type, k))
-            pointer = vector_pointer(context, builder, array, args[0], builder.add(args[1], step))
-            builder.store(value, pointer, align=array.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, x), generate
+load_irreps = load_vectors(_vectors, "Load one vector per irrep, ``stride`` apart.")
 
 
 @intrinsic

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import logging
 import tempfile
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from ....maths import activations, cartesian, splines
 
 log = logging.getLogger("tensormd")
 
+HERE = Path(__file__).parent
+
 inlined = njit(error_model="numpy", nogil=True)
 """Decorator for the functions that kernels call."""
 internal = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -41,13 +44,14 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
     Threads share its loops over ``prange``, or else the calling thread runs them alone.
     """
     dispatcher = njit(error_model="numpy", nogil=True, parallel=threads)(function)
+    of = Path(inspect.getfile(function)).parent
 
     class Locator(_CacheLocator):  # tells Numba where the cache is and whether it is fresh
         def get_cache_path(self) -> str:
-            return str(folder())
+            return str(folder(of))
 
         def get_source_stamp(self) -> str:
-            return sources_digest()
+            return sources_digest(of)
 
         def get_disambiguator(self) -> str:
             return "threads" if threads else "serial"
@@ -78,15 +82,18 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
 
 
 @functools.cache
-def sources_digest() -> str:
-    """Digest of the compiled sources, the compiler's version and settings, the processor."""
+def sources_digest(of: Path = HERE) -> str:
+    """Digest of the compiled sources, the compiler's version and settings, the processor.
+
+    ``of`` is the folder of the kernels; those of other folders use the sources of this one.
+    """
     settings = (numba.config.BOUNDSCHECK, numba.config.CPU_NAME, numba.config.CPU_FEATURES)
     # Machines that share a cache folder replace each other's files in it.
     processor = (llvmlite.binding.get_host_cpu_name(), get_host_cpu_features())
     about = f"{numba.__version__} {llvmlite.__version__} {settings} {processor}"
     digest = hashlib.sha256(about.encode())
     shared = [Path(str(module.__file__)) for module in (activations, cartesian, splines)]
-    for file in (*sorted(Path(__file__).parent.glob("*.py")), *shared):
+    for file in (*(f for place in {HERE: 0, of: 0} for f in sorted(place.glob("*.py"))), *shared):
         if file.name.endswith("potential.py"):
             continue  # not compiled
         digest.update(file.name.encode() + file.read_bytes())
@@ -94,9 +101,9 @@ def sources_digest() -> str:
 
 
 @functools.cache
-def folder() -> Path:
+def folder(of: Path = HERE) -> Path:
     """The cache folder for the current sources; a temporary one if it cannot be created."""
-    wanted = cache_folder() / f"kernels-{sources_digest()}"
+    wanted = cache_folder() / f"kernels-{sources_digest(of)}"
     try:
         wanted.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=wanted):

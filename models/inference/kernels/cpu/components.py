@@ -17,6 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np import arrayobj
 from numpy.typing import NDArray
 
 from .simd import (
@@ -66,6 +67,64 @@ def store_all(typing: Any, array: Any, start: Any, x: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp, x), generate
+
+
+def load_vectors(kind: Callable[[Any, Any], types.UniTuple], doc: str) -> Any:
+    """An intrinsic (shape, array, start, stride) -> tuple of vectors, ``stride`` apart.
+
+    ``kind`` gives the type of the tuple from the dtype of the array and the type of the shape.
+    """
+
+    def load_apart(typing: Any, shape: Any, array: Any, start: Any, stride: Any) -> Any:
+        result = kind(array.dtype, shape)
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            values = []
+            for k in range(len(result)):
+                index = builder.add(args[2], builder.mul(args[3], _constant(args[3], k)))
+                values += load_many(context, builder, array, args[1], index, [0])
+            return context.make_tuple(builder, result, values)
+
+        return result(shape, array, types.intp, types.intp), generate
+
+    load_apart.__doc__ = doc
+    return intrinsic(load_apart)
+
+
+load_apart = load_vectors(
+    lambda dtype, shape: types.UniTuple(Vector(dtype), shape.dtype.count),
+    "Load d vectors, ``stride`` apart.",
+)
+
+
+@intrinsic
+def splat_all(typing: Any, shape: Any, array: Any, start: Any) -> Any:
+    """D vectors of which each has one of d consecutive numbers in every lane."""
+    result = types.UniTuple(Vector(array.dtype), shape.dtype.count)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        fields = arrayobj.make_array(signature.args[1])(context, builder, args[1])
+        values = []
+        for k in range(len(result)):
+            place = builder.gep(fields.data, [builder.add(args[2], _constant(args[2], k))])
+            values.append(broadcast(builder, builder.load(place)))
+        return context.make_tuple(builder, result, values)
+
+    return result(shape, array, types.intp), generate
+
+
+@intrinsic
+def store_apart(typing: Any, array: Any, start: Any, stride: Any, x: Any) -> Any:
+    """Store vectors, beginning at array[start] and ``stride`` apart."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        for k, value in enumerate(cgutils.unpack_tuple(builder, args[3])):
+            step = builder.mul(args[2], _constant(args[2], k))
+            pointer = vector_pointer(context, builder, array, args[0], builder.add(args[1], step))
+            builder.store(value, pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, x), generate
 
 
 @unrolled(lambda x, y: x)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numba
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ....graph import Graph
@@ -20,10 +16,7 @@ from ..potential import FusedPotential, Versions
 from .compiled import kernel
 from .neighbors import Neighbors, Slots, pack_neighbors
 from .team import Schedule
-
-_ONE_AT_A_TIME = threading.Lock()
-_started_in: int | None = None
-"""Id of the process that started the kernels' threads; its forks cannot use them."""
+from .threads import may_start_threads, threads_of_kernels, threads_to_use
 
 
 @dataclass
@@ -101,7 +94,7 @@ class CPUPotential(FusedPotential):
         virial: NDArray[np.float64],
     ) -> NDArray[np.float64]:  # fmt: skip
         """Fill forces and virial, and return the network's outputs, which the next call reuses."""
-        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+        threads = threads_to_use()
         known, memory = self._list, self._memory
         if known is None or memory is None or not known.serves(graph, threads):
             known = NeighborMemory(graph, threads)
@@ -110,9 +103,8 @@ class CPUPotential(FusedPotential):
         if memory.composition is not composition:
             self.use(memory, composition)
             memory.composition = composition
-        run = kernel(type(self).step, threads=_may_start_threads())
-        with _exclusive():
-            numba.set_num_threads(threads)
+        run = kernel(type(self).step, threads=may_start_threads())
+        with threads_of_kernels(threads):
             run(
                 memory.schedule, threads, graph.positions.detach().numpy(),
                 graph.numbers.numpy(), known.neighbors, memory.slots, memory.work, self.factor,
@@ -174,20 +166,3 @@ class NeighborMemory:
             and self._given.are(graph.edge_index, graph.edge_shift)
             and (self._cell.are(graph.cell) or torch.equal(graph.cell, self._lattice))
         )
-
-
-def _may_start_threads() -> bool:
-    """False in a fork of a process that started threads, because threads do not survive a fork."""
-    global _started_in
-    if _started_in is None:
-        _started_in = os.getpid()
-    return _started_in == os.getpid()
-
-
-def _exclusive() -> AbstractContextManager[Any]:
-    """A lock for thread pools that end the process if two threads enter at the same time."""
-    try:
-        safe = numba.threading_layer() in ("omp", "tbb")
-    except ValueError:  # not started yet
-        safe = False
-    return nullcontext() if safe else _ONE_AT_A_TIME

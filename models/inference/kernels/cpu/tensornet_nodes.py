@@ -26,11 +26,10 @@ from .algebra import (
     load_irreps,
     product,
     scaled,
-    store_irreps,
     transposed,
 )
 from .compiled import inlined
-from .components import load_all, plus, plus_times, store_all, times
+from .components import load_all, plus, plus_times, store_all, store_apart, times
 from .dense import multiply
 from .perceptron import Perceptron, backward, forward, normalise, normalise_back
 from .simd import LANES, lane, like, load, splat, store
@@ -96,7 +95,7 @@ def embed_atoms(
         for a in range(n):
             i = first + a
             s = load_irreps(net.shape, scratch, at + chunk * row + a * LANES, net.chunks * row)
-            store_irreps(work.scale, (chunk * atoms + i) * LANES, net.chunks * atoms * LANES, s)
+            store_apart(work.scale, (chunk * atoms + i) * LANES, net.chunks * atoms * LANES, s)
             here = (chunk * atoms + i) * size
             store_all(work.x[0], here, scaled(s, load_all(net.shape, work.mixed, here)))
 
@@ -239,7 +238,7 @@ def embed_atoms_back(
             store(scratch, norms + chunk * row + a * LANES, dot(x, x))
             g = load_all(net.shape, work.gradient, here)
             g_s = dots(g, load_all(net.shape, work.mixed, here))
-            store_irreps(scratch, out + chunk * row + a * LANES, net.chunks * row, g_s)
+            store_apart(scratch, out + chunk * row + a * LANES, net.chunks * row, g_s)
             scale, stride = (chunk * atoms + i) * LANES, net.chunks * atoms * LANES
             s = load_irreps(net.shape, work.scale, scale, stride)
             store_all(scratch, (chunk * block + a) * size, scaled(s, g))
@@ -280,7 +279,7 @@ def read_out(
     for chunk in range(net.chunks):
         for a in range(n):
             x = load_all(net.shape, work.x[net.layers], (chunk * atoms + first + a) * size)
-            store_irreps(scratch, raw + chunk * row + a * LANES, net.chunks * row, dots(x, x))
+            store_apart(scratch, raw + chunk * row + a * LANES, net.chunks * row, dots(x, x))
     for a in range(n):
         normalise_row(scratch, raw + a * LANES, row, net, scratch, at + a * LANES)
         if gated:

@@ -175,7 +175,7 @@ def tensor_products(shape: Array, x: Array, y: Array, out: Array) -> None:
     components.store_all(out, 0, algebra.anticommutator(a, b))
     components.store_all(out, size, algebra.product(a, algebra.transposed(b)))
     simd.store(out, 2 * size, algebra.dot(a, b))
-    algebra.store_irreps(out, 2 * size + LANES, LANES, algebra.dots(a, b))
+    components.store_apart(out, 2 * size + LANES, LANES, algebra.dots(a, b))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

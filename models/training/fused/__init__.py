@@ -1,0 +1,1 @@
+"""A training step of TensorNet without automatic differentiation; see `network`."""

@@ -1,0 +1,300 @@
+r"""Sums over the neighbours of TensorNet: value, gradient, and the tangents of both.
+
+An edge has factors :math:`f_k(r)` of I, A and S with slopes :math:`f'_k`, both sums over a few
+rows of a table T, and the tensor D of its direction:
+
+.. math:: f_k = \sum_m w_m T_{row + m, k}, \qquad f'_k = \sum_m w'_m T_{row + m, k}
+
+For splines these are four rows, w and w' the spline's weights; with w = (1, 0) and w' = (0, 1),
+the rows of a pair hold its factors and their slopes themselves (see `radial`). The notation is
+that of `atoms`; :math:`\dot r` and :math:`\dot D` are tangents of an edge's length and tensor.
+Each pair is listed in both directions, with equal lengths and tangents of these.
+
+Interaction:
+
+.. math::
+    M_i &= a \odot Y_i + \sum_j f \odot Y_j, \qquad
+    \dot M_i = a \odot \dot Y_i + \sum_j f \odot \dot Y_j + \dot r f' \odot Y_j \\
+    \bar Y_i &= a \odot \bar M_i + \sum_j f \odot \bar M_j, \qquad
+    \tilde Y_i = a \odot \tilde M_i + \sum_j f \odot \tilde M_j + \dot r f' \odot \bar M_j \\
+    \bar r_{ji} &= \sum_k f'_k \bar M_j \cdot_k Y_i, \qquad
+    \frac{dL}{df_k} = \tilde M_j \cdot_k Y_i + \bar M_j \cdot_k \dot Y_i, \qquad
+    \frac{dL}{df'_k} = \dot r \, \bar M_j \cdot_k Y_i
+
+Embedding, with :math:`P = p_i + q_j`:
+
+.. math::
+    X_i &= \sqrt3 \, a_I P_{ii} \mathbb{1} / \sqrt3 + \sum_j P f \odot D, \qquad
+    \dot X_i = \sum_j P (\dot r f' \odot D + f \odot \dot D) \\
+    \bar D &= \sum_c P f \odot \bar X_i, \qquad \bar r = \sum_{ck} P f'_k \bar X_i \cdot_k D \\
+    \frac{dL}{df_k} &= P (\tilde X_i \cdot_k D + \bar X_i \cdot_k \dot D), \qquad
+    \frac{dL}{df'_k} = P \dot r \, \bar X_i \cdot_k D \\
+    \frac{dL}{dP} &= \sum_k f_k (\tilde X_i \cdot_k D + \bar X_i \cdot_k \dot D)
+    + \dot r f'_k \bar X_i \cdot_k D
+
+Loops with threads are over chunks of sixteen channels, of which each has its own part of every
+sum: results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from ...inference.kernels.cpu.algebra import (
+    dots,
+    irreps_of,
+    load_irreps,
+    only,
+    plus_scaled,
+    weighted,
+)
+from ...inference.kernels.cpu.compiled import inlined
+from ...inference.kernels.cpu.components import (
+    plus,
+    plus_times,
+    splat_all,
+    store_apart,
+    times,
+)
+from ...inference.kernels.cpu.simd import LANES, like, splat, total
+from ...inference.kernels.cpu.simd import load as load_one
+from ...inference.kernels.cpu.simd import store as store_one
+from .atoms import Layout, load, store
+
+ROOT_3 = 3**0.5
+
+
+class Edges(NamedTuple):
+    """Edges, sorted by receiver."""
+
+    offsets: NDArray[np.int64]
+    """(N + 1,), first edge of each receiver, and E."""
+    sender: NDArray[np.int64]
+    """(E,)."""
+    row: NDArray[np.int64]
+    """(E,), first row of the tables."""
+    weights: NDArray[Any]
+    """(E, rows per edge): w."""
+    slopes: NDArray[Any]
+    """(E, rows per edge): w'."""
+    directions: NDArray[Any]
+    """Flat (E, n): D."""
+
+
+@inlined
+def table_row(layout: Layout) -> int:
+    """Count of numbers per row of a table, (irreps, width)."""
+    return irreps_of(layout.shape) * layout.width
+
+
+@inlined
+def lookup(layout: Layout, table: Any, c: int, row: int, weights: Any, edge: int) -> Any:
+    """One sum over the rows of an edge per irrep, for channels from c on."""
+    at, step = row * table_row(layout) + c, table_row(layout)
+    found = times(splat(weights[edge, 0]), load_irreps(layout.shape, table, at, layout.width))
+    for m in range(1, weights.shape[1]):
+        here = load_irreps(layout.shape, table, at + m * step, layout.width)
+        found = plus_times(found, splat(weights[edge, m]), here)
+    return found
+
+
+@inlined
+def spread(
+    layout: Layout, g_table: Any, c: int, edges: Edges, edge: int, g_factor: Any, g_slope: Any
+) -> None:
+    """Add the gradients of an edge's factors and their slopes to the rows they came from."""
+    at, step = edges.row[edge] * table_row(layout) + c, table_row(layout)
+    for m in range(edges.weights.shape[1]):
+        here = load_irreps(layout.shape, g_table, at + m * step, layout.width)
+        here = plus_times(here, splat(edges.weights[edge, m]), g_factor)
+        here = plus_times(here, splat(edges.slopes[edge, m]), g_slope)
+        store_apart(g_table, at + m * step, layout.width, here)
+
+
+# Interaction
+
+
+def gather(
+    layout: Layout, edges: Edges, table: Any, at_zero: Any, y: Any, sums: Any, m: Any
+) -> None:
+    """M = sums + what `at_zero` and the neighbours give of y."""
+    for chunk in prange(layout.width // LANES):
+        c = chunk * LANES
+        own = load_irreps(layout.shape, at_zero, c, layout.width)
+        for i in range(layout.atoms):
+            here = i * layout.width + c
+            found = plus_scaled(load(layout, sums, here), own, load(layout, y, here))
+            for e in range(edges.offsets[i], edges.offsets[i + 1]):
+                f = lookup(layout, table, c, edges.row[e], edges.weights, e)
+                y_j = load(layout, y, edges.sender[e] * layout.width + c)
+                found = plus_scaled(found, f, y_j)
+            store(layout, m, here, found)
+
+
+def gather_slopes(
+    layout: Layout, edges: Edges, table: Any, y: Any, g_m: Any, g_length: Any
+) -> None:
+    """Add the derivatives by the edges' lengths to those of each chunk, (chunks, E)."""
+    for chunk in prange(layout.width // LANES):
+        c = chunk * LANES
+        for i in range(layout.atoms):
+            y_i = load(layout, y, i * layout.width + c)
+            for e in range(edges.offsets[i], edges.offsets[i + 1]):
+                slopes = lookup(layout, table, c, edges.row[e], edges.slopes, e)
+                g_j = load(layout, g_m, edges.sender[e] * layout.width + c)
+                g_length[chunk, e] += total(weighted(slopes, dots(g_j, y_i)))
+
+
+def gather_tangent(
+    layout: Layout, edges: Edges, table: Any, at_zero: Any, dr: Any, y: Any, dy: Any, sums: Any,
+    dm: Any,
+) -> None:  # fmt: skip
+    """Tangent of `gather`."""
+    for chunk in prange(layout.width // LANES):
+        c = chunk * LANES
+        own = load_irreps(layout.shape, at_zero, c, layout.width)
+        for i in range(layout.atoms):
+            here = i * layout.width + c
+            found = plus_scaled(load(layout, sums, here), own, load(layout, dy, here))
+            for e in range(edges.offsets[i], edges.offsets[i + 1]):
+                there = edges.sender[e] * layout.width + c
+                f = lookup(layout, table, c, edges.row[e], edges.weights, e)
+                df = lookup(layout, table, c, edges.row[e], edges.slopes, e)
+                found = plus_scaled(found, f, load(layout, dy, there))
+                y_j = load(layout, y, there)
+                found = plus_scaled(found, times(splat(dr[e]), df), y_j)
+            store(layout, dm, here, found)
+
+
+def gather_table(
+    layout: Layout, edges: Edges, dr: Any, y: Any, dy: Any, g_m: Any, dg_m: Any, g_table: Any,
+    g_zero: Any,
+) -> None:  # fmt: skip
+    """Add dL/dT to ``g_table`` and dL/da to ``g_zero``."""
+    for chunk in prange(layout.width // LANES):
+        c = chunk * LANES
+        for i in range(layout.atoms):
+            here = i * layout.width + c
+            y_i, dy_i = load(layout, y, here), load(layout, dy, here)
+            own = load_irreps(layout.shape, g_zero, c, layout.width)
+            own = plus(own, dots(load(layout, dg_m, here), y_i))
+            own = plus(own, dots(load(layout, g_m, here), dy_i))
+            store_apart(g_zero, c, layout.width, own)
+            for e in range(edges.offsets[i], edges.offsets[i + 1]):
+                there = edges.sender[e] * layout.width + c
+                g_j = load(layout, g_m, there)
+                g_factor = plus(dots(load(layout, dg_m, there), y_i), dots(g_j, dy_i))
+                g_slope = times(splat(dr[e]), dots(g_j, y_i))
+                spread(layout, g_table, c, edges, e, g_factor, g_slope)
+
+
+# Embedding
+
+
+def embed(
+    layout: Layout, edges: Edges, table: Any, at_zero: Any, p: Any, q: Any, x: Any
+) -> None:
+    """X of the species factors p and q."""
+    for chunk in prange(layout.width // LANES):
+        c = chunk * LANES
+        own = load_one(at_zero, c)
+        for i in range(layout.atoms):
+            here = i * layout.width + c
+            p_i = load_one(p, here)
+            first = like(own, ROOT_3) * own * (p_i + load_one(q, here))
+            zero = own - own
+            found = only(layout.shape, (first, zero, zero, zero, zero, zero, zero, zero, zero))
+            for e in range(edges.offsets[i], edges.offsets[i + 1]):
+                pair = p_i + load_one(q, edges.sender[e] * layout.width + c)
+                f = lookup(layout, table, c, edges.row[e], edges.weights, e)
+                found = plus_scaled(found, times(pair, f), direction(layout, edges.directions, e))
+            store(layout, x, here, found)
+
+
+@inlined
+def direction(layout: Layout, directions: Any, edge: int) -> Any:
+    """D of an edge, the same for all channels."""
+    return splat_all(layout.shape, directions, edge * layout.shape.itemsize)
+
+
+def embed_back(
+    layout: Layout, edges: Edges, table: Any, p: Any, q: Any, g_x: Any, g_length: Any,
+    g_direction: Any,
+) -> None:  # fmt: skip
+    """Write the derivatives by D, flat (E, n), and add those by the lengths, (E,)."""
+    components = layout.shape.itemsize
+    for i in prange(layout.atoms):
+        for e in range(edges.offsets[i], edges.offsets[i + 1]):
+            d = direction(layout, edges.directions, e)
+            v = times(d[0] - d[0], d)
+            along = d[0] - d[0]
+            for c in range(0, layout.width, LANES):
+                here = i * layout.width + c
+                pair = load_one(p, here) + load_one(q, edges.sender[e] * layout.width + c)
+                g = load(layout, g_x, here)
+                f = lookup(layout, table, c, edges.row[e], edges.weights, e)
+                slopes = lookup(layout, table, c, edges.row[e], edges.slopes, e)
+                v = plus_scaled(v, times(pair, f), g)
+                along = along + pair * weighted(slopes, dots(g, d))
+            g_length[e] += total(along)
+            for k in range(components):
+                g_direction[e * components + k] = total(v[k])
+
+
+def embed_tangent(
+    layout: Layout, edges: Edges, table: Any, dr: Any, d_directions: Any, p: Any, q: Any, dx: Any
+) -> None:
+    """Tangent of `embed`."""
+    for chunk in prange(layout.width // LANES):
+        c = chunk * LANES
+        for i in range(layout.atoms):
+            here = i * layout.width + c
+            p_i = load_one(p, here)
+            zero = p_i - p_i
+            found = only(layout.shape, (zero, zero, zero, zero, zero, zero, zero, zero, zero))
+            for e in range(edges.offsets[i], edges.offsets[i + 1]):
+                pair = p_i + load_one(q, edges.sender[e] * layout.width + c)
+                f = times(pair, lookup(layout, table, c, edges.row[e], edges.weights, e))
+                df = times(pair, lookup(layout, table, c, edges.row[e], edges.slopes, e))
+                df = times(splat(dr[e]), df)
+                found = plus_scaled(found, f, direction(layout, d_directions, e))
+                found = plus_scaled(found, df, direction(layout, edges.directions, e))
+            store(layout, dx, here, found)
+
+
+def embed_table(
+    layout: Layout, edges: Edges, table: Any, at_zero: Any, dr: Any, d_directions: Any, p: Any,
+    q: Any, g_x: Any, dg_x: Any, g_p: Any, g_q: Any, g_table: Any, g_zero: Any,
+) -> None:  # fmt: skip
+    """Add dL/dp, dL/dq, dL/dT and dL/da."""
+    for chunk in prange(layout.width // LANES):
+        c = chunk * LANES
+        own = load_one(at_zero, c)
+        for i in range(layout.atoms):
+            here = i * layout.width + c
+            p_i, q_i = load_one(p, here), load_one(q, here)
+            g, dg = load(layout, g_x, here), load(layout, dg_x, here)
+            first = like(own, ROOT_3) * dg[0]
+            store_one(g_zero, c, load_one(g_zero, c) + first * (p_i + q_i))
+            sums = first * own
+            store_one(g_q, here, load_one(g_q, here) + sums)
+            for e in range(edges.offsets[i], edges.offsets[i + 1]):
+                there = edges.sender[e] * layout.width + c
+                pair = p_i + load_one(q, there)
+                d = direction(layout, edges.directions, e)
+                f = lookup(layout, table, c, edges.row[e], edges.weights, e)
+                df = lookup(layout, table, c, edges.row[e], edges.slopes, e)
+                dd = direction(layout, d_directions, e)
+                g_factor = plus(dots(dg, d), dots(g, dd))
+                g_slope = times(splat(dr[e]), dots(g, d))
+                g_pair = weighted(f, g_factor) + weighted(df, g_slope)
+                sums = sums + g_pair
+                store_one(g_q, there, load_one(g_q, there) + g_pair)
+                spread(
+                    layout, g_table, c, edges, e, times(pair, g_factor), times(pair, g_slope)
+                )
+            store_one(g_p, here, load_one(g_p, here) + sums)

@@ -1,0 +1,419 @@
+r"""TensorNet for training on a CPU: energies, their derivatives, and the gradient of both.
+
+A loss is a function of the energies :math:`e_i` of atoms and of their sum's derivatives by the
+lengths :math:`\bar r` and directions :math:`\bar D` of edges. With its derivatives by these,
+:math:`c_i, \dot r, \dot D`, the gradient of the loss for the weights is
+
+.. math::
+    \frac{dL}{d\theta} = \frac{d}{d\theta} \left[ \sum_i c_i e_i + D_v \sum_i e_i \right]
+
+where :math:`D_v` is the derivative along :math:`\dot r, \dot D`. `values` therefore computes
+every quantity x and its gradient :math:`\bar x`; `gradients` computes their tangents
+:math:`\dot x` and :math:`\tilde x` along that direction, where :math:`\tilde x` also has the share
+of c, and the gradients of the weights, such as :math:`\tilde y^T x + \bar y^T \dot x` of a matrix.
+No tape is kept, and nothing is differentiated twice: the equations of the operations are in
+`atoms`, `edges` and `layers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ...inference.kernels.cpu.compiled import kernel
+from ...inference.kernels.cpu.components import shape_of
+from ...inference.kernels.cpu.simd import LANES
+from ...inference.kernels.cpu.threads import may_start_threads, threads_of_kernels, threads_to_use
+from ...maths.cartesian import COMPONENTS
+from . import atoms, edges
+from .atoms import Layout
+from .edges import Edges
+from .layers import NormTangents, PerceptronTangents
+
+
+class LayerValues(NamedTuple):
+    """Values of an interaction layer, or their tangents."""
+
+    x: Features
+    """Features before the layer."""
+    u: Features
+    """X / (|x|^2 + 1)."""
+    y: Features
+    m: Features
+    """Messages."""
+    t: Features
+    """C / (|c|^2 + 1)."""
+    delta: Features
+
+
+class LayerGradients(NamedTuple):
+    """Gradients of an interaction layer."""
+
+    g: Features
+    """Of the features after the layer."""
+    g_delta: Features
+    g_t: Features
+    g_m: Features
+    g_y: Features
+    g_u: Features
+    """Of u, without the part of the update."""
+
+
+@dataclass
+class Dense:
+    """A layer norm and the dense layers behind it."""
+
+    norm: tuple[Tensor, Tensor]
+    """Weight and bias."""
+    weights: list[Tensor]
+    biases: list[Tensor]
+
+
+@dataclass
+class Weights:
+    """Tensors for which `Energies` has gradients; channels of the first five are padded."""
+
+    receiver: Tensor
+    """(N, F), species factor of each atom as receiver."""
+    sender: Tensor
+    """(N, F)."""
+    tables: list[Tensor]
+    """(rows, irreps, F): the embedding's, then each layer's."""
+    at_zero: list[Tensor]
+    """(irreps, F), factors of an atom's message to itself."""
+    mixes: list[Tensor]
+    """(irreps, F, F): the embedding's, then each layer's mix_in and mix_out."""
+    gate: Dense
+    head: Dense
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors in a fixed order."""
+        found = [self.receiver, self.sender, *self.tables, *self.at_zero, *self.mixes]
+        for dense in (self.gate, self.head):
+            found += [*dense.norm, *dense.weights, *dense.biases]
+        return found
+
+    def filled(self, tensors: Iterable[Tensor]) -> Weights:
+        """Other tensors in the same places."""
+        rest = iter(tensors)
+
+        def next_of(group: Iterable[Tensor]) -> list[Tensor]:
+            return [next(rest) for _ in group]
+
+        def dense(like: Dense) -> Dense:
+            weight, bias = next_of(like.norm)
+            return Dense((weight, bias), next_of(like.weights), next_of(like.biases))
+
+        return Weights(
+            *next_of((self.receiver, self.sender)),
+            next_of(self.tables),
+            next_of(self.at_zero),
+            next_of(self.mixes),
+            dense(self.gate),
+            dense(self.head),
+        )
+
+
+@dataclass
+class Shape:
+    """What does not change during a training."""
+
+    irreps: str
+    channels: int
+    parity_conserving: bool
+    gate: list[nn.Module]
+    """Activations of the embedding's gate."""
+    head: list[nn.Module]
+    norm_size: int
+    """Count of numbers in the readout's layer norm."""
+    epsilon: float
+
+
+class Features:
+    """Components of all atoms and channels, for kernels and for matrix products."""
+
+    def __init__(self, layout: Layout, sizes: list[int], dtype: torch.dtype) -> None:
+        components = sum(sizes)
+        buffer = torch.empty(components * layout.stride, dtype=dtype)
+        self.flat: NDArray[Any] = buffer.numpy()
+        self.all = buffer.as_strided(
+            (components, layout.atoms, layout.width), (layout.stride, layout.width, 1)
+        )
+        self.irreps = list(torch.split(self.all, sizes))
+
+    def norms(self, other: Features) -> Tensor:
+        """Inner products of the irreps, (irreps, N, F)."""
+        pairs = zip(self.irreps, other.irreps, strict=True)
+        return torch.stack([(a * b).sum(0) for a, b in pairs])
+
+
+def launch(function: Callable[..., None], *args: Any) -> None:
+    """Run a kernel with as many threads as torch uses."""
+    threads = threads_to_use()
+    if threads == 1 or not may_start_threads():
+        kernel(function, threads=False)(*args)
+    else:
+        with threads_of_kernels(threads):
+            kernel(function, threads=True)(*args)
+
+
+class Evaluation:
+    """One batch: `values`, then `gradients`.
+
+    Parameters
+    ----------
+    shape
+        The network.
+    neighbors
+        Edges of the batch.
+    charge
+        (N,), 1 + q / 10.
+    """
+
+    def __init__(self, shape: Shape, neighbors: Edges, charge: Tensor) -> None:
+        self.shape, self.edges, self.charge = shape, neighbors, charge.numpy()
+        self.dtype = charge.dtype
+        self.sizes = [COMPONENTS[irrep] for irrep in shape.irreps]
+        self.irrep_of = [k for k, size in enumerate(self.sizes) for _ in range(size)]
+        atoms_, width = charge.numel(), -(-shape.channels // LANES) * LANES
+        # One more cache line: components at multiples of a page would displace each other.
+        stride = atoms_ * width + LANES
+        components = shape_of(sum(self.sizes))
+        self.layout = Layout(components, atoms_, width, stride, shape.parity_conserving)
+
+    def new(self) -> Features:
+        """Features without values."""
+        return Features(self.layout, self.sizes, self.dtype)
+
+    def run(self, function: Callable[..., None], *args: Any) -> None:
+        """Run a kernel on features and arrays."""
+        arrays = (x.flat if isinstance(x, Features) else x for x in args)
+        launch(function, self.layout, *arrays)
+
+    def mixed(self, x: Features, matrix: Tensor) -> Features:
+        """Channels of each irrep times the transposed matrix (irreps, F, F)."""
+        y = self.new()
+        for c, k in enumerate(self.irrep_of):
+            torch.mm(x.all[c], matrix[k].t(), out=y.all[c])
+        return y
+
+    def padded(self, x: Tensor) -> Tensor:
+        """(..., F) with the padded channels."""
+        missing = self.layout.width - x.shape[-1]
+        return nn.functional.pad(x, (0, missing)) if missing else x
+
+    def by_irrep(self, x: Tensor) -> Tensor:
+        """(N, irreps F) -> (irreps, N, F), padded."""
+        parts = x.view(len(x), len(self.sizes), self.shape.channels)
+        return self.padded(parts.transpose(0, 1))
+
+    def side_by_side(self, x: Tensor) -> Tensor:
+        """(irreps, N, F), padded -> (N, irreps F)."""
+        return x[..., : self.shape.channels].transpose(0, 1).flatten(1)
+
+    def scaled(self, x: Features, factors: Tensor, plus: Features | None = None) -> Features:
+        """Irreps times factors (irreps, N, F), into new features or added to others."""
+        y = self.new() if plus is None else plus
+        for a, factor, b in zip(x.irreps, factors, y.irreps, strict=True):
+            torch.mul(a, factor, out=b) if plus is None else b.addcmul_(a, factor)
+        return y
+
+    def norms(self, x: Features, y: Features) -> Tensor:
+        """Inner products of all components, (N, F)."""
+        return x.norms(y).sum(0)[:, : self.shape.channels]
+
+    def values(self, w: Weights) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs (N,), and the derivatives of their sum by lengths (E,) and directions (E, n)."""
+        self.w, run, shape = w, self.run, self.shape
+        self.tables = [x.detach().numpy().reshape(-1) for x in w.tables]
+        self.zeros = [x.detach().numpy().reshape(-1) for x in w.at_zero]
+        self.species = [x.detach().numpy().reshape(-1) for x in (w.receiver, w.sender)]
+        self.norm = NormTangents(*w.gate.norm, shape.channels, shape.epsilon)
+        self.gate = PerceptronTangents(w.gate.weights, w.gate.biases, shape.gate)
+        self.last_norm = NormTangents(*w.head.norm, shape.norm_size, shape.epsilon)
+        self.head = PerceptronTangents(w.head.weights, w.head.biases, shape.head)
+        nothing = self.new()
+        nothing.all.zero_()
+
+        self.sums = self.new()
+        run(edges.embed, self.edges, self.tables[0], self.zeros[0], *self.species, self.sums)
+        norms = self.norms(self.sums, self.sums)
+        self.scale = self.by_irrep(self.gate.value(self.norm.value(norms)))
+        self.unscaled = self.mixed(self.sums, w.mixes[0])
+        self.layers: list[LayerValues] = []
+        x = self.scaled(self.unscaled, self.scale)
+        for k in range(1, len(w.tables)):
+            u, m, t, after = self.new(), self.new(), self.new(), self.new()
+            run(atoms.enter, x, u)
+            y = self.mixed(u, w.mixes[2 * k - 1])
+            run(edges.gather, self.edges, self.tables[k], self.zeros[k], y, nothing, m)
+            run(atoms.interact, y, m, self.charge, t)
+            delta = self.mixed(t, w.mixes[2 * k])
+            run(atoms.update, u, delta, self.charge, after)
+            self.layers.append(LayerValues(x, u, y, m, t, delta))
+            x = after
+        self.x = x
+        outputs = self.head.value(self.last_norm.value(self.side_by_side(x.norms(x))))
+        return outputs.squeeze(1), *self._derivatives()
+
+    def _derivatives(self) -> tuple[Tensor, Tensor]:
+        w, run, edge_count = self.w, self.run, len(self.edges.sender)
+        ones = torch.ones(self.layout.atoms, 1, dtype=self.dtype)
+        self.g_invariants = self.by_irrep(self.last_norm.back(self.head.back(ones)))
+        g = self.scaled(self.x, 2 * self.g_invariants)
+        by_chunk = np.zeros((self.layout.width // LANES, edge_count), self.charge.dtype)
+        self.back: list[LayerGradients] = []
+        for k in reversed(range(1, len(w.tables))):
+            layer = self.layers[k - 1]
+            g_delta, direct, g_m, g_y, g_x = (self.new() for _ in range(5))
+            run(atoms.update_back, g, layer.delta, self.charge, g_delta)
+            g_t = self.mixed(g_delta, w.mixes[2 * k].mT)
+            run(atoms.interact_back, layer.y, layer.m, self.charge, g_t, direct, g_m)
+            run(edges.gather, self.edges, self.tables[k], self.zeros[k], g_m, direct, g_y)
+            run(edges.gather_slopes, self.edges, self.tables[k], layer.y, g_m, by_chunk)
+            g_u = self.mixed(g_y, w.mixes[2 * k - 1].mT)
+            run(atoms.enter_back, layer.x, g_u, g, g_x)
+            self.back.insert(0, LayerGradients(g, g_delta, g_t, g_m, g_y, g_u))
+            g = g_x
+        self.g_first = g
+        self.g_unscaled = self.scaled(g, self.scale)
+        g_scale = self.side_by_side(g.norms(self.unscaled))
+        self.g_norms = self.padded(self.norm.back(self.gate.back(g_scale)))
+        self.g_sums = self.mixed(self.g_unscaled, w.mixes[0].mT)
+        self.g_sums.all.addcmul_(self.sums.all, 2 * self.g_norms)
+        g_length = by_chunk.sum(0)
+        g_direction = np.empty(edge_count * sum(self.sizes), self.charge.dtype)
+        run(
+            edges.embed_back, self.edges, self.tables[0], *self.species, self.g_sums, g_length,
+            g_direction,
+        )  # fmt: skip
+        return (
+            torch.from_numpy(g_length),
+            torch.from_numpy(g_direction).view(edge_count, sum(self.sizes)),
+        )
+
+    def gradients(self, c: Tensor, dr: Tensor, d_directions: Tensor) -> Weights:
+        """Gradients of the loss from its derivatives by the results of `values`."""
+        w, run = self.w, self.run
+        length = dr.contiguous().numpy()
+        direction = d_directions.contiguous().numpy().reshape(-1)
+        d_sums = self.new()
+        run(
+            edges.embed_tangent, self.edges, self.tables[0], length, direction, *self.species,
+            d_sums,
+        )  # fmt: skip
+        d_norms = 2 * self.norms(self.sums, d_sums)
+        d_scale = self.by_irrep(self.gate.tangent(self.norm.tangent(d_norms)))
+        d_unscaled = self.mixed(d_sums, w.mixes[0])
+        dx = self.scaled(d_unscaled, self.scale)
+        self.scaled(self.unscaled, d_scale, plus=dx)
+        nothing = self.new()
+        nothing.all.zero_()
+        tangents: list[LayerValues] = []
+        for k, layer in enumerate(self.layers, 1):
+            du, dm, dt, after = self.new(), self.new(), self.new(), self.new()
+            run(atoms.enter_tangent, layer.x, dx, du)
+            dy = self.mixed(du, w.mixes[2 * k - 1])
+            run(
+                edges.gather_tangent, self.edges, self.tables[k], self.zeros[k], length, layer.y,
+                dy, nothing, dm,
+            )  # fmt: skip
+            run(atoms.interact_tangent, layer.y, layer.m, dy, dm, self.charge, dt)
+            ddelta = self.mixed(dt, w.mixes[2 * k])
+            run(atoms.update_tangent, du, layer.delta, ddelta, self.charge, after)
+            tangents.append(LayerValues(dx, du, dy, dm, dt, ddelta))
+            dx = after
+        d_invariants = self.side_by_side(2 * self.x.norms(dx))
+        self.head.tangent(self.last_norm.tangent(d_invariants))
+
+        # The tangents of the gradients, from the last operation to the first.
+        found = Weights(
+            *(torch.zeros_like(x) for x in (w.receiver, w.sender)),
+            *([torch.zeros_like(x) for x in group] for group in (w.tables, w.at_zero, w.mixes)),
+            gate=w.gate,
+            head=w.head,
+        )
+        tables = [x.numpy().reshape(-1) for x in found.tables]
+        zeros = [x.numpy().reshape(-1) for x in found.at_zero]
+        dg_invariants = self.by_irrep(self.last_norm.back_tangent(self.head.back_tangent(c)))
+        dg = self.scaled(self.x, 2 * dg_invariants)
+        self.scaled(dx, 2 * self.g_invariants, plus=dg)
+        for k in reversed(range(1, len(w.tables))):
+            layer, tangent, back = self.layers[k - 1], tangents[k - 1], self.back[k - 1]
+            dg_delta, d_direct, dg_m, dg_y, dg_x = (self.new() for _ in range(5))
+            run(
+                atoms.update_back_tangent, back.g, dg, layer.delta, tangent.delta, self.charge,
+                dg_delta,
+            )  # fmt: skip
+            self.add_products(found.mixes[2 * k], dg_delta, layer.t, back.g_delta, tangent.t)
+            dg_t = self.mixed(dg_delta, w.mixes[2 * k].mT)
+            run(
+                atoms.interact_back_tangent, layer.y, layer.m, tangent.y, tangent.m, self.charge,
+                back.g_t, dg_t, d_direct, dg_m,
+            )  # fmt: skip
+            run(
+                edges.gather_tangent, self.edges, self.tables[k], self.zeros[k], length,
+                back.g_m, dg_m, d_direct, dg_y,
+            )  # fmt: skip
+            run(
+                edges.gather_table, self.edges, length, layer.y, tangent.y, back.g_m, dg_m,
+                tables[k], zeros[k],
+            )  # fmt: skip
+            self.add_products(found.mixes[2 * k - 1], dg_y, layer.u, back.g_y, tangent.u)
+            dg_u = self.mixed(dg_y, w.mixes[2 * k - 1].mT)
+            run(
+                atoms.enter_back_tangent, layer.x, tangent.x, back.g_u, back.g, dg_u, dg, dg_x
+            )
+            dg = dg_x
+        dg_unscaled = self.scaled(dg, self.scale)
+        self.scaled(self.g_first, d_scale, plus=dg_unscaled)
+        dg_scale = self.side_by_side(dg.norms(self.unscaled) + self.g_first.norms(d_unscaled))
+        self.add_products(found.mixes[0], dg_unscaled, self.sums, self.g_unscaled, d_sums)
+        dg_norms = self.padded(self.norm.back_tangent(self.gate.back_tangent(dg_scale)))
+        dg_sums = self.mixed(dg_unscaled, w.mixes[0].mT)
+        dg_sums.all.addcmul_(self.sums.all, 2 * dg_norms)
+        dg_sums.all.addcmul_(d_sums.all, 2 * self.g_norms)
+        run(
+            edges.embed_table, self.edges, self.tables[0], self.zeros[0], length, direction,
+            *self.species, self.g_sums, dg_sums, found.receiver.numpy().reshape(-1),
+            found.sender.numpy().reshape(-1), tables[0], zeros[0],
+        )  # fmt: skip
+        found.gate = gradients_of(self.norm, self.gate)
+        found.head = gradients_of(self.last_norm, self.head)
+        return found
+
+    def add_products(
+        self, matrix: Tensor, dg: Features, x: Features, g: Features, dx: Features
+    ) -> None:
+        """Add the gradient of the matrix of `mixed`, from those of its results."""
+        for c, k in enumerate(self.irrep_of):
+            matrix[k].addmm_(dg.all[c].t(), x.all[c]).addmm_(g.all[c].t(), dx.all[c])
+
+
+def gradients_of(norm: NormTangents, perceptron: PerceptronTangents) -> Dense:
+    """The gradients that both have computed."""
+    return Dense((norm.g_weight, norm.g_bias), perceptron.g_weights, perceptron.g_biases)
+
+
+class Energies(torch.autograd.Function):
+    """`Evaluation` for autograd: (evaluation, shape of the weights, tensors) -> its values."""
+
+    @staticmethod
+    def forward(ctx: Any, evaluation: Evaluation, like: Weights, *tensors: Tensor) -> Any:
+        """See `Evaluation.values`."""
+        ctx.evaluation = evaluation
+        return evaluation.values(like.filled(tensors))
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, c: Tensor, dr: Tensor, d_directions: Tensor) -> Any:
+        """See `Evaluation.gradients`."""
+        found = ctx.evaluation.gradients(c.unsqueeze(1), dr, d_directions)
+        return None, None, *found.tensors()
