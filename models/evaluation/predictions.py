@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,10 @@ from ..data.frames import Frames, join
 from ..graph import Graph, Pairs, batch_graphs, within
 from ..potential import Potential, assemble, edge_gradient
 from ..quantities import QUANTITIES, with_derived
+
+EnergiesAndGradient = Callable[[Graph, Tensor, Pairs], tuple[Tensor, Tensor]]
+"""Graph, vectors (E, 3) and pairs -> energies of atoms (N,), eV, and the derivatives of their sum
+by the vectors (E, 3), eV/A, both float64."""
 
 
 def check_heads(potential: Potential, quantities: Sequence[str]) -> None:
@@ -38,6 +42,7 @@ def predict(
     pairs: Pairs | None,
     quantities: Sequence[str],
     volume: Tensor | None = None,
+    fused: EnergiesAndGradient | None = None,
 ) -> dict[str, Tensor]:
     """Quantities of a graph, float64, from one pass through the network.
 
@@ -54,6 +59,8 @@ def predict(
         Names in `QUANTITIES`.
     volume
         Volumes of the cells, (B,), Angstrom^3; read for the stress.
+    fused
+        Function to take energies and their derivatives from; None: the potential and autograd.
     """
     properties = [name for name in quantities if QUANTITIES[name].source is not None]
     derivatives = needs_derivatives(quantities)
@@ -62,12 +69,15 @@ def predict(
     if len(properties) == len(quantities):
         found = dict(potential.properties(graph, vectors, pairs))
     else:
-        if properties:
+        gradient = torch.zeros_like(vectors)
+        if fused is not None:
+            assert pairs is not None
+            energies, gradient = fused(graph, vectors, pairs)
+        elif properties:
             energies, found = potential.atom_energies_and_properties(graph, vectors, pairs)
         else:
             energies = potential.atom_energies(graph, vectors, pairs)
-        gradient = torch.zeros_like(vectors)
-        if derivatives:
+        if derivatives and fused is None:
             gradient = edge_gradient(energies, vectors, potential.training, keep=True)
         prediction = assemble(graph, energies, vectors.detach(), gradient)
         found = {**found, "energy": prediction.energy, "forces": prediction.forces}

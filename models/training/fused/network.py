@@ -27,14 +27,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ...inference.kernels.cpu.compiled import kernel
 from ...inference.kernels.cpu.components import shape_of
 from ...inference.kernels.cpu.simd import LANES
-from ...inference.kernels.cpu.threads import may_start_threads, threads_of_kernels, threads_to_use
 from ...maths.cartesian import COMPONENTS
 from . import atoms, edges
 from .atoms import Layout
 from .edges import Edges
+from .launch import launch
 from .layers import NormTangents, PerceptronTangents
 
 
@@ -152,16 +151,6 @@ class Features:
         """Inner products of the irreps, (irreps, N, F)."""
         pairs = zip(self.irreps, other.irreps, strict=True)
         return torch.stack([(a * b).sum(0) for a, b in pairs])
-
-
-def launch(function: Callable[..., None], *args: Any) -> None:
-    """Run a kernel with as many threads as torch uses."""
-    threads = threads_to_use()
-    if threads == 1 or not may_start_threads():
-        kernel(function, threads=False)(*args)
-    else:
-        with threads_of_kernels(threads):
-            kernel(function, threads=True)(*args)
 
 
 class Evaluation:
