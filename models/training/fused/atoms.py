@@ -15,47 +15,69 @@ tangents that the product rule gives; those used here, with :math:`v = 1 / (|x|^
     & \bar Y = q (\bar C M^T + M^T \bar C), \quad
     \tilde Y = q (\tilde C M^T + M^T \tilde C + \bar C \dot M^T + \dot M^T \bar C)
 
-and the same with Y and M exchanged. Features have one component after the other, each of atoms x
-channels, with channels padded to a multiple of sixteen (`Layout`).
+and the same with Y and M exchanged. The features of an atom are adjacent, its components
+one after the other, with channels padded to a multiple of sixteen (`Layout`). Kernels take a block
+of atoms at a time through all operations between two sums over neighbours, so that it stays in the
+cache.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
 from ...inference.kernels.cpu.algebra import anticommutator, dot, product, transposed
 from ...inference.kernels.cpu.compiled import inlined
 from ...inference.kernels.cpu.components import load_apart, plus, plus_times, store_apart, times
+from ...inference.kernels.cpu.dense import multiply
 from ...inference.kernels.cpu.simd import LANES, like, splat
 from ...inference.kernels.cpu.tensornet_nodes import compressed, compressed_back, interaction
 
 
 class Layout(NamedTuple):
-    """Where features of all atoms have their numbers: component * stride + atom * width + channel."""
+    """Where features have their numbers: atom * row + component * width + channel."""
 
     shape: NDArray[Any]
     """Empty array that tells compiled functions the number of components (see `components`)."""
     atoms: int
     width: int
     """Channels, padded."""
-    stride: int
-    """Numbers between two components."""
+    row: int
+    """Numbers of an atom."""
+    sizes: NDArray[np.int64]
+    """Components of each irrep."""
+    rows: NDArray[np.int64]
+    """(irreps, 5 N), places of the components of each irrep, atom by atom."""
+    zeros: NDArray[Any]
+    """(width,), bias of products without bias."""
     parity_conserving: bool
 
 
 @inlined
 def load(layout: Layout, x: Any, at: int) -> Any:
     """The components of an atom and sixteen channels."""
-    return load_apart(layout.shape, x, at, layout.stride)
+    return load_apart(layout.shape, x, at, layout.width)
 
 
 @inlined
 def store(layout: Layout, x: Any, at: int, value: Any) -> None:
     """Write the components of an atom and sixteen channels."""
-    store_apart(x, at, layout.stride, value)
+    store_apart(x, at, layout.width, value)
+
+
+@inlined
+def mix(layout: Layout, matrices: Any, x: Any, y: Any, first: int, last: int) -> None:
+    """Y = x W for the channels of each irrep of atoms, with packed matrices."""
+    chunks = layout.width // LANES
+    for k in range(layout.sizes.size):
+        begin, end = first * layout.sizes[k], last * layout.sizes[k]
+        multiply(
+            x, 0, LANES, layout.rows[k, begin:end], end - begin, matrices,
+            k * layout.width * layout.width, layout.zeros, 0, chunks, chunks, y, 0, LANES,
+        )  # fmt: skip
 
 
 @inlined
@@ -81,160 +103,166 @@ def interaction_back(parity_conserving: bool, y: Any, m: Any, q: Any, g: Any) ->
     return product(g, transposed(m)), product(transposed(y), g)
 
 
-# Values
+BLOCK = 32
+"""Atoms in a block."""
 
 
-def enter(layout: Layout, x: Any, u: Any) -> None:
-    """U = x / (|x|^2 + 1)."""
-    for i in prange(layout.atoms):
-        for at in range(i * layout.width, (i + 1) * layout.width, LANES):
-            store(layout, u, at, compressed(load(layout, x, at)))
+def enter(layout: Layout, x: Any, u: Any, matrices: Any, y: Any) -> None:
+    """U = x / (|x|^2 + 1), y = mix(u)."""
+    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+        first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
+        for i in range(first, last):
+            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+                store(layout, u, at, compressed(load(layout, x, at)))
+        mix(layout, matrices, u, y, first, last)
 
 
-def interact(layout: Layout, y: Any, m: Any, charge: Any, t: Any) -> None:
-    """T = c / (|c|^2 + 1) of the interaction c of y and m."""
-    for i in prange(layout.atoms):
-        q = splat(charge[i])
-        for at in range(i * layout.width, (i + 1) * layout.width, LANES):
-            c = interaction(
-                load(layout, y, at), load(layout, m, at), q, layout.parity_conserving
-            )
-            store(layout, t, at, compressed(c))
-
-
-def update(layout: Layout, u: Any, delta: Any, charge: Any, x: Any) -> None:
-    """X = u + delta + q delta^2, the features after a layer."""
-    for i in prange(layout.atoms):
-        q = splat(charge[i])
-        for at in range(i * layout.width, (i + 1) * layout.width, LANES):
-            d = load(layout, delta, at)
-            store(layout, x, at, plus_times(plus(load(layout, u, at), d), q, product(d, d)))
-
-
-# Gradients
-
-
-def update_back(layout: Layout, g: Any, delta: Any, charge: Any, g_delta: Any) -> None:
-    """Gradient of delta from g, that of x; the gradient of u is g itself."""
-    for i in prange(layout.atoms):
-        q = splat(charge[i])
-        for at in range(i * layout.width, (i + 1) * layout.width, LANES):
-            x, d = load(layout, g, at), load(layout, delta, at)
-            store(layout, g_delta, at, plus_times(x, q, anticommutator(x, transposed(d))))
+def interact(
+    layout: Layout, u: Any, y: Any, m: Any, charge: Any, t: Any, matrices: Any, delta: Any,
+    x: Any,
+) -> None:  # fmt: skip
+    """T = c / (|c|^2 + 1) of the interaction c, delta = mix(t), x = u + delta + q delta^2."""
+    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+        first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
+        for i in range(first, last):
+            q = splat(charge[i])
+            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+                c = interaction(
+                    load(layout, y, at), load(layout, m, at), q, layout.parity_conserving
+                )
+                store(layout, t, at, compressed(c))
+        mix(layout, matrices, t, delta, first, last)
+        for i in range(first, last):
+            q = splat(charge[i])
+            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+                d = load(layout, delta, at)
+                store(layout, x, at, plus_times(plus(load(layout, u, at), d), q, product(d, d)))
 
 
 def interact_back(
-    layout: Layout, y: Any, m: Any, charge: Any, g: Any, g_y: Any, g_m: Any
-) -> None:
-    """Gradients of y and m from g, that of t."""
-    for i in prange(layout.atoms):
-        q = splat(charge[i])
-        for at in range(i * layout.width, (i + 1) * layout.width, LANES):
-            a, b = load(layout, y, at), load(layout, m, at)
-            c = interaction(a, b, q, layout.parity_conserving)
-            g_c = compressed_back(c, load(layout, g, at))
-            g_a, g_b = interaction_back(layout.parity_conserving, a, b, q, g_c)
-            store(layout, g_y, at, g_a)
-            store(layout, g_m, at, g_b)
+    layout: Layout, y: Any, m: Any, charge: Any, delta: Any, g: Any, g_delta: Any,
+    transposes: Any, g_t: Any, g_y: Any, g_m: Any,
+) -> None:  # fmt: skip
+    """Gradients of delta, t, y and m from g, that of x; the gradient of u is g itself.
 
-
-def enter_back(layout: Layout, x: Any, g: Any, direct: Any, g_x: Any) -> None:
-    """Gradient of x from g + direct, that of u, which the mix and the next layer read.
-
-    The tangent of u is the same function of that of x.
+    ``g_y`` is the part that does not come through the messages.
     """
-    for i in prange(layout.atoms):
-        for at in range(i * layout.width, (i + 1) * layout.width, LANES):
-            both = plus(load(layout, g, at), load(layout, direct, at))
-            store(layout, g_x, at, compressed_back(load(layout, x, at), both))
+    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+        first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
+        for i in range(first, last):
+            q = splat(charge[i])
+            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+                x, d = load(layout, g, at), load(layout, delta, at)
+                store(layout, g_delta, at, plus_times(x, q, anticommutator(x, transposed(d))))
+        mix(layout, transposes, g_delta, g_t, first, last)
+        for i in range(first, last):
+            q = splat(charge[i])
+            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+                a, b = load(layout, y, at), load(layout, m, at)
+                c = interaction(a, b, q, layout.parity_conserving)
+                g_c = compressed_back(c, load(layout, g_t, at))
+                g_a, g_b = interaction_back(layout.parity_conserving, a, b, q, g_c)
+                store(layout, g_y, at, g_a)
+                store(layout, g_m, at, g_b)
 
 
-# Tangents of values
+def enter_back(
+    layout: Layout, x: Any, g_y: Any, transposes: Any, g: Any, g_u: Any, g_x: Any
+) -> None:
+    """Gradients of u and x; g is that of the features after the layer, a part of that of u."""
+    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+        first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
+        mix(layout, transposes, g_y, g_u, first, last)
+        for i in range(first, last):
+            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+                both = plus(load(layout, g_u, at), load(layout, g, at))
+                store(layout, g_u, at, both)
+                store(layout, g_x, at, compressed_back(load(layout, x, at), both))
 
 
-def enter_tangent(layout: Layout, x: Any, dx: Any, du: Any) -> None:
-    """Tangent of `enter`."""
-    for i in prange(layout.atoms):
-        for at in range(i * layout.width, (i + 1) * layout.width, LANES):
-            store(layout, du, at, compressed_back(load(layout, x, at), load(layout, dx, at)))
+# Tangents
+
+
+def enter_tangent(layout: Layout, x: Any, dx: Any, du: Any, matrices: Any, dy: Any) -> None:
+    """Tangents of `enter`."""
+    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+        first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
+        for i in range(first, last):
+            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+                store(layout, du, at, compressed_back(load(layout, x, at), load(layout, dx, at)))
+        mix(layout, matrices, du, dy, first, last)
 
 
 def interact_tangent(
-    layout: Layout, y: Any, m: Any, dy: Any, dm: Any, charge: Any, dt: Any
-) -> None:
-    """Tangent of `interact`."""
+    layout: Layout, du: Any, y: Any, dy: Any, m: Any, dm: Any, charge: Any, dt: Any,
+    matrices: Any, delta: Any, ddelta: Any, dx: Any,
+) -> None:  # fmt: skip
+    """Tangents of `interact`."""
     parity = layout.parity_conserving
-    for i in prange(layout.atoms):
-        q = splat(charge[i])
-        for at in range(i * layout.width, (i + 1) * layout.width, LANES):
-            a, b = load(layout, y, at), load(layout, m, at)
-            c = interaction(a, b, q, parity)
-            dc = plus(
-                interaction(load(layout, dy, at), b, q, parity),
-                interaction(a, load(layout, dm, at), q, parity),
-            )
-            store(layout, dt, at, compressed_back(c, dc))
-
-
-def update_tangent(
-    layout: Layout, du: Any, delta: Any, ddelta: Any, charge: Any, dx: Any
-) -> None:
-    """Tangent of `update`."""
-    for i in prange(layout.atoms):
-        q = splat(charge[i])
-        for at in range(i * layout.width, (i + 1) * layout.width, LANES):
-            d, dd = load(layout, delta, at), load(layout, ddelta, at)
-            sums = plus(load(layout, du, at), dd)
-            store(layout, dx, at, plus_times(sums, q, anticommutator(d, dd)))
-
-
-# Tangents of gradients
-
-
-def update_back_tangent(
-    layout: Layout, g: Any, dg: Any, delta: Any, ddelta: Any, charge: Any, dg_delta: Any
-) -> None:
-    """Tangent of `update_back`."""
-    for i in prange(layout.atoms):
-        q = splat(charge[i])
-        for at in range(i * layout.width, (i + 1) * layout.width, LANES):
-            x, dx = load(layout, g, at), load(layout, dg, at)
-            d, dd = load(layout, delta, at), load(layout, ddelta, at)
-            both = plus(anticommutator(dx, transposed(d)), anticommutator(x, transposed(dd)))
-            store(layout, dg_delta, at, plus_times(dx, q, both))
+    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+        first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
+        for i in range(first, last):
+            q = splat(charge[i])
+            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+                a, b = load(layout, y, at), load(layout, m, at)
+                c = interaction(a, b, q, parity)
+                dc = plus(
+                    interaction(load(layout, dy, at), b, q, parity),
+                    interaction(a, load(layout, dm, at), q, parity),
+                )
+                store(layout, dt, at, compressed_back(c, dc))
+        mix(layout, matrices, dt, ddelta, first, last)
+        for i in range(first, last):
+            q = splat(charge[i])
+            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+                d, dd = load(layout, delta, at), load(layout, ddelta, at)
+                sums = plus(load(layout, du, at), dd)
+                store(layout, dx, at, plus_times(sums, q, anticommutator(d, dd)))
 
 
 def interact_back_tangent(
-    layout: Layout, y: Any, m: Any, dy: Any, dm: Any, charge: Any, g: Any, dg: Any, dg_y: Any,
-    dg_m: Any,
+    layout: Layout, y: Any, dy: Any, m: Any, dm: Any, charge: Any, delta: Any, ddelta: Any,
+    g: Any, dg: Any, dg_delta: Any, transposes: Any, g_t: Any, dg_y: Any, dg_m: Any,
 ) -> None:  # fmt: skip
     """Tangents of `interact_back`."""
     parity = layout.parity_conserving
-    for i in prange(layout.atoms):
-        q = splat(charge[i])
-        for at in range(i * layout.width, (i + 1) * layout.width, LANES):
-            a, b = load(layout, y, at), load(layout, m, at)
-            da, db = load(layout, dy, at), load(layout, dm, at)
-            c = interaction(a, b, q, parity)
-            dc = plus(interaction(da, b, q, parity), interaction(a, db, q, parity))
-            g_t = load(layout, g, at)
-            g_c = compressed_back(c, g_t)
-            dg_c = compressed_back_tangent(c, dc, g_t, load(layout, dg, at))
-            one = interaction_back(parity, a, b, q, dg_c)
-            two = interaction_back(parity, da, db, q, g_c)
-            store(layout, dg_y, at, plus(one[0], two[0]))
-            store(layout, dg_m, at, plus(one[1], two[1]))
+    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+        first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
+        for i in range(first, last):
+            q = splat(charge[i])
+            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+                x, dx = load(layout, g, at), load(layout, dg, at)
+                d, dd = load(layout, delta, at), load(layout, ddelta, at)
+                both = plus(anticommutator(dx, transposed(d)), anticommutator(x, transposed(dd)))
+                store(layout, dg_delta, at, plus_times(dx, q, both))
+        mix(layout, transposes, dg_delta, dg_y, first, last)  # that of t, for the loop below
+        for i in range(first, last):
+            q = splat(charge[i])
+            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+                a, b = load(layout, y, at), load(layout, m, at)
+                da, db = load(layout, dy, at), load(layout, dm, at)
+                c = interaction(a, b, q, parity)
+                dc = plus(interaction(da, b, q, parity), interaction(a, db, q, parity))
+                of_t = load(layout, g_t, at)
+                g_c = compressed_back(c, of_t)
+                dg_c = compressed_back_tangent(c, dc, of_t, load(layout, dg_y, at))
+                one = interaction_back(parity, a, b, q, dg_c)
+                two = interaction_back(parity, da, db, q, g_c)
+                store(layout, dg_y, at, plus(one[0], two[0]))
+                store(layout, dg_m, at, plus(one[1], two[1]))
 
 
 def enter_back_tangent(
-    layout: Layout, x: Any, dx: Any, g: Any, direct: Any, dg: Any, ddirect: Any, dg_x: Any
+    layout: Layout, x: Any, dx: Any, dg_y: Any, transposes: Any, dg: Any, g_u: Any, dg_x: Any
 ) -> None:
-    """Tangent of `enter_back`."""
-    for i in prange(layout.atoms):
-        for at in range(i * layout.width, (i + 1) * layout.width, LANES):
-            both = plus(load(layout, g, at), load(layout, direct, at))
-            tangents = plus(load(layout, dg, at), load(layout, ddirect, at))
-            found = compressed_back_tangent(
-                load(layout, x, at), load(layout, dx, at), both, tangents
-            )
-            store(layout, dg_x, at, found)
+    """Tangent of `enter_back`, of the gradient of x only."""
+    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+        first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
+        mix(layout, transposes, dg_y, dg_x, first, last)  # that of u, for the loop below
+        for i in range(first, last):
+            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+                of_u = plus(load(layout, dg_x, at), load(layout, dg, at))
+                found = compressed_back_tangent(
+                    load(layout, x, at), load(layout, dx, at), load(layout, g_u, at), of_u
+                )
+                store(layout, dg_x, at, found)

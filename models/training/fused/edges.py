@@ -126,11 +126,11 @@ def gather(
         c = chunk * LANES
         own = load_irreps(layout.shape, at_zero, c, layout.width)
         for i in range(layout.atoms):
-            here = i * layout.width + c
+            here = i * layout.row + c
             found = plus_scaled(load(layout, sums, here), own, load(layout, y, here))
             for e in range(edges.offsets[i], edges.offsets[i + 1]):
                 f = lookup(layout, table, c, edges.row[e], edges.weights, e)
-                y_j = load(layout, y, edges.sender[e] * layout.width + c)
+                y_j = load(layout, y, edges.sender[e] * layout.row + c)
                 found = plus_scaled(found, f, y_j)
             store(layout, m, here, found)
 
@@ -142,10 +142,10 @@ def gather_slopes(
     for chunk in prange(layout.width // LANES):
         c = chunk * LANES
         for i in range(layout.atoms):
-            y_i = load(layout, y, i * layout.width + c)
+            y_i = load(layout, y, i * layout.row + c)
             for e in range(edges.offsets[i], edges.offsets[i + 1]):
                 slopes = lookup(layout, table, c, edges.row[e], edges.slopes, e)
-                g_j = load(layout, g_m, edges.sender[e] * layout.width + c)
+                g_j = load(layout, g_m, edges.sender[e] * layout.row + c)
                 g_length[chunk, e] += total(weighted(slopes, dots(g_j, y_i)))
 
 
@@ -158,10 +158,10 @@ def gather_tangent(
         c = chunk * LANES
         own = load_irreps(layout.shape, at_zero, c, layout.width)
         for i in range(layout.atoms):
-            here = i * layout.width + c
+            here = i * layout.row + c
             found = plus_scaled(load(layout, sums, here), own, load(layout, dy, here))
             for e in range(edges.offsets[i], edges.offsets[i + 1]):
-                there = edges.sender[e] * layout.width + c
+                there = edges.sender[e] * layout.row + c
                 f = lookup(layout, table, c, edges.row[e], edges.weights, e)
                 df = lookup(layout, table, c, edges.row[e], edges.slopes, e)
                 found = plus_scaled(found, f, load(layout, dy, there))
@@ -178,14 +178,14 @@ def gather_table(
     for chunk in prange(layout.width // LANES):
         c = chunk * LANES
         for i in range(layout.atoms):
-            here = i * layout.width + c
+            here = i * layout.row + c
             y_i, dy_i = load(layout, y, here), load(layout, dy, here)
             own = load_irreps(layout.shape, g_zero, c, layout.width)
             own = plus(own, dots(load(layout, dg_m, here), y_i))
             own = plus(own, dots(load(layout, g_m, here), dy_i))
             store_apart(g_zero, c, layout.width, own)
             for e in range(edges.offsets[i], edges.offsets[i + 1]):
-                there = edges.sender[e] * layout.width + c
+                there = edges.sender[e] * layout.row + c
                 g_j = load(layout, g_m, there)
                 g_factor = plus(dots(load(layout, dg_m, there), y_i), dots(g_j, dy_i))
                 g_slope = times(splat(dr[e]), dots(g_j, y_i))
@@ -212,7 +212,7 @@ def embed(
                 pair = p_i + load_one(q, edges.sender[e] * layout.width + c)
                 f = lookup(layout, table, c, edges.row[e], edges.weights, e)
                 found = plus_scaled(found, times(pair, f), direction(layout, edges.directions, e))
-            store(layout, x, here, found)
+            store(layout, x, i * layout.row + c, found)
 
 
 @inlined
@@ -235,7 +235,7 @@ def embed_back(
             for c in range(0, layout.width, LANES):
                 here = i * layout.width + c
                 pair = load_one(p, here) + load_one(q, edges.sender[e] * layout.width + c)
-                g = load(layout, g_x, here)
+                g = load(layout, g_x, i * layout.row + c)
                 f = lookup(layout, table, c, edges.row[e], edges.weights, e)
                 slopes = lookup(layout, table, c, edges.row[e], edges.slopes, e)
                 v = plus_scaled(v, times(pair, f), g)
@@ -263,7 +263,7 @@ def embed_tangent(
                 df = times(splat(dr[e]), df)
                 found = plus_scaled(found, f, direction(layout, d_directions, e))
                 found = plus_scaled(found, df, direction(layout, edges.directions, e))
-            store(layout, dx, here, found)
+            store(layout, dx, i * layout.row + c, found)
 
 
 def embed_table(
@@ -277,7 +277,8 @@ def embed_table(
         for i in range(layout.atoms):
             here = i * layout.width + c
             p_i, q_i = load_one(p, here), load_one(q, here)
-            g, dg = load(layout, g_x, here), load(layout, dg_x, here)
+            own_row = i * layout.row + c
+            g, dg = load(layout, g_x, own_row), load(layout, dg_x, own_row)
             first = like(own, ROOT_3) * dg[0]
             store_one(g_zero, c, load_one(g_zero, c) + first * (p_i + q_i))
             sums = first * own

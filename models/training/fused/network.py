@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ...inference.kernels.cpu.components import shape_of
+from ...inference.kernels.cpu.dense import pack_matrix
 from ...inference.kernels.cpu.simd import LANES
 from ...maths.cartesian import COMPONENTS
 from . import atoms, edges
@@ -62,7 +63,6 @@ class LayerGradients(NamedTuple):
     g_m: Features
     g_y: Features
     g_u: Features
-    """Of u, without the part of the update."""
 
 
 @dataclass
@@ -135,16 +135,33 @@ class Shape:
     epsilon: float
 
 
+class Memory:
+    """Arrays that one batch after the other uses: new ones would cost as much as their use."""
+
+    def __init__(self) -> None:
+        self._arrays: list[Tensor] = []
+        self._taken = 0
+
+    def start(self) -> None:
+        """Let all arrays be taken again."""
+        self._taken = 0
+
+    def take(self, size: int, dtype: torch.dtype) -> Tensor:
+        """An array (size,) without values, until the next start."""
+        if self._taken == len(self._arrays):
+            self._arrays.append(torch.empty(0, dtype=dtype))
+        if self._arrays[self._taken].numel() < size:
+            self._arrays[self._taken] = torch.empty(size + size // 4, dtype=dtype)
+        self._taken += 1
+        return self._arrays[self._taken - 1][:size]
+
+
 class Features:
     """Components of all atoms and channels, for kernels and for matrix products."""
 
-    def __init__(self, layout: Layout, sizes: list[int], dtype: torch.dtype) -> None:
-        components = sum(sizes)
-        buffer = torch.empty(components * layout.stride, dtype=dtype)
+    def __init__(self, layout: Layout, sizes: list[int], buffer: Tensor) -> None:
         self.flat: NDArray[Any] = buffer.numpy()
-        self.all = buffer.as_strided(
-            (components, layout.atoms, layout.width), (layout.stride, layout.width, 1)
-        )
+        self.all = buffer.view(layout.atoms, sum(sizes), layout.width).transpose(0, 1)
         self.irreps = list(torch.split(self.all, sizes))
 
     def norms(self, other: Features) -> Tensor:
@@ -164,22 +181,41 @@ class Evaluation:
         Edges of the batch.
     charge
         (N,), 1 + q / 10.
+    memory
+        Memory, used until the next evaluation that is given it.
     """
 
-    def __init__(self, shape: Shape, neighbors: Edges, charge: Tensor) -> None:
+    def __init__(
+        self, shape: Shape, neighbors: Edges, charge: Tensor, memory: Memory
+    ) -> None:
+        memory.start()
+        self.memory = memory
         self.shape, self.edges, self.charge = shape, neighbors, charge.numpy()
         self.dtype = charge.dtype
         self.sizes = [COMPONENTS[irrep] for irrep in shape.irreps]
         self.irrep_of = [k for k, size in enumerate(self.sizes) for _ in range(size)]
         atoms_, width = charge.numel(), -(-shape.channels // LANES) * LANES
-        # One more cache line: components at multiples of a page would displace each other.
-        stride = atoms_ * width + LANES
-        components = shape_of(sum(self.sizes))
-        self.layout = Layout(components, atoms_, width, stride, shape.parity_conserving)
+        components = sum(self.sizes)
+        places = np.arange(atoms_)[:, None] * components * width
+        rows = np.zeros((len(self.sizes), 5 * atoms_), np.int64)
+        for k, size in enumerate(self.sizes):
+            first = sum(self.sizes[:k])
+            rows[k, : size * atoms_] = (places + width * np.arange(first, first + size)).ravel()
+        self.layout = Layout(
+            shape=shape_of(components),
+            atoms=atoms_,
+            width=width,
+            row=components * width,
+            sizes=np.array(self.sizes),
+            rows=rows,
+            zeros=np.zeros(width, self.charge.dtype),
+            parity_conserving=shape.parity_conserving,
+        )
 
     def new(self) -> Features:
         """Features without values."""
-        return Features(self.layout, self.sizes, self.dtype)
+        size = self.layout.atoms * self.layout.row
+        return Features(self.layout, self.sizes, self.memory.take(size, self.dtype))
 
     def run(self, function: Callable[..., None], *args: Any) -> None:
         """Run a kernel on features and arrays."""
@@ -223,6 +259,8 @@ class Evaluation:
         self.w, run, shape = w, self.run, self.shape
         self.tables = [x.detach().numpy().reshape(-1) for x in w.tables]
         self.zeros = [x.detach().numpy().reshape(-1) for x in w.at_zero]
+        self.mixes = [packed(mix.mT) for mix in w.mixes]
+        self.transposes = [packed(mix) for mix in w.mixes]
         self.species = [x.detach().numpy().reshape(-1) for x in (w.receiver, w.sender)]
         self.norm = NormTangents(*w.gate.norm, shape.channels, shape.epsilon)
         self.gate = PerceptronTangents(w.gate.weights, w.gate.biases, shape.gate)
@@ -239,13 +277,10 @@ class Evaluation:
         self.layers: list[LayerValues] = []
         x = self.scaled(self.unscaled, self.scale)
         for k in range(1, len(w.tables)):
-            u, m, t, after = self.new(), self.new(), self.new(), self.new()
-            run(atoms.enter, x, u)
-            y = self.mixed(u, w.mixes[2 * k - 1])
+            u, y, m, t, delta, after = (self.new() for _ in range(6))
+            run(atoms.enter, x, u, self.mixes[2 * k - 1], y)
             run(edges.gather, self.edges, self.tables[k], self.zeros[k], y, nothing, m)
-            run(atoms.interact, y, m, self.charge, t)
-            delta = self.mixed(t, w.mixes[2 * k])
-            run(atoms.update, u, delta, self.charge, after)
+            run(atoms.interact, u, y, m, self.charge, t, self.mixes[2 * k], delta, after)
             self.layers.append(LayerValues(x, u, y, m, t, delta))
             x = after
         self.x = x
@@ -261,14 +296,14 @@ class Evaluation:
         self.back: list[LayerGradients] = []
         for k in reversed(range(1, len(w.tables))):
             layer = self.layers[k - 1]
-            g_delta, direct, g_m, g_y, g_x = (self.new() for _ in range(5))
-            run(atoms.update_back, g, layer.delta, self.charge, g_delta)
-            g_t = self.mixed(g_delta, w.mixes[2 * k].mT)
-            run(atoms.interact_back, layer.y, layer.m, self.charge, g_t, direct, g_m)
+            g_delta, g_t, direct, g_m, g_y, g_u, g_x = (self.new() for _ in range(7))
+            run(
+                atoms.interact_back, layer.y, layer.m, self.charge, layer.delta, g, g_delta,
+                self.transposes[2 * k], g_t, direct, g_m,
+            )  # fmt: skip
             run(edges.gather, self.edges, self.tables[k], self.zeros[k], g_m, direct, g_y)
             run(edges.gather_slopes, self.edges, self.tables[k], layer.y, g_m, by_chunk)
-            g_u = self.mixed(g_y, w.mixes[2 * k - 1].mT)
-            run(atoms.enter_back, layer.x, g_u, g, g_x)
+            run(atoms.enter_back, layer.x, g_y, self.transposes[2 * k - 1], g, g_u, g_x)
             self.back.insert(0, LayerGradients(g, g_delta, g_t, g_m, g_y, g_u))
             g = g_x
         self.g_first = g
@@ -307,16 +342,16 @@ class Evaluation:
         nothing.all.zero_()
         tangents: list[LayerValues] = []
         for k, layer in enumerate(self.layers, 1):
-            du, dm, dt, after = self.new(), self.new(), self.new(), self.new()
-            run(atoms.enter_tangent, layer.x, dx, du)
-            dy = self.mixed(du, w.mixes[2 * k - 1])
+            du, dy, dm, dt, ddelta, after = (self.new() for _ in range(6))
+            run(atoms.enter_tangent, layer.x, dx, du, self.mixes[2 * k - 1], dy)
             run(
                 edges.gather_tangent, self.edges, self.tables[k], self.zeros[k], length, layer.y,
                 dy, nothing, dm,
             )  # fmt: skip
-            run(atoms.interact_tangent, layer.y, layer.m, dy, dm, self.charge, dt)
-            ddelta = self.mixed(dt, w.mixes[2 * k])
-            run(atoms.update_tangent, du, layer.delta, ddelta, self.charge, after)
+            run(
+                atoms.interact_tangent, du, layer.y, dy, layer.m, dm, self.charge, dt,
+                self.mixes[2 * k], layer.delta, ddelta, after,
+            )  # fmt: skip
             tangents.append(LayerValues(dx, du, dy, dm, dt, ddelta))
             dx = after
         d_invariants = self.side_by_side(2 * self.x.norms(dx))
@@ -338,15 +373,11 @@ class Evaluation:
             layer, tangent, back = self.layers[k - 1], tangents[k - 1], self.back[k - 1]
             dg_delta, d_direct, dg_m, dg_y, dg_x = (self.new() for _ in range(5))
             run(
-                atoms.update_back_tangent, back.g, dg, layer.delta, tangent.delta, self.charge,
-                dg_delta,
+                atoms.interact_back_tangent, layer.y, tangent.y, layer.m, tangent.m, self.charge,
+                layer.delta, tangent.delta, back.g, dg, dg_delta, self.transposes[2 * k],
+                back.g_t, d_direct, dg_m,
             )  # fmt: skip
             self.add_products(found.mixes[2 * k], dg_delta, layer.t, back.g_delta, tangent.t)
-            dg_t = self.mixed(dg_delta, w.mixes[2 * k].mT)
-            run(
-                atoms.interact_back_tangent, layer.y, layer.m, tangent.y, tangent.m, self.charge,
-                back.g_t, dg_t, d_direct, dg_m,
-            )  # fmt: skip
             run(
                 edges.gather_tangent, self.edges, self.tables[k], self.zeros[k], length,
                 back.g_m, dg_m, d_direct, dg_y,
@@ -356,10 +387,10 @@ class Evaluation:
                 tables[k], zeros[k],
             )  # fmt: skip
             self.add_products(found.mixes[2 * k - 1], dg_y, layer.u, back.g_y, tangent.u)
-            dg_u = self.mixed(dg_y, w.mixes[2 * k - 1].mT)
             run(
-                atoms.enter_back_tangent, layer.x, tangent.x, back.g_u, back.g, dg_u, dg, dg_x
-            )
+                atoms.enter_back_tangent, layer.x, tangent.x, dg_y, self.transposes[2 * k - 1],
+                dg, back.g_u, dg_x,
+            )  # fmt: skip
             dg = dg_x
         dg_unscaled = self.scaled(dg, self.scale)
         self.scaled(self.g_first, d_scale, plus=dg_unscaled)
@@ -384,6 +415,11 @@ class Evaluation:
         """Add the gradient of the matrix of `mixed`, from those of its results."""
         for c, k in enumerate(self.irrep_of):
             matrix[k].addmm_(dg.all[c].t(), x.all[c]).addmm_(g.all[c].t(), dx.all[c])
+
+
+def packed(matrices: Tensor) -> NDArray[Any]:
+    """Matrices (irreps, inputs, outputs), as kernels read them."""
+    return np.concatenate([pack_matrix(matrix.detach().numpy()) for matrix in matrices])
 
 
 def gradients_of(norm: NormTangents, perceptron: PerceptronTangents) -> Dense:

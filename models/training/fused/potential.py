@@ -14,7 +14,7 @@ from ...networks.tensornet import TensorNet
 from ...potential import Potential, edge_gradient
 from ...quantities import QUANTITIES
 from .edges import Edges
-from .network import Dense, Energies, Evaluation, Shape, Weights
+from .network import Dense, Energies, Evaluation, Memory, Shape, Weights
 from .radial import radial_at_pairs, radial_on_knots
 
 
@@ -52,6 +52,7 @@ class FusedEnergies:
         assert isinstance(readout, EnergyReadout)
         self.potential, self.network, self.readout = potential, network, readout
         self.intervals = intervals
+        self.memory = Memory()
         head = readout.head
         layers = list(head.network) if isinstance(head, MLPHead) else [head.linear]
         self.gate, gate_activations = _dense(network.embedding.gate)
@@ -91,7 +92,7 @@ class FusedEnergies:
             directions.detach().contiguous().numpy().reshape(-1),
         )
         charge = 1 + 0.1 * graph.charge.to(potential.dtype).index_select(0, graph.system)
-        evaluation = Evaluation(self.shape, neighbors, charge)
+        evaluation = Evaluation(self.shape, neighbors, charge, self.memory)
         weights = self._weights(evaluation, graph, radial.tables, radial.at_zero)
         outputs, by_length, by_direction = Energies.apply(
             evaluation, weights, *weights.tensors()
