@@ -73,4 +73,6 @@ def with_derivatives(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tens
         rest = 1 - t * t
         dt = rest * s
         return x * t, t + x * dt, 2 * dt + x * (rest * slope - 2 * t * dt * s)
-    raise ValueError(f"{type(module).__name__} is no activation: expected {', '.join(ACTIVATIONS)}")
+    raise ValueError(
+        f"{type(module).__name__} is no activation: expected {', '.join(ACTIVATIONS)}"
+    )

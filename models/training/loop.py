@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -17,16 +16,11 @@ from ..data.frames import Frames
 from ..evaluation.errors import QuantityErrors, errors_of
 from ..evaluation.predictions import check_heads, compare
 from ..potential import Potential, parse_dtype
-from .compiled import compiler_for
+from .backends import choose_backend
 from .distributed import Processes, current_processes
 from .losses import check_labels, loss_terms
 from .settings import TrainingSettings
 from .state import Run, read_state
-
-log = logging.getLogger("tensormd")
-
-WORTH_COMPILING = 3000
-"""Number of steps from which a compilation of some minutes pays off."""
 
 
 class TrainingStopped(Exception):  # noqa: N818
@@ -55,10 +49,15 @@ class Progress:
     """Errors of the averaged weights on the validation frames, by quantity."""
     learning_rate: float
     """Learning rate of the last step."""
-    compiled: bool
-    """Whether steps are compiled."""
+    backend: str
+    """Kind of the steps: fused, compiled or plain."""
     plain_steps: int
     """Number of uncompiled steps in a compiled run, whose batches did not fit the graph."""
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps are compiled."""
+        return self.backend == "compiled"
 
 
 def _ignore(*_: Any) -> None:
@@ -117,7 +116,7 @@ def train(
     ------
     ValueError
         If there are fewer frames than a batch has, a label, head or element is missing, the state
-        belongs to another run, or ``compile`` is True and there is no compiler.
+        belongs to another run, or the settings name a backend that cannot run.
     BadLossError
         If the loss becomes infinite or NaN; the error has the frames, and the last saved state is
         kept.
@@ -137,8 +136,8 @@ def train(
         raise ValueError(f"{state_file} is seen by some processes only: expected a shared folder")
     if begun and state_file is not None:
         state = read_state(state_file, settings)
-    compiled = _whether_to_compile(settings, total, torch.device(device), state)
-    run = Run(potential, settings, per_epoch, compiled, processes)
+    backend = choose_backend(potential, settings, total, torch.device(device), state)
+    run = Run(potential, settings, per_epoch, backend, processes)
     if state is not None:
         run.load(state)
     began = time.perf_counter() - run.seconds
@@ -194,26 +193,6 @@ def _check(
         raise ValueError("no parameter of the potential is trainable: expected requires_grad")
 
 
-def _whether_to_compile(
-    settings: TrainingSettings, steps: int, device: torch.device, state: dict[str, Any] | None
-) -> bool:
-    if settings.compile is False:
-        return False
-    problem = compiler_for(device)
-    if problem is not None:
-        if settings.compile is True:
-            raise ValueError(f"compile is True, but {problem}: install it, or set compile to auto")
-        log.info("the training step is not compiled: %s", problem)
-        return False
-    if settings.compile is True:
-        return True
-    # A resumed run keeps its kind of step: plain and compiled steps differ in the last digits.
-    worth = steps >= WORTH_COMPILING if state is None else bool(state["compiled"])
-    if not worth:
-        log.info("the training step is not compiled: %d steps would not pay for it", steps)
-    return worth
-
-
 def _validate(run: Run, validation: Frames, losses: dict[str, float]) -> Progress:
     settings = run.settings
     loss, errors = math.nan, {}
@@ -234,6 +213,6 @@ def _validate(run: Run, validation: Frames, losses: dict[str, float]) -> Progres
         best=best,
         errors=errors,
         learning_rate=run.optimizer.param_groups[0]["lr"],
-        compiled=run.training_step.compiled,
+        backend=run.training_step.backend,
         plain_steps=run.training_step.plain_steps,
     )

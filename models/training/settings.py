@@ -99,13 +99,36 @@ class TrainingSettings:
     validate_every: int = option(
         "epochs between validations, at which the state is saved", 20, "epochs", ge=1
     )
+    backend: Literal["auto", "fused", "compiled", "plain"] = option(
+        "how steps run: fused, compiled or plain; auto: the fastest that pays for its start",
+        "auto",
+    )
+    radial_intervals: Literal["auto"] | int = option(
+        "intervals of the splines that stand for the radial networks in a fused step; auto: four "
+        "for each radial function; 0: no splines",
+        "auto",
+    )
     compile: Literal["auto"] | bool = option(
-        "compile the step: auto (long runs, where there is a compiler), true, false", "auto"
+        "earlier name of backend: true is compiled, false plain", "auto"
     )
 
     def __post_init__(self) -> None:
+        intervals = self.radial_intervals
+        if not isinstance(intervals, str) and (intervals < 0 or 0 < intervals < 8):
+            raise ValueError(f"radial_intervals is {intervals}: expected auto, 0, or at least 8")
+        if self.compile != "auto" and self.backend not in ("auto", self.wanted_backend):
+            raise ValueError(
+                f"backend is {self.backend}, but compile is {self.compile}: set backend alone"
+            )
         if not self.weights:
             raise ValueError("all weights of the loss are 0: expected at least one that is not")
+
+    @property
+    def wanted_backend(self) -> str:
+        """The backend that ``backend`` or ``compile`` names."""
+        if self.compile == "auto":
+            return self.backend
+        return "compiled" if self.compile else "plain"
 
     @property
     def weights(self) -> dict[str, float]:

@@ -47,8 +47,8 @@ class Run:
         Settings of the run.
     steps_per_epoch
         Number of steps per epoch.
-    compile
-        Whether steps are compiled.
+    backend
+        Kind of the steps: fused, compiled or plain.
     processes
         Processes that train together.
     """
@@ -58,7 +58,7 @@ class Run:
         potential: Potential,
         settings: TrainingSettings,
         steps_per_epoch: int,
-        compile: bool,
+        backend: str,
         processes: Processes,
     ) -> None:
         torch.manual_seed(settings.seed + processes.rank)
@@ -81,7 +81,7 @@ class Run:
         )
         self.schedule = Schedule(settings, settings.epochs * steps_per_epoch)
         self.losses = RunningLosses(settings)
-        self.training_step = TrainingStep(potential, settings, compile)
+        self.training_step = TrainingStep(potential, settings, backend)
         self.epoch = 0
         """Number of epochs done."""
         self.steps_in_epoch = 0
@@ -220,7 +220,7 @@ class Run:
     def _write(self, file: Path, random: list[Tensor], cuda: list[Tensor]) -> None:
         state = {
             "settings": dataclasses.asdict(self.settings),
-            "compiled": self.training_step.compiled,
+            "backend": self.training_step.backend,
             "potential": self.potential.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -282,10 +282,13 @@ def read_state(file: Path, settings: TrainingSettings) -> dict[str, Any]:
             f"{file} is not a training state, or is damaged: delete it to start again"
         ) from None
     ours = dataclasses.asdict(settings)
+    # A run of an earlier version has no value for an option that came later.
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     for name in ours:
-        if theirs.get(name) != ours[name]:
+        value = theirs.get(name, defaults[name])
+        if value != ours[name]:
             raise ValueError(
-                f"{file} belongs to a run with {name} {theirs.get(name)}, not {ours[name]}: "
+                f"{file} belongs to a run with {name} {value}, not {ours[name]}: "
                 "use the same settings, or delete it to start again"
             )
     return state

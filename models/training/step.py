@@ -1,4 +1,4 @@
-"""Training step, plain or compiled: losses, and their gradient for the parameters."""
+"""Training step, fused, compiled or plain: losses, and their gradient for the parameters."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..graph import Graph, Pairs, pair_edges, within
 from ..potential import Potential
 from ..quantities import QUANTITIES
 from .compiled import Axis, CompilationError, CompiledFunction, Unfit
+from .kernels import fused_energies
 from .losses import loss_terms
 from .settings import TrainingSettings
 
@@ -41,6 +42,9 @@ class StepLosses(NamedTuple):
 class TrainingStep:
     """Losses of a batch, and the gradient of their weighted sum in ``.grad`` of the parameters.
 
+    A fused step evaluates a TensorNet's energies, their derivatives and the gradients of both by
+    kernels (see `kernels`); losses and all else are plain operators.
+
     A compiled step is one graph of tensor operators: forward pass, derivatives with respect to the
     edge vectors, loss, and derivatives with respect to the parameters. It is traced with symbolic
     sizes and compiled once by Inductor (C++ on a CPU, Triton on CUDA) for batches of all sizes.
@@ -59,9 +63,10 @@ class TrainingStep:
         training mode.
     settings
         Settings that define the losses and their weights.
-    compile
-        Whether to compile, at the first step. If this fails and ``settings.compile`` is "auto", a
-        warning is logged and later steps are plain; otherwise the error is raised.
+    backend
+        ``fused``, ``compiled`` or ``plain``. A graph is compiled at the first step. If this fails
+        and the settings do not ask for it, a warning is logged and later steps are plain;
+        otherwise the error is raised.
 
     Raises
     ------
@@ -70,12 +75,14 @@ class TrainingStep:
 
     Attributes
     ----------
+    backend
+        Kind of the steps from here on.
     plain_steps
         Number of plain steps while steps are compiled.
     """
 
     def __init__(
-        self, potential: Potential, settings: TrainingSettings, compile: bool = False
+        self, potential: Potential, settings: TrainingSettings, backend: str = "plain"
     ) -> None:
         self.potential = potential
         self.settings = settings
@@ -87,12 +94,12 @@ class TrainingStep:
         ]
         of_labels += ["systems"] if "stress" in self._quantities else []
         self._axes = [*_GRAPH_AXES, *(Axis(size, 0) for size in of_labels)]
-        self._compiled = CompiledFunction(potential, self._losses) if compile else None
-
-    @property
-    def compiled(self) -> bool:
-        """Whether steps are compiled."""
-        return self._compiled is not None
+        self.backend = backend
+        self._compiled = self._fused = None
+        if backend == "compiled":
+            self._compiled = CompiledFunction(potential, self._losses)
+        elif backend == "fused":
+            self._fused = fused_energies(potential, settings.radial_intervals)
 
     def step(self, batch: Batch, shares: Mapping[str, float] | None = None) -> StepLosses:
         """Losses and gradients of one batch.
@@ -109,7 +116,7 @@ class TrainingStep:
         ValueError
             If the batch lacks a label.
         CompilationError
-            If compilation fails and ``settings.compile`` is not "auto".
+            If compilation fails and the settings ask for it.
         """
         self.potential.train()
         inputs = self._inputs(batch, shares)
@@ -131,10 +138,10 @@ class TrainingStep:
                 self.plain_steps += 1
                 log.info("a training step was not run compiled: %s", problem)
             except CompilationError as problem:
-                if self.settings.compile != "auto":
+                if self.settings.wanted_backend != "auto":
                     raise
                 log.warning("steps run plainly from here on: %s", problem)
-                self._compiled = None
+                self._compiled, self.backend = None, "plain"
         total, terms = self._losses(self.potential, inputs)
         return terms.detach(), torch.autograd.grad([total], parameters, allow_unused=True)
 
@@ -169,7 +176,8 @@ class TrainingStep:
         pairs = Pairs(next(rest), next(rest))
         factors = next(rest)
         wanted = {name: next(rest) for name in self._quantities}
-        found = predict(potential, graph, vectors, pairs, self._quantities, next(rest, None))
+        volume = next(rest, None)
+        found = predict(potential, graph, vectors, pairs, self._quantities, volume, self._fused)
         atoms = None
         if self.settings.energy_per_atom:
             atoms = torch.zeros_like(graph.charge).index_add(

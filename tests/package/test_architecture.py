@@ -15,6 +15,7 @@ FOLDERS = ("models", "calculators", "md_runs")
 
 LAZY = {
     "models.inference.kernels.__init__": "Numba and Triton are optional",
+    "models.training.kernels.__init__": "Numba is optional",
     "calculators.openmmml": "openmm-ml imports it in every process, also where torch is broken",
     "md_runs.command.doctor": "Numba is optional, and doctor tells whether it is there",
 }

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from ...graph import Graph, Pairs
-from ...heads.energy import EnergyReadout, LinearHead, MLPHead
+from ...heads.energy import EnergyReadout, MLPHead
 from ...networks.tensornet import TensorNet
 from ...potential import Potential, edge_gradient
-from ...quantities import QUANTITIES
 from .edges import Edges
 from .network import Dense, Energies, Evaluation, Memory, Shape, Weights
 from .radial import radial_at_pairs, radial_on_knots
-
-
-def fused_step_problem(potential: Potential, quantities: Sequence[str]) -> str | None:
-    """Reason why a step for these quantities cannot be fused; None if it can."""
-    network, readout = potential.representation, potential.readout
-    if type(network) is not TensorNet or type(readout) is not EnergyReadout:
-        return f"there is no fused training step for {potential.architecture}"
-    if not isinstance(readout.head, (MLPHead, LinearHead)):
-        return "there is no fused training step for a gated head"
-    head = next((name for name in quantities if QUANTITIES[name].source is not None), None)
-    if head is not None:
-        return f"a fused training step has no {head}: energies and their derivatives only"
-    if next(potential.parameters()).is_cuda:
-        return "the fused training step runs only on a CPU"
-    if importlib.util.find_spec("numba") is None:
-        return "numba is not installed: pip install numba"
-    return None
 
 
 class FusedEnergies:
@@ -70,7 +49,12 @@ class FusedEnergies:
     def __call__(self, graph: Graph, vectors: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Energies (N,), eV, and the derivatives of their sum by ``vectors`` (E, 3), in eV/A.
 
-        Both are float64; the graph's edges are sorted by receiver.
+        Both are float64.
+
+        Raises
+        ------
+        ValueError
+            If the edges of the graph are not sorted by receiver.
         """
         potential, network = self.potential, self.network
         own = (vectors.detach() / potential.length_in_angstrom).requires_grad_()
@@ -83,6 +67,8 @@ class FusedEnergies:
         else:
             radial = radial_at_pairs(network, lengths.detach(), pairs)
         receivers, senders = graph.edge_index
+        if not (receivers[1:] >= receivers[:-1]).all():
+            raise ValueError("edges are not sorted by receiver: expected a Graph of NeighborList")
         neighbors = Edges(
             torch.searchsorted(receivers, torch.arange(len(graph.numbers) + 1)).numpy(),
             senders.numpy(),
@@ -94,9 +80,7 @@ class FusedEnergies:
         charge = 1 + 0.1 * graph.charge.to(potential.dtype).index_select(0, graph.system)
         evaluation = Evaluation(self.shape, neighbors, charge, self.memory)
         weights = self._weights(evaluation, graph, radial.tables, radial.at_zero)
-        outputs, by_length, by_direction = Energies.apply(
-            evaluation, weights, *weights.tensors()
-        )
+        outputs, by_length, by_direction = Energies.apply(evaluation, weights, *weights.tensors())
         gradient = torch.autograd.grad(
             [lengths, directions], [own], [by_length, by_direction], create_graph=True
         )[0]

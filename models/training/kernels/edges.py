@@ -195,9 +195,7 @@ def gather_table(
 # Embedding
 
 
-def embed(
-    layout: Layout, edges: Edges, table: Any, at_zero: Any, p: Any, q: Any, x: Any
-) -> None:
+def embed(layout: Layout, edges: Edges, table: Any, at_zero: Any, p: Any, q: Any, x: Any) -> None:
     """X of the species factors p and q."""
     for chunk in prange(layout.width // LANES):
         c = chunk * LANES
@@ -295,7 +293,5 @@ def embed_table(
                 g_pair = weighted(f, g_factor) + weighted(df, g_slope)
                 sums = sums + g_pair
                 store_one(g_q, there, load_one(g_q, there) + g_pair)
-                spread(
-                    layout, g_table, c, edges, e, times(pair, g_factor), times(pair, g_slope)
-                )
+                spread(layout, g_table, c, edges, e, times(pair, g_factor), times(pair, g_slope))
             store_one(g_p, here, load_one(g_p, here) + sums)

@@ -103,7 +103,7 @@ def interaction_back(parity_conserving: bool, y: Any, m: Any, q: Any, g: Any) ->
     return product(g, transposed(m)), product(transposed(y), g)
 
 
-BLOCK = 32
+BLOCK = 16
 """Atoms in a block."""
 
 

@@ -17,6 +17,7 @@ No tape is kept, and nothing is differentiated twice: the equations of the opera
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -160,9 +161,19 @@ class Features:
     """Components of all atoms and channels, for kernels and for matrix products."""
 
     def __init__(self, layout: Layout, sizes: list[int], buffer: Tensor) -> None:
+        self._layout, self._sizes, self._buffer = layout, sizes, buffer
         self.flat: NDArray[Any] = buffer.numpy()
-        self.all = buffer.view(layout.atoms, sum(sizes), layout.width).transpose(0, 1)
-        self.irreps = list(torch.split(self.all, sizes))
+
+    @functools.cached_property
+    def all(self) -> Tensor:
+        """(n, N, F)."""
+        width = self._layout.width
+        return self._buffer.view(-1, self._layout.row // width, width).transpose(0, 1)
+
+    @functools.cached_property
+    def irreps(self) -> tuple[Tensor, ...]:
+        """(components, N, F) of each irrep."""
+        return torch.split(self.all, self._sizes)
 
     def norms(self, other: Features) -> Tensor:
         """Inner products of the irreps, (irreps, N, F)."""
@@ -185,9 +196,7 @@ class Evaluation:
         Memory, used until the next evaluation that is given it.
     """
 
-    def __init__(
-        self, shape: Shape, neighbors: Edges, charge: Tensor, memory: Memory
-    ) -> None:
+    def __init__(self, shape: Shape, neighbors: Edges, charge: Tensor, memory: Memory) -> None:
         memory.start()
         self.memory = memory
         self.shape, self.edges, self.charge = shape, neighbors, charge.numpy()

@@ -51,8 +51,7 @@ def radial_at_pairs(network: TensorNet, distances: Tensor, pairs: Pairs) -> Radi
         weights=distances.new_tensor([1.0, 0.0]).expand(edges, 2).contiguous(),
         slopes=distances.new_tensor([0.0, 1.0]).expand(edges, 2).contiguous(),
         tables=[
-            torch.stack([f, df], dim=1).flatten(0, 1)
-            for f, df in zip(values, slopes, strict=True)
+            torch.stack([f, df], dim=1).flatten(0, 1) for f, df in zip(values, slopes, strict=True)
         ],
         at_zero=[f[0] for f in network.edge_factors(distances.new_zeros(1))],
     )

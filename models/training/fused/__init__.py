@@ -1,1 +1,0 @@
-"""A training step of TensorNet without automatic differentiation; see `network`."""
