@@ -13,7 +13,7 @@ torchmd-net searches neighbours in every step, tensormd once per frame.
 - plain operators: the same without its Warp kernels, which are compiled for the CPU too.
 - torchmd-train: the same steps with Lightning's trainer, as `torchmd-train` sets it up, with its
   log, without checkpoints, validation and progress bar.
-- tensormd, plain and compiled: `tensormd.models.training.train`, without validation.
+- tensormd, with each backend: `tensormd.models.training.train`, without validation.
 
 All start from the same weights and have the same frames; the losses of the first batch are
 compared. Each program has its own process, in which its training loop pauses after every step
@@ -126,12 +126,12 @@ class Case:
 
 
 class Tensormd:
-    """tensormd's `train`, plain or compiled."""
+    """tensormd's `train`."""
 
-    def __init__(self, case: Case, folder: Path, *, compile: bool) -> None:
+    def __init__(self, case: Case, folder: Path, **settings: Any) -> None:
         self.frames = case.frames()
         self.potential = case.potential(self.frames)
-        self.settings = replace(OURS, compile=compile)
+        self.settings = replace(OURS, **settings)
 
     def first_loss(self) -> float:
         """Of the first batch."""
@@ -250,12 +250,15 @@ def plain_operators() -> None:
         setattr(tensornet, name, getattr(tensornet, f"_{name}"))
 
 
+OUR_BEST = "tensormd, fused"
 PROGRAMS: dict[str, Callable[[Case, Path], Any]] = {
     "torchmd-net": TorchMDNet,
     "torchmd-net, plain operators": partial(TorchMDNet, kernels=False),
     "torchmd-train": TorchMDTrain,
-    "tensormd, plain": partial(Tensormd, compile=False),
-    "tensormd, compiled": partial(Tensormd, compile=True),
+    "tensormd, plain": partial(Tensormd, backend="plain"),
+    "tensormd, compiled": partial(Tensormd, backend="compiled"),
+    "tensormd, fused, no splines": partial(Tensormd, backend="fused", radial_intervals=0),
+    OUR_BEST: partial(Tensormd, backend="fused"),
 }
 
 
@@ -325,10 +328,10 @@ def work(name: str, case: Case, folder: Path, there: Connection) -> None:
         program.loop(pause)
 
 
-def measure(case: Case, seconds: float, folder: Path) -> dict[str, Any]:
-    """Times of all programs, ms; ``folder`` is for their files."""
+def measure(case: Case, names: list[str], seconds: float, folder: Path) -> dict[str, Any]:
+    """Times of programs, ms; ``folder`` is for their files."""
     programs = []
-    for k, name in enumerate(PROGRAMS):
+    for k, name in enumerate(names):
         (folder / str(k)).mkdir()
         programs.append(Program(name, case, folder / str(k)))
     try:
@@ -367,16 +370,16 @@ def summary(seconds: list[float]) -> dict[str, float]:
 
 
 def ratios(result: dict[str, Any]) -> dict[str, float]:
-    """Time of each program's step relative to tensormd's compiled step."""
+    """Time of each program's step relative to tensormd's fused step."""
     programs = result["programs"]
-    ours = programs["tensormd, compiled"]["ms"]
+    ours = programs[OUR_BEST]["ms"]
     return {name: found["ms"] / ours for name, found in programs.items()}
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown table of the results."""
     lines = [
-        "| network | threads | program | ms a step | quartiles | times compiled |",
+        "| network | threads | program | ms a step | quartiles | times fused |",
         "| --- | ---: | --- | ---: | --- | ---: |",
     ]
     for result in results:
@@ -398,6 +401,7 @@ def main() -> None:
     add_data_option(parser)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--programs", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
     parser.add_argument("--seconds", type=float, default=60.0, help="time per measurement")
     parser.add_argument("--json", type=Path, metavar="FILE", help="results are merged into it")
     options = parser.parse_args()
@@ -409,7 +413,7 @@ def main() -> None:
         for threads in options.threads:
             with tempfile.TemporaryDirectory() as folder:
                 case = Case(network, threads, train_file)
-                result = measure(case, options.seconds, Path(folder))
+                result = measure(case, options.programs, options.seconds, Path(folder))
             print(table([result]), flush=True)
             if options.json:
                 merge(options.json, result)

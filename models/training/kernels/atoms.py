@@ -29,11 +29,23 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from ...inference.kernels.cpu.algebra import anticommutator, dot, product, transposed
+from ...inference.kernels.cpu.algebra import (
+    anticommutator,
+    dot,
+    dots,
+    irreps_of,
+    load_irreps,
+    plus_scaled,
+    product,
+    scaled,
+    transposed,
+)
 from ...inference.kernels.cpu.compiled import inlined
 from ...inference.kernels.cpu.components import load_apart, plus, plus_times, store_apart, times
 from ...inference.kernels.cpu.dense import multiply
 from ...inference.kernels.cpu.simd import LANES, like, splat
+from ...inference.kernels.cpu.simd import load as load_one
+from ...inference.kernels.cpu.simd import store as store_one
 from ...inference.kernels.cpu.tensornet_nodes import compressed, compressed_back, interaction
 
 
@@ -105,6 +117,133 @@ def interaction_back(parity_conserving: bool, y: Any, m: Any, q: Any, g: Any) ->
 
 BLOCK = 16
 """Atoms in a block."""
+
+
+# Invariants and factors of irreps: arrays (N, irreps, width), or (N, width) for all irreps alike
+
+
+def inner(layout: Layout, x: Any, y: Any, products: Any) -> None:
+    """Inner products of all components."""
+    for i in prange(layout.atoms):
+        for c in range(0, layout.width, LANES):
+            at = i * layout.row + c
+            store_one(products, i * layout.width + c, dot(load(layout, x, at), load(layout, y, at)))
+
+
+def inner_by_irrep(layout: Layout, x: Any, y: Any, products: Any) -> None:
+    """Inner products of each irrep."""
+    for i in prange(layout.atoms):
+        for c in range(0, layout.width, LANES):
+            at = i * layout.row + c
+            found = dots(load(layout, x, at), load(layout, y, at))
+            store_apart(products, factor_place(layout, i, c), layout.width, found)
+
+
+def add_times(layout: Layout, factors: Any, x: Any, sums: Any) -> None:
+    """Sums += f x."""
+    for i in prange(layout.atoms):
+        for c in range(0, layout.width, LANES):
+            at, f = i * layout.row + c, load_one(factors, i * layout.width + c)
+            store(layout, sums, at, plus_times(load(layout, sums, at), f, load(layout, x, at)))
+
+
+def times_irreps(layout: Layout, factors: Any, x: Any, y: Any) -> None:
+    """Y = f x, with a factor for each irrep."""
+    for i in prange(layout.atoms):
+        for c in range(0, layout.width, LANES):
+            at, f = i * layout.row + c, load_factors(layout, factors, i, c)
+            store(layout, y, at, scaled(f, load(layout, x, at)))
+
+
+def add_times_irreps(layout: Layout, factors: Any, x: Any, y: Any) -> None:
+    """Y += f x, with a factor for each irrep."""
+    for i in prange(layout.atoms):
+        for c in range(0, layout.width, LANES):
+            at, f = i * layout.row + c, load_factors(layout, factors, i, c)
+            store(layout, y, at, plus_scaled(load(layout, y, at), f, load(layout, x, at)))
+
+
+@inlined
+def factor_place(layout: Layout, i: int, c: int) -> int:
+    """Where the factors of an atom begin, for channels from c on."""
+    return i * irreps_of(layout.shape) * layout.width + c
+
+
+@inlined
+def load_factors(layout: Layout, factors: Any, i: int, c: int) -> Any:
+    """The factors of an atom and sixteen channels."""
+    return load_irreps(layout.shape, factors, factor_place(layout, i, c), layout.width)
+
+
+# Embedding: x = s mix(sums)
+
+
+def embed_out(
+    layout: Layout, sums: Any, matrices: Any, scale: Any, mixed: Any, x: Any
+) -> None:
+    """Mixed = mix(sums), x = s mixed."""
+    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+        first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
+        mix(layout, matrices, sums, mixed, first, last)
+        for i in range(first, last):
+            for c in range(0, layout.width, LANES):
+                at, s = i * layout.row + c, load_factors(layout, scale, i, c)
+                store(layout, x, at, scaled(s, load(layout, mixed, at)))
+
+
+def embed_out_back(
+    layout: Layout, g: Any, transposes: Any, scale: Any, mixed: Any, g_scale: Any, g_mixed: Any,
+    g_sums: Any,
+) -> None:  # fmt: skip
+    """Gradients of s, mixed and sums from g, that of x."""
+    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+        first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
+        for i in range(first, last):
+            for c in range(0, layout.width, LANES):
+                at, s = i * layout.row + c, load_factors(layout, scale, i, c)
+                x = load(layout, g, at)
+                store(layout, g_mixed, at, scaled(s, x))
+                found = dots(x, load(layout, mixed, at))
+                store_apart(g_scale, factor_place(layout, i, c), layout.width, found)
+        mix(layout, transposes, g_mixed, g_sums, first, last)
+
+
+def embed_out_tangent(
+    layout: Layout, dsums: Any, matrices: Any, scale: Any, dscale: Any, mixed: Any, dmixed: Any,
+    dx: Any,
+) -> None:  # fmt: skip
+    """Tangents of `embed_out`."""
+    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+        first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
+        mix(layout, matrices, dsums, dmixed, first, last)
+        for i in range(first, last):
+            for c in range(0, layout.width, LANES):
+                at = i * layout.row + c
+                s, ds = load_factors(layout, scale, i, c), load_factors(layout, dscale, i, c)
+                x = scaled(ds, load(layout, mixed, at))
+                store(layout, dx, at, plus_scaled(x, s, load(layout, dmixed, at)))
+
+
+def embed_out_back_tangent(
+    layout: Layout, g: Any, dg: Any, transposes: Any, scale: Any, dscale: Any, mixed: Any,
+    dmixed: Any, dg_scale: Any, dg_mixed: Any, dg_sums: Any,
+) -> None:  # fmt: skip
+    """Tangents of `embed_out_back`."""
+    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+        first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
+        for i in range(first, last):
+            for c in range(0, layout.width, LANES):
+                at = i * layout.row + c
+                s, ds = load_factors(layout, scale, i, c), load_factors(layout, dscale, i, c)
+                x, dx = load(layout, g, at), load(layout, dg, at)
+                store(layout, dg_mixed, at, plus_scaled(scaled(ds, x), s, dx))
+                found = dots(dx, load(layout, mixed, at))
+                found = plus(found, dots(x, load(layout, dmixed, at)))
+                store_apart(dg_scale, factor_place(layout, i, c), layout.width, found)
+        mix(layout, transposes, dg_mixed, dg_sums, first, last)
+
+
+# Interaction layers
 
 
 def enter(layout: Layout, x: Any, u: Any, matrices: Any, y: Any) -> None:

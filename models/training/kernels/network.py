@@ -160,8 +160,8 @@ class Memory:
 class Features:
     """Components of all atoms and channels, for kernels and for matrix products."""
 
-    def __init__(self, layout: Layout, sizes: list[int], buffer: Tensor) -> None:
-        self._layout, self._sizes, self._buffer = layout, sizes, buffer
+    def __init__(self, layout: Layout, buffer: Tensor) -> None:
+        self._layout, self._buffer = layout, buffer
         self.flat: NDArray[Any] = buffer.numpy()
 
     @functools.cached_property
@@ -169,16 +169,6 @@ class Features:
         """(n, N, F)."""
         width = self._layout.width
         return self._buffer.view(-1, self._layout.row // width, width).transpose(0, 1)
-
-    @functools.cached_property
-    def irreps(self) -> tuple[Tensor, ...]:
-        """(components, N, F) of each irrep."""
-        return torch.split(self.all, self._sizes)
-
-    def norms(self, other: Features) -> Tensor:
-        """Inner products of the irreps, (irreps, N, F)."""
-        pairs = zip(self.irreps, other.irreps, strict=True)
-        return torch.stack([(a * b).sum(0) for a, b in pairs])
 
 
 class Evaluation:
@@ -224,44 +214,44 @@ class Evaluation:
     def new(self) -> Features:
         """Features without values."""
         size = self.layout.atoms * self.layout.row
-        return Features(self.layout, self.sizes, self.memory.take(size, self.dtype))
+        return Features(self.layout, self.memory.take(size, self.dtype))
 
     def run(self, function: Callable[..., None], *args: Any) -> None:
         """Run a kernel on features and arrays."""
-        arrays = (x.flat if isinstance(x, Features) else x for x in args)
+        arrays = (
+            x.flat if isinstance(x, Features) else x.view(-1).numpy() if torch.is_tensor(x) else x
+            for x in args
+        )
         launch(function, self.layout, *arrays)
 
-    def mixed(self, x: Features, matrix: Tensor) -> Features:
-        """Channels of each irrep times the transposed matrix (irreps, F, F)."""
-        y = self.new()
-        for c, k in enumerate(self.irrep_of):
-            torch.mm(x.all[c], matrix[k].t(), out=y.all[c])
-        return y
+    def factors(self, x: Tensor) -> Tensor:
+        """(N, irreps F) -> factors of irreps, (N, irreps, width)."""
+        return self.padded(x.view(len(x), len(self.sizes), self.shape.channels)).contiguous()
 
     def padded(self, x: Tensor) -> Tensor:
         """(..., F) with the padded channels."""
         missing = self.layout.width - x.shape[-1]
         return nn.functional.pad(x, (0, missing)) if missing else x
 
-    def by_irrep(self, x: Tensor) -> Tensor:
-        """(N, irreps F) -> (irreps, N, F), padded."""
-        parts = x.view(len(x), len(self.sizes), self.shape.channels)
-        return self.padded(parts.transpose(0, 1))
+    def inner(self, x: Features, y: Features) -> Tensor:
+        """Inner products of all components, (N, F)."""
+        found = torch.empty(self.layout.atoms, self.layout.width, dtype=self.dtype)
+        self.run(atoms.inner, x, y, found)
+        return found[:, : self.shape.channels]
+
+    def inner_by_irrep(self, x: Features, y: Features) -> Tensor:
+        """Inner products of the irreps, (N, irreps F)."""
+        found = self.new_factors()
+        self.run(atoms.inner_by_irrep, x, y, found)
+        return self.side_by_side(found)
+
+    def new_factors(self) -> Tensor:
+        """Factors of irreps, (N, irreps, width), without values."""
+        return torch.empty(self.layout.atoms, len(self.sizes), self.layout.width, dtype=self.dtype)
 
     def side_by_side(self, x: Tensor) -> Tensor:
-        """(irreps, N, F), padded -> (N, irreps F)."""
-        return x[..., : self.shape.channels].transpose(0, 1).flatten(1)
-
-    def scaled(self, x: Features, factors: Tensor, plus: Features | None = None) -> Features:
-        """Irreps times factors (irreps, N, F), into new features or added to others."""
-        y = self.new() if plus is None else plus
-        for a, factor, b in zip(x.irreps, factors, y.irreps, strict=True):
-            torch.mul(a, factor, out=b) if plus is None else b.addcmul_(a, factor)
-        return y
-
-    def norms(self, x: Features, y: Features) -> Tensor:
-        """Inner products of all components, (N, F)."""
-        return x.norms(y).sum(0)[:, : self.shape.channels]
+        """(N, irreps, width) -> (N, irreps F)."""
+        return x[..., : self.shape.channels].flatten(1)
 
     def values(self, w: Weights) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs (N,), and the derivatives of their sum by lengths (E,) and directions (E, n)."""
@@ -280,11 +270,11 @@ class Evaluation:
 
         self.sums = self.new()
         run(edges.embed, self.edges, self.tables[0], self.zeros[0], *self.species, self.sums)
-        norms = self.norms(self.sums, self.sums)
-        self.scale = self.by_irrep(self.gate.value(self.norm.value(norms)))
-        self.unscaled = self.mixed(self.sums, w.mixes[0])
+        norms = self.inner(self.sums, self.sums)
+        self.scale = self.factors(self.gate.value(self.norm.value(norms)))
+        self.unscaled, x = self.new(), self.new()
+        run(atoms.embed_out, self.sums, self.mixes[0], self.scale, self.unscaled, x)
         self.layers: list[LayerValues] = []
-        x = self.scaled(self.unscaled, self.scale)
         for k in range(1, len(w.tables)):
             u, y, m, t, delta, after = (self.new() for _ in range(6))
             run(atoms.enter, x, u, self.mixes[2 * k - 1], y)
@@ -293,14 +283,15 @@ class Evaluation:
             self.layers.append(LayerValues(x, u, y, m, t, delta))
             x = after
         self.x = x
-        outputs = self.head.value(self.last_norm.value(self.side_by_side(x.norms(x))))
+        outputs = self.head.value(self.last_norm.value(self.inner_by_irrep(x, x)))
         return outputs.squeeze(1), *self._derivatives()
 
     def _derivatives(self) -> tuple[Tensor, Tensor]:
         w, run, edge_count = self.w, self.run, len(self.edges.sender)
         ones = torch.ones(self.layout.atoms, 1, dtype=self.dtype)
-        self.g_invariants = self.by_irrep(self.last_norm.back(self.head.back(ones)))
-        g = self.scaled(self.x, 2 * self.g_invariants)
+        self.g_invariants = 2 * self.factors(self.last_norm.back(self.head.back(ones)))
+        g = self.new()
+        run(atoms.times_irreps, self.g_invariants, self.x, g)
         by_chunk = np.zeros((self.layout.width // LANES, edge_count), self.charge.dtype)
         self.back: list[LayerGradients] = []
         for k in reversed(range(1, len(w.tables))):
@@ -316,11 +307,14 @@ class Evaluation:
             self.back.insert(0, LayerGradients(g, g_delta, g_t, g_m, g_y, g_u))
             g = g_x
         self.g_first = g
-        self.g_unscaled = self.scaled(g, self.scale)
-        g_scale = self.side_by_side(g.norms(self.unscaled))
-        self.g_norms = self.padded(self.norm.back(self.gate.back(g_scale)))
-        self.g_sums = self.mixed(self.g_unscaled, w.mixes[0].mT)
-        self.g_sums.all.addcmul_(self.sums.all, 2 * self.g_norms)
+        self.g_unscaled, self.g_sums, g_scale = self.new(), self.new(), self.new_factors()
+        run(
+            atoms.embed_out_back, g, self.transposes[0], self.scale, self.unscaled, g_scale,
+            self.g_unscaled, self.g_sums,
+        )  # fmt: skip
+        g_norms = self.norm.back(self.gate.back(self.side_by_side(g_scale)))
+        self.g_norms = 2 * self.padded(g_norms)
+        run(atoms.add_times, self.g_norms, self.sums, self.g_sums)
         g_length = by_chunk.sum(0)
         g_direction = np.empty(edge_count * sum(self.sizes), self.charge.dtype)
         run(
@@ -342,11 +336,13 @@ class Evaluation:
             edges.embed_tangent, self.edges, self.tables[0], length, direction, *self.species,
             d_sums,
         )  # fmt: skip
-        d_norms = 2 * self.norms(self.sums, d_sums)
-        d_scale = self.by_irrep(self.gate.tangent(self.norm.tangent(d_norms)))
-        d_unscaled = self.mixed(d_sums, w.mixes[0])
-        dx = self.scaled(d_unscaled, self.scale)
-        self.scaled(self.unscaled, d_scale, plus=dx)
+        d_norms = 2 * self.inner(self.sums, d_sums)
+        d_scale = self.factors(self.gate.tangent(self.norm.tangent(d_norms)))
+        d_unscaled, dx = self.new(), self.new()
+        run(
+            atoms.embed_out_tangent, d_sums, self.mixes[0], self.scale, d_scale, self.unscaled,
+            d_unscaled, dx,
+        )  # fmt: skip
         nothing = self.new()
         nothing.all.zero_()
         tangents: list[LayerValues] = []
@@ -363,8 +359,7 @@ class Evaluation:
             )  # fmt: skip
             tangents.append(LayerValues(dx, du, dy, dm, dt, ddelta))
             dx = after
-        d_invariants = self.side_by_side(2 * self.x.norms(dx))
-        self.head.tangent(self.last_norm.tangent(d_invariants))
+        self.head.tangent(self.last_norm.tangent(2 * self.inner_by_irrep(self.x, dx)))
 
         # The tangents of the gradients, from the last operation to the first.
         found = Weights(
@@ -375,9 +370,10 @@ class Evaluation:
         )
         tables = [x.numpy().reshape(-1) for x in found.tables]
         zeros = [x.numpy().reshape(-1) for x in found.at_zero]
-        dg_invariants = self.by_irrep(self.last_norm.back_tangent(self.head.back_tangent(c)))
-        dg = self.scaled(self.x, 2 * dg_invariants)
-        self.scaled(dx, 2 * self.g_invariants, plus=dg)
+        dg = self.new()
+        dg_invariants = self.last_norm.back_tangent(self.head.back_tangent(c))
+        run(atoms.times_irreps, 2 * self.factors(dg_invariants), self.x, dg)
+        run(atoms.add_times_irreps, self.g_invariants, dx, dg)
         for k in reversed(range(1, len(w.tables))):
             layer, tangent, back = self.layers[k - 1], tangents[k - 1], self.back[k - 1]
             dg_delta, d_direct, dg_m, dg_y, dg_x = (self.new() for _ in range(5))
@@ -401,14 +397,15 @@ class Evaluation:
                 dg, back.g_u, dg_x,
             )  # fmt: skip
             dg = dg_x
-        dg_unscaled = self.scaled(dg, self.scale)
-        self.scaled(self.g_first, d_scale, plus=dg_unscaled)
-        dg_scale = self.side_by_side(dg.norms(self.unscaled) + self.g_first.norms(d_unscaled))
+        dg_unscaled, dg_sums, dg_scale = self.new(), self.new(), self.new_factors()
+        run(
+            atoms.embed_out_back_tangent, self.g_first, dg, self.transposes[0], self.scale, d_scale,
+            self.unscaled, d_unscaled, dg_scale, dg_unscaled, dg_sums,
+        )  # fmt: skip
         self.add_products(found.mixes[0], dg_unscaled, self.sums, self.g_unscaled, d_sums)
-        dg_norms = self.padded(self.norm.back_tangent(self.gate.back_tangent(dg_scale)))
-        dg_sums = self.mixed(dg_unscaled, w.mixes[0].mT)
-        dg_sums.all.addcmul_(self.sums.all, 2 * dg_norms)
-        dg_sums.all.addcmul_(d_sums.all, 2 * self.g_norms)
+        dg_norms = self.norm.back_tangent(self.gate.back_tangent(self.side_by_side(dg_scale)))
+        run(atoms.add_times, 2 * self.padded(dg_norms), self.sums, dg_sums)
+        run(atoms.add_times, self.g_norms, d_sums, dg_sums)
         run(
             edges.embed_table, self.edges, self.tables[0], self.zeros[0], length, direction,
             *self.species, self.g_sums, dg_sums, found.receiver.numpy().reshape(-1),
