@@ -16,7 +16,7 @@ torchmd-net searches neighbours in every step, tensormd once per frame.
 - tensormd, with each backend: `tensormd.models.training.train`, without validation.
 
 All start from the same weights and have the same frames; the losses of the first batch are
-compared. Each program has its own process, in which its training loop pauses after every step
+compared. Each program has its own process, in which its training loop pauses after some steps
 until the others have completed theirs. Times are medians; steps before everything is compiled and
 warm are not counted. Results are merged into the JSON file by network and threads. Keep the
 machine idle meanwhile; the first run compiles for some minutes.
@@ -96,6 +96,7 @@ THEIRS: dict[str, Any] = {  # from the same example
 }
 WARM = 5  # steps of each program before counting begins
 LEAST = 10  # smallest number of counted steps
+TURN = 8  # steps that a program runs in a row, as in training
 
 Pause = Callable[[], None]
 
@@ -345,7 +346,8 @@ def measure(case: Case, names: list[str], seconds: float, folder: Path) -> dict[
         began = time.perf_counter()
         while time.perf_counter() - began < seconds or len(programs[0].seconds) < WARM + LEAST:
             for program in programs:
-                program.step()
+                for _ in range(TURN):
+                    program.step()
     finally:
         for program in programs:
             program.end()

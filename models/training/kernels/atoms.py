@@ -127,7 +127,9 @@ def inner(layout: Layout, x: Any, y: Any, products: Any) -> None:
     for i in prange(layout.atoms):
         for c in range(0, layout.width, LANES):
             at = i * layout.row + c
-            store_one(products, i * layout.width + c, dot(load(layout, x, at), load(layout, y, at)))
+            store_one(
+                products, i * layout.width + c, dot(load(layout, x, at), load(layout, y, at))
+            )
 
 
 def inner_by_irrep(layout: Layout, x: Any, y: Any, products: Any) -> None:
@@ -178,9 +180,7 @@ def load_factors(layout: Layout, factors: Any, i: int, c: int) -> Any:
 # Embedding: x = s mix(sums)
 
 
-def embed_out(
-    layout: Layout, sums: Any, matrices: Any, scale: Any, mixed: Any, x: Any
-) -> None:
+def embed_out(layout: Layout, sums: Any, matrices: Any, scale: Any, mixed: Any, x: Any) -> None:
     """Mixed = mix(sums), x = s mixed."""
     for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)

@@ -50,6 +50,7 @@ from ...inference.kernels.cpu.algebra import (
     load_irreps,
     only,
     plus_scaled,
+    scaled,
     weighted,
 )
 from ...inference.kernels.cpu.compiled import inlined
@@ -118,16 +119,14 @@ def spread(
 # Interaction
 
 
-def gather(
-    layout: Layout, edges: Edges, table: Any, at_zero: Any, y: Any, sums: Any, m: Any
-) -> None:
-    """M = sums + what `at_zero` and the neighbours give of y."""
+def gather(layout: Layout, edges: Edges, table: Any, at_zero: Any, y: Any, m: Any) -> None:
+    """The messages M."""
     for chunk in prange(layout.width // LANES):
         c = chunk * LANES
         own = load_irreps(layout.shape, at_zero, c, layout.width)
         for i in range(layout.atoms):
             here = i * layout.row + c
-            found = plus_scaled(load(layout, sums, here), own, load(layout, y, here))
+            found = scaled(own, load(layout, y, here))
             for e in range(edges.offsets[i], edges.offsets[i + 1]):
                 f = lookup(layout, table, c, edges.row[e], edges.weights, e)
                 y_j = load(layout, y, edges.sender[e] * layout.row + c)
@@ -135,61 +134,73 @@ def gather(
             store(layout, m, here, found)
 
 
-def gather_slopes(
-    layout: Layout, edges: Edges, table: Any, y: Any, g_m: Any, g_length: Any
-) -> None:
-    """Add the derivatives by the edges' lengths to those of each chunk, (chunks, E)."""
+def gather_back(
+    layout: Layout, edges: Edges, table: Any, at_zero: Any, y: Any, g_m: Any, sums: Any,
+    g_y: Any, g_length: Any,
+) -> None:  # fmt: skip
+    """Gradient of y, sums + what those of the messages give; adds to dE/dr, (chunks, E)."""
     for chunk in prange(layout.width // LANES):
         c = chunk * LANES
+        own = load_irreps(layout.shape, at_zero, c, layout.width)
         for i in range(layout.atoms):
-            y_i = load(layout, y, i * layout.row + c)
+            here = i * layout.row + c
+            y_i = load(layout, y, here)
+            found = plus_scaled(load(layout, sums, here), own, load(layout, g_m, here))
             for e in range(edges.offsets[i], edges.offsets[i + 1]):
+                f = lookup(layout, table, c, edges.row[e], edges.weights, e)
                 slopes = lookup(layout, table, c, edges.row[e], edges.slopes, e)
                 g_j = load(layout, g_m, edges.sender[e] * layout.row + c)
+                found = plus_scaled(found, f, g_j)
                 g_length[chunk, e] += total(weighted(slopes, dots(g_j, y_i)))
+            store(layout, g_y, here, found)
 
 
 def gather_tangent(
-    layout: Layout, edges: Edges, table: Any, at_zero: Any, dr: Any, y: Any, dy: Any, sums: Any,
-    dm: Any,
-) -> None:  # fmt: skip
+    layout: Layout, edges: Edges, table: Any, at_zero: Any, dr: Any, y: Any, dy: Any, dm: Any
+) -> None:
     """Tangent of `gather`."""
     for chunk in prange(layout.width // LANES):
         c = chunk * LANES
         own = load_irreps(layout.shape, at_zero, c, layout.width)
         for i in range(layout.atoms):
             here = i * layout.row + c
-            found = plus_scaled(load(layout, sums, here), own, load(layout, dy, here))
+            found = scaled(own, load(layout, dy, here))
             for e in range(edges.offsets[i], edges.offsets[i + 1]):
                 there = edges.sender[e] * layout.row + c
                 f = lookup(layout, table, c, edges.row[e], edges.weights, e)
                 df = lookup(layout, table, c, edges.row[e], edges.slopes, e)
                 found = plus_scaled(found, f, load(layout, dy, there))
-                y_j = load(layout, y, there)
-                found = plus_scaled(found, times(splat(dr[e]), df), y_j)
+                found = plus_scaled(found, times(splat(dr[e]), df), load(layout, y, there))
             store(layout, dm, here, found)
 
 
-def gather_table(
-    layout: Layout, edges: Edges, dr: Any, y: Any, dy: Any, g_m: Any, dg_m: Any, g_table: Any,
-    g_zero: Any,
+def gather_back_tangent(
+    layout: Layout, edges: Edges, table: Any, at_zero: Any, dr: Any, y: Any, dy: Any, g_m: Any,
+    dg_m: Any, sums: Any, dg_y: Any, g_table: Any, g_zero: Any,
 ) -> None:  # fmt: skip
-    """Add dL/dT to ``g_table`` and dL/da to ``g_zero``."""
+    """Tangent of the gradient of y; adds dL/dT to ``g_table`` and dL/da to ``g_zero``."""
     for chunk in prange(layout.width // LANES):
         c = chunk * LANES
+        own = load_irreps(layout.shape, at_zero, c, layout.width)
         for i in range(layout.atoms):
             here = i * layout.row + c
             y_i, dy_i = load(layout, y, here), load(layout, dy, here)
-            own = load_irreps(layout.shape, g_zero, c, layout.width)
-            own = plus(own, dots(load(layout, dg_m, here), y_i))
-            own = plus(own, dots(load(layout, g_m, here), dy_i))
-            store_apart(g_zero, c, layout.width, own)
+            g_i, dg_i = load(layout, g_m, here), load(layout, dg_m, here)
+            g_own = load_irreps(layout.shape, g_zero, c, layout.width)
+            g_own = plus(g_own, plus(dots(dg_i, y_i), dots(g_i, dy_i)))
+            store_apart(g_zero, c, layout.width, g_own)
+            found = plus_scaled(load(layout, sums, here), own, dg_i)
             for e in range(edges.offsets[i], edges.offsets[i + 1]):
                 there = edges.sender[e] * layout.row + c
-                g_j = load(layout, g_m, there)
-                g_factor = plus(dots(load(layout, dg_m, there), y_i), dots(g_j, dy_i))
-                g_slope = times(splat(dr[e]), dots(g_j, y_i))
+                f = lookup(layout, table, c, edges.row[e], edges.weights, e)
+                df = lookup(layout, table, c, edges.row[e], edges.slopes, e)
+                g_j, dg_j = load(layout, g_m, there), load(layout, dg_m, there)
+                r = splat(dr[e])
+                found = plus_scaled(plus_scaled(found, f, dg_j), times(r, df), g_j)
+                g_factor = plus(dots(dg_j, y_i), dots(g_j, dy_i))
+                g_slope = times(r, dots(g_j, y_i))
                 spread(layout, g_table, c, edges, e, g_factor, g_slope)
+            store(layout, dg_y, here, found)
 
 
 # Embedding

@@ -17,7 +17,6 @@ No tape is kept, and nothing is differentiated twice: the equations of the opera
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,18 +38,43 @@ from .launch import launch
 from .layers import NormTangents, PerceptronTangents
 
 
+class Features:
+    """Components of all atoms and channels, laid out as kernels read them."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.flat: NDArray[Any] = buffer.numpy()
+
+
+class Pair(NamedTuple):
+    """Two features behind each other, which a matrix product takes at once."""
+
+    first: Features
+    second: Features
+    both: Tensor
+    """(components, 2 N, F)."""
+
+
 class LayerValues(NamedTuple):
-    """Values of an interaction layer, or their tangents."""
+    """Values of an interaction layer."""
 
     x: Features
     """Features before the layer."""
-    u: Features
-    """X / (|x|^2 + 1)."""
+    u: Pair
+    """X / (|x|^2 + 1), and its tangent."""
     y: Features
     m: Features
     """Messages."""
-    t: Features
-    """C / (|c|^2 + 1)."""
+    t: Pair
+    """C / (|c|^2 + 1), and its tangent."""
+    delta: Features
+
+
+class LayerTangents(NamedTuple):
+    """Tangents of values of an interaction layer."""
+
+    x: Features
+    y: Features
+    m: Features
     delta: Features
 
 
@@ -59,10 +83,12 @@ class LayerGradients(NamedTuple):
 
     g: Features
     """Of the features after the layer."""
-    g_delta: Features
+    g_delta: Pair
+    """The tangent of the gradient, and the gradient."""
     g_t: Features
     g_m: Features
-    g_y: Features
+    g_y: Pair
+    """As ``g_delta``."""
     g_u: Features
 
 
@@ -157,20 +183,6 @@ class Memory:
         return self._arrays[self._taken - 1][:size]
 
 
-class Features:
-    """Components of all atoms and channels, for kernels and for matrix products."""
-
-    def __init__(self, layout: Layout, buffer: Tensor) -> None:
-        self._layout, self._buffer = layout, buffer
-        self.flat: NDArray[Any] = buffer.numpy()
-
-    @functools.cached_property
-    def all(self) -> Tensor:
-        """(n, N, F)."""
-        width = self._layout.width
-        return self._buffer.view(-1, self._layout.row // width, width).transpose(0, 1)
-
-
 class Evaluation:
     """One batch: `values`, then `gradients`.
 
@@ -192,7 +204,6 @@ class Evaluation:
         self.shape, self.edges, self.charge = shape, neighbors, charge.numpy()
         self.dtype = charge.dtype
         self.sizes = [COMPONENTS[irrep] for irrep in shape.irreps]
-        self.irrep_of = [k for k, size in enumerate(self.sizes) for _ in range(size)]
         atoms_, width = charge.numel(), -(-shape.channels // LANES) * LANES
         components = sum(self.sizes)
         places = np.arange(atoms_)[:, None] * components * width
@@ -214,7 +225,15 @@ class Evaluation:
     def new(self) -> Features:
         """Features without values."""
         size = self.layout.atoms * self.layout.row
-        return Features(self.layout, self.memory.take(size, self.dtype))
+        return Features(self.memory.take(size, self.dtype))
+
+    def new_pair(self) -> Pair:
+        """Two features without values."""
+        size = self.layout.atoms * self.layout.row
+        buffer = self.memory.take(2 * size, self.dtype)
+        first, second = (Features(part) for part in buffer.view(2, -1))
+        both = buffer.view(2 * self.layout.atoms, -1, self.layout.width).transpose(0, 1)
+        return Pair(first, second, both)
 
     def run(self, function: Callable[..., None], *args: Any) -> None:
         """Run a kernel on features and arrays."""
@@ -265,21 +284,31 @@ class Evaluation:
         self.gate = PerceptronTangents(w.gate.weights, w.gate.biases, shape.gate)
         self.last_norm = NormTangents(*w.head.norm, shape.norm_size, shape.epsilon)
         self.head = PerceptronTangents(w.head.weights, w.head.biases, shape.head)
-        nothing = self.new()
-        nothing.all.zero_()
 
-        self.sums = self.new()
-        run(edges.embed, self.edges, self.tables[0], self.zeros[0], *self.species, self.sums)
-        norms = self.inner(self.sums, self.sums)
+        self.sums = self.new_pair()
+        sums = self.sums.first
+        run(edges.embed, self.edges, self.tables[0], self.zeros[0], *self.species, sums)
+        norms = self.inner(sums, sums)
         self.scale = self.factors(self.gate.value(self.norm.value(norms)))
         self.unscaled, x = self.new(), self.new()
-        run(atoms.embed_out, self.sums, self.mixes[0], self.scale, self.unscaled, x)
+        run(atoms.embed_out, sums, self.mixes[0], self.scale, self.unscaled, x)
         self.layers: list[LayerValues] = []
         for k in range(1, len(w.tables)):
-            u, y, m, t, delta, after = (self.new() for _ in range(6))
-            run(atoms.enter, x, u, self.mixes[2 * k - 1], y)
-            run(edges.gather, self.edges, self.tables[k], self.zeros[k], y, nothing, m)
-            run(atoms.interact, u, y, m, self.charge, t, self.mixes[2 * k], delta, after)
+            y, m, delta, after = (self.new() for _ in range(4))
+            u, t = self.new_pair(), self.new_pair()
+            run(atoms.enter, x, u.first, self.mixes[2 * k - 1], y)
+            run(edges.gather, self.edges, self.tables[k], self.zeros[k], y, m)
+            run(
+                atoms.interact,
+                u.first,
+                y,
+                m,
+                self.charge,
+                t.first,
+                self.mixes[2 * k],
+                delta,
+                after,
+            )
             self.layers.append(LayerValues(x, u, y, m, t, delta))
             x = after
         self.x = x
@@ -296,25 +325,28 @@ class Evaluation:
         self.back: list[LayerGradients] = []
         for k in reversed(range(1, len(w.tables))):
             layer = self.layers[k - 1]
-            g_delta, g_t, direct, g_m, g_y, g_u, g_x = (self.new() for _ in range(7))
+            g_t, direct, g_m, g_u, g_x = (self.new() for _ in range(5))
+            g_delta, g_y = self.new_pair(), self.new_pair()
             run(
-                atoms.interact_back, layer.y, layer.m, self.charge, layer.delta, g, g_delta,
-                self.transposes[2 * k], g_t, direct, g_m,
+                atoms.interact_back, layer.y, layer.m, self.charge, layer.delta, g,
+                g_delta.second, self.transposes[2 * k], g_t, direct, g_m,
             )  # fmt: skip
-            run(edges.gather, self.edges, self.tables[k], self.zeros[k], g_m, direct, g_y)
-            run(edges.gather_slopes, self.edges, self.tables[k], layer.y, g_m, by_chunk)
-            run(atoms.enter_back, layer.x, g_y, self.transposes[2 * k - 1], g, g_u, g_x)
+            run(
+                edges.gather_back, self.edges, self.tables[k], self.zeros[k], layer.y, g_m, direct,
+                g_y.second, by_chunk,
+            )  # fmt: skip
+            run(atoms.enter_back, layer.x, g_y.second, self.transposes[2 * k - 1], g, g_u, g_x)
             self.back.insert(0, LayerGradients(g, g_delta, g_t, g_m, g_y, g_u))
             g = g_x
         self.g_first = g
-        self.g_unscaled, self.g_sums, g_scale = self.new(), self.new(), self.new_factors()
+        self.g_unscaled, self.g_sums, g_scale = self.new_pair(), self.new(), self.new_factors()
         run(
             atoms.embed_out_back, g, self.transposes[0], self.scale, self.unscaled, g_scale,
-            self.g_unscaled, self.g_sums,
+            self.g_unscaled.second, self.g_sums,
         )  # fmt: skip
         g_norms = self.norm.back(self.gate.back(self.side_by_side(g_scale)))
         self.g_norms = 2 * self.padded(g_norms)
-        run(atoms.add_times, self.g_norms, self.sums, self.g_sums)
+        run(atoms.add_times, self.g_norms, self.sums.first, self.g_sums)
         g_length = by_chunk.sum(0)
         g_direction = np.empty(edge_count * sum(self.sizes), self.charge.dtype)
         run(
@@ -331,33 +363,31 @@ class Evaluation:
         w, run = self.w, self.run
         length = dr.contiguous().numpy()
         direction = d_directions.contiguous().numpy().reshape(-1)
-        d_sums = self.new()
+        sums, d_sums = self.sums.first, self.sums.second
         run(
             edges.embed_tangent, self.edges, self.tables[0], length, direction, *self.species,
             d_sums,
         )  # fmt: skip
-        d_norms = 2 * self.inner(self.sums, d_sums)
+        d_norms = 2 * self.inner(sums, d_sums)
         d_scale = self.factors(self.gate.tangent(self.norm.tangent(d_norms)))
         d_unscaled, dx = self.new(), self.new()
         run(
             atoms.embed_out_tangent, d_sums, self.mixes[0], self.scale, d_scale, self.unscaled,
             d_unscaled, dx,
         )  # fmt: skip
-        nothing = self.new()
-        nothing.all.zero_()
-        tangents: list[LayerValues] = []
+        tangents: list[LayerTangents] = []
         for k, layer in enumerate(self.layers, 1):
-            du, dy, dm, dt, ddelta, after = (self.new() for _ in range(6))
-            run(atoms.enter_tangent, layer.x, dx, du, self.mixes[2 * k - 1], dy)
+            dy, dm, ddelta, after = (self.new() for _ in range(4))
+            run(atoms.enter_tangent, layer.x, dx, layer.u.second, self.mixes[2 * k - 1], dy)
             run(
                 edges.gather_tangent, self.edges, self.tables[k], self.zeros[k], length, layer.y,
-                dy, nothing, dm,
+                dy, dm,
             )  # fmt: skip
             run(
-                atoms.interact_tangent, du, layer.y, dy, layer.m, dm, self.charge, dt,
-                self.mixes[2 * k], layer.delta, ddelta, after,
+                atoms.interact_tangent, layer.u.second, layer.y, dy, layer.m, dm, self.charge,
+                layer.t.second, self.mixes[2 * k], layer.delta, ddelta, after,
             )  # fmt: skip
-            tangents.append(LayerValues(dx, du, dy, dm, dt, ddelta))
+            tangents.append(LayerTangents(dx, dy, dm, ddelta))
             dx = after
         self.head.tangent(self.last_norm.tangent(2 * self.inner_by_irrep(self.x, dx)))
 
@@ -376,35 +406,31 @@ class Evaluation:
         run(atoms.add_times_irreps, self.g_invariants, dx, dg)
         for k in reversed(range(1, len(w.tables))):
             layer, tangent, back = self.layers[k - 1], tangents[k - 1], self.back[k - 1]
-            dg_delta, d_direct, dg_m, dg_y, dg_x = (self.new() for _ in range(5))
+            d_direct, dg_m, dg_x = (self.new() for _ in range(3))
             run(
                 atoms.interact_back_tangent, layer.y, tangent.y, layer.m, tangent.m, self.charge,
-                layer.delta, tangent.delta, back.g, dg, dg_delta, self.transposes[2 * k],
-                back.g_t, d_direct, dg_m,
+                layer.delta, tangent.delta, back.g, dg, back.g_delta.first,
+                self.transposes[2 * k], back.g_t, d_direct, dg_m,
             )  # fmt: skip
-            self.add_products(found.mixes[2 * k], dg_delta, layer.t, back.g_delta, tangent.t)
+            add_products(found.mixes[2 * k], self.sizes, back.g_delta, layer.t)
             run(
-                edges.gather_tangent, self.edges, self.tables[k], self.zeros[k], length,
-                back.g_m, dg_m, d_direct, dg_y,
+                edges.gather_back_tangent, self.edges, self.tables[k], self.zeros[k], length,
+                layer.y, tangent.y, back.g_m, dg_m, d_direct, back.g_y.first, tables[k], zeros[k],
             )  # fmt: skip
+            add_products(found.mixes[2 * k - 1], self.sizes, back.g_y, layer.u)
             run(
-                edges.gather_table, self.edges, length, layer.y, tangent.y, back.g_m, dg_m,
-                tables[k], zeros[k],
-            )  # fmt: skip
-            self.add_products(found.mixes[2 * k - 1], dg_y, layer.u, back.g_y, tangent.u)
-            run(
-                atoms.enter_back_tangent, layer.x, tangent.x, dg_y, self.transposes[2 * k - 1],
+                atoms.enter_back_tangent, layer.x, tangent.x, back.g_y.first, self.transposes[2 * k - 1],
                 dg, back.g_u, dg_x,
             )  # fmt: skip
             dg = dg_x
-        dg_unscaled, dg_sums, dg_scale = self.new(), self.new(), self.new_factors()
+        dg_sums, dg_scale = self.new(), self.new_factors()
         run(
             atoms.embed_out_back_tangent, self.g_first, dg, self.transposes[0], self.scale, d_scale,
-            self.unscaled, d_unscaled, dg_scale, dg_unscaled, dg_sums,
+            self.unscaled, d_unscaled, dg_scale, self.g_unscaled.first, dg_sums,
         )  # fmt: skip
-        self.add_products(found.mixes[0], dg_unscaled, self.sums, self.g_unscaled, d_sums)
+        add_products(found.mixes[0], self.sizes, self.g_unscaled, self.sums)
         dg_norms = self.norm.back_tangent(self.gate.back_tangent(self.side_by_side(dg_scale)))
-        run(atoms.add_times, 2 * self.padded(dg_norms), self.sums, dg_sums)
+        run(atoms.add_times, 2 * self.padded(dg_norms), sums, dg_sums)
         run(atoms.add_times, self.g_norms, d_sums, dg_sums)
         run(
             edges.embed_table, self.edges, self.tables[0], self.zeros[0], length, direction,
@@ -415,17 +441,23 @@ class Evaluation:
         found.head = gradients_of(self.last_norm, self.head)
         return found
 
-    def add_products(
-        self, matrix: Tensor, dg: Features, x: Features, g: Features, dx: Features
-    ) -> None:
-        """Add the gradient of the matrix of `mixed`, from those of its results."""
-        for c, k in enumerate(self.irrep_of):
-            matrix[k].addmm_(dg.all[c].t(), x.all[c]).addmm_(g.all[c].t(), dx.all[c])
+
+def add_products(matrices: Tensor, sizes: list[int], g: Pair, x: Pair) -> None:
+    """Add the gradients of matrices (irreps, F, F) between features, from those of the results.
+
+    The first of ``g`` are tangents of gradients, to be multiplied by values, the first of ``x``.
+    """
+    component = 0
+    for matrix, size in zip(matrices, sizes, strict=True):
+        for c in range(component, component + size):
+            matrix.addmm_(g.both[c].t(), x.both[c])
+        component += size
 
 
 def packed(matrices: Tensor) -> NDArray[Any]:
     """Matrices (irreps, inputs, outputs), as kernels read them."""
-    return np.concatenate([pack_matrix(matrix.detach().numpy()) for matrix in matrices])
+    array = matrices.detach().numpy()
+    return np.concatenate([pack_matrix(matrix) for matrix in array])
 
 
 def gradients_of(norm: NormTangents, perceptron: PerceptronTangents) -> Dense:

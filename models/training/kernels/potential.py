@@ -11,7 +11,7 @@ from ...networks.tensornet import TensorNet
 from ...potential import Potential, edge_gradient
 from .edges import Edges
 from .network import Dense, Energies, Evaluation, Memory, Shape, Weights
-from .radial import radial_at_pairs, radial_on_knots
+from .radial import Knots, radial_at_pairs
 
 
 class FusedEnergies:
@@ -30,7 +30,7 @@ class FusedEnergies:
         assert isinstance(network, TensorNet)
         assert isinstance(readout, EnergyReadout)
         self.potential, self.network, self.readout = potential, network, readout
-        self.intervals = intervals
+        self.knots = Knots(network, intervals) if intervals else None
         self.memory = Memory()
         head = readout.head
         layers = list(head.network) if isinstance(head, MLPHead) else [head.linear]
@@ -61,9 +61,8 @@ class FusedEnergies:
         narrow = own.to(potential.dtype)
         lengths = torch.linalg.vector_norm(narrow, dim=1)
         directions = network.embedding.algebra.directions(-narrow / lengths.unsqueeze(1)).t()
-        if self.intervals:
-            exact = torch.linalg.vector_norm(own.detach(), dim=1)
-            radial = radial_on_knots(network, exact, self.intervals)
+        if self.knots is not None:
+            radial = self.knots(torch.linalg.vector_norm(own.detach(), dim=1))
         else:
             radial = radial_at_pairs(network, lengths.detach(), pairs)
         receivers, senders = graph.edge_index

@@ -14,12 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numba import prange
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...graph import Pairs
-from ...maths.splines import spline_weights
+from ...inference.kernels.cpu.neighbors import spline_weights as weights_of
 from ...networks.tensornet import TensorNet
 from .launch import launch
+
+COLUMNS = 128
+"""Columns that a thread solves at a time."""
 
 
 class Radial(NamedTuple):
@@ -57,85 +61,117 @@ def radial_at_pairs(network: TensorNet, distances: Tensor, pairs: Pairs) -> Radi
     )
 
 
-def radial_on_knots(network: TensorNet, distances: Tensor, intervals: int) -> Radial:
-    """Splines through the factors at ``intervals`` + 1 distances; ``distances`` as above."""
-    lower, step = network.cutoff_lower, (network.cutoff - network.cutoff_lower) / intervals
-    dtype = network.embedding.mix.weight.dtype
-    knots = torch.linspace(lower, network.cutoff, intervals + 1, dtype=torch.float64).to(dtype)
-    factors = network.edge_factors(knots)
-    places = (distances.double() - lower) / step
-    row = places.floor().clamp(0, intervals - 1)
-    t = places - row
-    inside = ((places >= 0) & (places < intervals)).unsqueeze(1)
-    weights = torch.stack(spline_weights(t), dim=1) / 6 * inside
-    s = 1 - t
-    slopes = torch.stack(
-        [-s * s, (3 * t - 4) * t, (4 - 3 * s) * s, t * t], dim=1
-    ) / (2 * step) * inside  # fmt: skip
-    zero = factors if lower == 0 else network.edge_factors(knots.new_zeros(1))
-    return Radial(
-        row=row.long(),
-        weights=weights.to(dtype),
-        slopes=slopes.to(dtype),
-        tables=list(torch.split(_coefficients(torch.cat(factors, 1)), factors[0].shape[1], 1)),
-        at_zero=[f[0] for f in zero],
-    )
+class Knots:
+    """Splines through the factors at equally spaced distances.
 
-
-def _coefficients(values: Tensor) -> Tensor:
-    """Coefficients (n + 3, M) of the spline through values (n + 1, M) at the knots.
-
-    Its slope is zero at the cutoff, where the envelope ends, and that of the polynomial through
-    the first five values at the other end.
+    Parameters
+    ----------
+    network
+        The network; its cutoffs and dtype do not change.
+    intervals
+        Number of intervals between the cutoffs.
     """
-    first = values.new_tensor([-25, 48, -36, 16, -3]) / 6
-    rise = first @ values[:5]  # 2 h times the slope
-    right = 6 * values
-    right = torch.cat([(right[:1] + rise) / 2, right[1:-1], right[-1:] / 2])
-    inner = Tridiagonal.apply(right)
-    return torch.cat([inner[1:2] - rise, inner, inner[-2:-1]])
+
+    def __init__(self, network: TensorNet, intervals: int) -> None:
+        self.network, self.intervals = network, intervals
+        self.lower, upper = network.cutoff_lower, network.cutoff
+        self.step = (upper - self.lower) / intervals
+        self.dtype = network.embedding.mix.weight.dtype
+        knots = torch.linspace(self.lower, upper, intervals + 1, dtype=torch.float64)
+        self.knots = knots.to(self.dtype)
+        # Elimination in the equations of the inner coefficients: a matrix with 4 on its diagonal,
+        # 2 at both ends, and 1 beside it.
+        pivots = [2.0]
+        for k in range(intervals):
+            pivots.append((2 if k == intervals - 1 else 4) - 1 / pivots[-1])
+        self.reciprocals = (1 / torch.tensor(pivots, dtype=torch.float64)).to(self.dtype).numpy()
+
+    def __call__(self, distances: Tensor) -> Radial:
+        """Splines of the edges, (E,) float64, in the network's unit of length."""
+        edges = len(distances)
+        row = np.empty(edges, np.int64)
+        weights, slopes = (torch.empty(edges, 4, dtype=self.dtype) for _ in range(2))
+        launch(
+            spline_rows, distances.numpy(), self.lower, self.step, self.intervals, row,
+            weights.numpy(), slopes.numpy(),
+        )  # fmt: skip
+        factors = self.network.edge_factors(self.knots)
+        zero = factors
+        if self.lower > 0:
+            zero = self.network.edge_factors(self.knots.new_zeros(1))
+        coefficients = self.coefficients(torch.cat(factors, 1))
+        return Radial(
+            row=torch.from_numpy(row),
+            weights=weights,
+            slopes=slopes,
+            tables=list(torch.split(coefficients, factors[0].shape[1], 1)),
+            at_zero=[f[0] for f in zero],
+        )
+
+    def coefficients(self, values: Tensor) -> Tensor:
+        """Coefficients (n + 3, M) of the spline through values (n + 1, M) at the knots.
+
+        Its slope is zero at the cutoff, where the envelope ends, and that of the polynomial
+        through the first five values at the other end.
+        """
+        rise = values.new_tensor([-25, 48, -36, 16, -3]) / 6 @ values[:5]  # 2 h times the slope
+        right = torch.cat([(3 * values[:1] + rise / 2), 6 * values[1:-1], 3 * values[-1:]])
+        inner = Tridiagonal.apply(right, self.reciprocals)
+        return torch.cat([inner[1:2] - rise, inner, inner[-2:-1]])
 
 
 class Tridiagonal(torch.autograd.Function):
-    """The solution of the equations of a spline's inner coefficients, which are symmetric.
-
-    The matrix has 4 on its diagonal (2 at both ends) and 1 beside it.
-    """
+    """The solution of the equations of a spline's inner coefficients, which are symmetric."""
 
     @staticmethod
-    def forward(ctx: Any, right: Tensor) -> Tensor:
+    def forward(ctx: Any, right: Tensor, reciprocals: NDArray[Any]) -> Tensor:
         """(n, M) -> (n, M)."""
-        pivots = np.empty(len(right))
-        pivots[0] = 2
-        for k in range(1, len(right)):
-            pivots[k] = (2 if k == len(right) - 1 else 4) - 1 / pivots[k - 1]
-        ctx.pivots = (1 / pivots).astype(str(right.dtype).removeprefix("torch."))
-        return Tridiagonal.solve(ctx.pivots, right)
+        ctx.reciprocals = reciprocals
+        return solution(right, reciprocals)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """The same solution for the gradient."""
-        return Tridiagonal.solve(ctx.pivots, gradient)
-
-    @staticmethod
-    def solve(pivots: Any, right: Tensor) -> Tensor:
-        """Elimination and substitution."""
-        x = right.detach().clone(memory_format=torch.contiguous_format)
-        launch(eliminate, pivots, x.numpy())
-        return x
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The same equations for the gradient."""
+        return solution(gradient, ctx.reciprocals), None
 
 
-def eliminate(pivots: Any, x: Any) -> None:
-    """Solve in place, a column at a time; ``pivots`` are the reciprocals of the pivots."""
-    parts = 8
-    width = (x.shape[1] + parts - 1) // parts
-    for part in prange(parts):
-        first, last = part * width, min((part + 1) * width, x.shape[1])
+def solution(right: Tensor, reciprocals: NDArray[Any]) -> Tensor:
+    """Of the equations of a spline, by elimination and substitution."""
+    x = right.detach().clone(memory_format=torch.contiguous_format)
+    launch(eliminate, reciprocals, x.numpy())
+    return x
+
+
+def eliminate(reciprocals: Any, x: Any) -> None:
+    """Solve in place, (n, M); ``reciprocals`` (n,) are those of the pivots."""
+    width = (x.shape[1] + COLUMNS - 1) // COLUMNS
+    for part in prange(width):
+        first, last = part * COLUMNS, min((part + 1) * COLUMNS, x.shape[1])
         for column in range(first, last):
-            x[0, column] *= pivots[0]
+            x[0, column] *= reciprocals[0]
         for k in range(1, x.shape[0]):
             for column in range(first, last):
-                x[k, column] = (x[k, column] - x[k - 1, column]) * pivots[k]
+                x[k, column] = (x[k, column] - x[k - 1, column]) * reciprocals[k]
         for k in range(x.shape[0] - 2, -1, -1):
             for column in range(first, last):
-                x[k, column] -= pivots[k] * x[k + 1, column]
+                x[k, column] -= reciprocals[k] * x[k + 1, column]
+
+
+def spline_rows(
+    distances: Any, lower: float, step: float, intervals: int, row: Any, weights: Any, slopes: Any
+) -> None:
+    """First row of the table, weights of four rows and of their slopes, for each distance."""
+    for e in prange(distances.size):
+        place = (distances[e] - lower) / step
+        row[e] = min(max(int(place), 0), intervals - 1)
+        t = place - row[e]
+        inside = 1.0 if 0 <= place < intervals else 0.0
+        s = 1 - t
+        of_value, of_slope = inside / 6, inside / (2 * step)
+        values = weights_of(t)
+        for m in range(4):
+            weights[e, m] = of_value * values[m]
+        slopes[e, 0] = -of_slope * s * s
+        slopes[e, 1] = of_slope * (3 * t - 4) * t
+        slopes[e, 2] = of_slope * (4 - 3 * s) * s
+        slopes[e, 3] = of_slope * t * t
