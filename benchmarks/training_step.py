@@ -1,10 +1,11 @@
-"""Time of a training step compared with torchmd-net: rMD17 aspirin, batches of eight, on a CPU.
+"""Time of a training step compared with torchmd-net, on a CPU.
 
-    python benchmarks/training_step.py --data DIR [--threads 1 2] [--networks small large]
-                                       [--seconds 60] [--json FILE]
+    python benchmarks/training_step.py --data DIR [--mixed FILE] [--threads 1 2]
+                                       [--networks small large] [--seconds 60] [--json FILE]
 
-A step is everything that a program does from one batch to the next: combining eight frames into
-one graph, energies and forces, the loss (mean squared errors of both), its gradient through the
+Batches are eight frames of rMD17's aspirin and, with ``--mixed``, 32 frames of different molecules.
+A step is everything that a program does from one batch to the next: combining frames into one
+graph, energies and forces, the loss (mean squared errors of both), its gradient through the
 forces, gradient clipping, AdamW, and the learning rate; tensormd also averages its weights.
 torchmd-net searches neighbours in every step, tensormd once per frame.
 
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import logging
 import multiprocessing
@@ -41,6 +43,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rmd17 import CUTOFF, add_data_option, data_files
 from torch import nn
@@ -49,17 +52,23 @@ from tensormd.md_runs.benchmark.machine import describe_machine
 from tensormd.models import EnergyReadout, Potential, TensorNet
 from tensormd.models.checkpoint.torchmdnet_writer import write_torchmdnet_checkpoint
 from tensormd.models.files import write_atomically
-from tensormd.models.training import Frames, TrainingSettings, TrainingStep, read_rmd17, train
+from tensormd.models.training import (
+    Frames,
+    TrainingSettings,
+    TrainingStep,
+    read_extxyz,
+    read_rmd17,
+    train,
+)
 
 NETWORKS = {
     "small": {"channels": 128, "layers": 2},  # torchmd-net's examples/TensorNet-rMD17.yaml
     "large": {"channels": 256, "layers": 3},
 }
-BATCH = 8
-FRAMES = 962  # 120 batches, and the two frames that torchmd-net needs for validation and test
+FRAMES = 962  # whole batches, and the two frames that torchmd-net needs for validation and test
+SIZES = 20, 50  # numbers of atoms of mixed molecules
 OURS = TrainingSettings(
     epochs=10**6,
-    batch=BATCH,
     learning_rate=1e-3,
     warm_up_steps=500,
     schedule="constant",
@@ -82,7 +91,6 @@ THEIRS: dict[str, Any] = {  # from the same example
     "ema_alpha_y": 1.0,
     "ema_alpha_neg_dy": 1.0,
     "train_loss": "mse_loss",
-    "batch_size": BATCH,
     "inference_batch_size": 64,
     "num_workers": 0,
     "train_size": FRAMES - 2,
@@ -107,19 +115,30 @@ class Case:
 
     network: str
     threads: int
-    train_file: Path
+    file: Path
+    batch: int
+    cutoff: float
 
     def frames(self) -> Frames:
-        """Frames with the mean energy subtracted, because torchmd-net would add it in float32."""
-        found = read_rmd17(self.train_file, CUTOFF).select(range(FRAMES))
-        return Frames(found.graphs, found.energies - found.energies.mean(), found.forces)
+        """Frames with the elements' energies subtracted: torchmd-net would add them in float32."""
+        if self.file.suffix == ".npz":
+            found = read_rmd17(self.file, self.cutoff)
+        else:
+            found = read_extxyz(self.file, self.cutoff)
+            sizes = np.array([len(graph.numbers) for graph in found.graphs])
+            found = found.select(np.flatnonzero((sizes >= SIZES[0]) & (sizes <= SIZES[1])))
+        found = found.select(np.linspace(0, len(found) - 1, FRAMES).astype(int))
+        counts = torch.stack([torch.bincount(g.numbers, minlength=20) for g in found.graphs])
+        elements = torch.linalg.lstsq(counts.double(), found.energies[:, None], driver="gelsd")
+        energies = found.energies - (counts.double() @ elements.solution)[:, 0]
+        return Frames(found.graphs, energies, found.forces)
 
     def potential(self, frames: Frames) -> Potential:
         """A potential with random weights, the same in every process."""
         torch.manual_seed(0)
         sizes = NETWORKS[self.network]
         return Potential(
-            TensorNet(**sizes, radial_functions=32, cutoff=CUTOFF, max_number=10),
+            TensorNet(**sizes, radial_functions=32, cutoff=self.cutoff, max_number=20),
             EnergyReadout(sizes["channels"]),
             elements=frames.elements,
             scale=float(torch.cat(frames.forces).square().mean().sqrt()),
@@ -132,11 +151,11 @@ class Tensormd:
     def __init__(self, case: Case, folder: Path, **settings: Any) -> None:
         self.frames = case.frames()
         self.potential = case.potential(self.frames)
-        self.settings = replace(OURS, **settings)
+        self.settings = replace(OURS, batch=case.batch, **settings)
 
     def first_loss(self) -> float:
         """Of the first batch."""
-        batch = self.frames.batch(range(BATCH))
+        batch = self.frames.batch(range(self.settings.batch))
         return TrainingStep(self.potential, self.settings).step(batch).total
 
     def loop(self, pause: Pause) -> None:
@@ -159,7 +178,9 @@ class TorchMDNet:
         write_torchmdnet_checkpoint(case.potential(frames), checkpoint)
         content = torch.load(checkpoint, weights_only=True)
         self.state = content["state_dict"]
-        self.hyper_parameters = content["hyper_parameters"] | THEIRS | {"log_dir": str(folder)}
+        self.batch = case.batch
+        given = {"log_dir": str(folder), "batch_size": case.batch}
+        self.hyper_parameters = content["hyper_parameters"] | THEIRS | given
         self.data = [
             Data(
                 z=graph.numbers,
@@ -184,7 +205,7 @@ class TorchMDNet:
         """Of the first batch."""
         from torch_geometric.data import Batch
 
-        batch = Batch.from_data_list(self.data[:BATCH])
+        batch = Batch.from_data_list(self.data[: self.batch])
         return float(self.module().training_step(batch, 0).detach())
 
     def loop(self, pause: Pause) -> None:
@@ -193,7 +214,7 @@ class TorchMDNet:
 
         module = self.module()
         optimizer = module.configure_optimizers()[0][0]
-        loader = DataLoader(self.data, batch_size=BATCH, shuffle=True, drop_last=True)
+        loader = DataLoader(self.data, batch_size=self.batch, shuffle=True, drop_last=True)
         steps = 0
         while True:
             for batch in loader:
@@ -357,8 +378,9 @@ def measure(case: Case, names: list[str], seconds: float, folder: Path) -> dict[
         "network": case.network,
         **NETWORKS[case.network],
         "threads": case.threads,
-        "batch": BATCH,
-        "edges": BATCH * edges,
+        "frames": case.file.name,
+        "batch": case.batch,
+        "edges": case.batch * edges,
         "first_loss": losses,
         "programs": {program.name: summary(program.seconds[WARM:]) for program in programs},
         "machine": describe_machine(torch.device("cpu"), case.threads),
@@ -381,15 +403,15 @@ def ratios(result: dict[str, Any]) -> dict[str, float]:
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown table of the results."""
     lines = [
-        "| network | threads | program | ms a step | quartiles | times fused |",
-        "| --- | ---: | --- | ---: | --- | ---: |",
+        "| frames | network | threads | program | ms a step | quartiles | times fused |",
+        "| --- | --- | ---: | --- | ---: | --- | ---: |",
     ]
     for result in results:
         named = f"{result['channels']} channels, {result['layers']} layers"
         ratio = ratios(result)
         for name, found in result["programs"].items():
             lines.append(
-                f"| {named} | {result['threads']} | {name} | {found['ms']:.0f} | "
+                f"| {result['batch']} of {result['frames']} | {named} | {result['threads']} | {name} | {found['ms']:.0f} | "
                 f"{found['quartile_1']:.0f} to {found['quartile_3']:.0f} | {ratio[name]:.2f} |"
             )
     return "\n".join(lines)
@@ -402,6 +424,10 @@ def main() -> None:
     )
     add_data_option(parser)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument(
+        "--mixed", type=Path, metavar="FILE",
+        help="extended XYZ of many molecules: measure batches of 32 of 20 to 50 atoms too",
+    )  # fmt: skip
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--programs", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
     parser.add_argument("--seconds", type=float, default=60.0, help="time per measurement")
@@ -411,23 +437,27 @@ def main() -> None:
         train_file, _ = data_files(options.data, "aspirin")
     except ValueError as error:
         parser.error(str(error))
-    for network in options.networks:
-        for threads in options.threads:
-            with tempfile.TemporaryDirectory() as folder:
-                case = Case(network, threads, train_file)
-                result = measure(case, options.programs, options.seconds, Path(folder))
-            print(table([result]), flush=True)
-            if options.json:
-                merge(options.json, result)
+    sets = [(train_file, 8, CUTOFF)]
+    sets += [(options.mixed, 32, 5.0)] if options.mixed else []
+    for network, threads, data in itertools.product(options.networks, options.threads, sets):
+        with tempfile.TemporaryDirectory() as folder:
+            case = Case(network, threads, *data)
+            result = measure(case, options.programs, options.seconds, Path(folder))
+        print(table([result]), flush=True)
+        if options.json:
+            merge(options.json, result)
 
 
 def merge(path: Path, result: dict[str, Any]) -> None:
-    """Write a result to a file, replacing an older one of the same network and threads."""
+    """Write a result to a file, replacing an older one of the same case."""
     kept = json.loads(path.read_text()) if path.exists() else []
-    key = (result["network"], result["threads"])
-    kept = [entry for entry in kept if (entry["network"], entry["threads"]) != key]
+    names = ("network", "threads", "frames")
+    key = [result[name] for name in names]
+    kept = [entry for entry in kept if [entry.get(name) for name in names] != key]
     kept.append(result)
-    kept.sort(key=lambda entry: (list(NETWORKS).index(entry["network"]), entry["threads"]))
+    kept.sort(
+        key=lambda e: (e.get("frames", ""), list(NETWORKS).index(e["network"]), e["threads"])
+    )
     write_atomically(path, (json.dumps(kept, indent=1) + "\n").encode())
 
 
