@@ -3,8 +3,8 @@
     python benchmarks/training_step.py --data DIR [--mixed FILE] [--threads 1 2]
                                        [--networks small large] [--seconds 60] [--json FILE]
 
-Batches are eight frames of rMD17's aspirin and, with ``--mixed``, 32 frames of different molecules.
-A step is everything that a program does from one batch to the next: combining frames into one
+Batches are eight frames of rMD17's aspirin and, with ``--mixed``, 32 of different molecules. A
+step is everything that a program does from one batch to the next: combining frames into one
 graph, energies and forces, the loss (mean squared errors of both), its gradient through the
 forces, gradient clipping, AdamW, and the learning rate; tensormd also averages its weights.
 torchmd-net searches neighbours in every step, tensormd once per frame.
@@ -409,9 +409,10 @@ def table(results: list[dict[str, Any]]) -> str:
     for result in results:
         named = f"{result['channels']} channels, {result['layers']} layers"
         ratio = ratios(result)
+        which = f"{result['batch']} of {result['frames']} | {named} | {result['threads']}"
         for name, found in result["programs"].items():
             lines.append(
-                f"| {result['batch']} of {result['frames']} | {named} | {result['threads']} | {name} | {found['ms']:.0f} | "
+                f"| {which} | {name} | {found['ms']:.0f} | "
                 f"{found['quartile_1']:.0f} to {found['quartile_3']:.0f} | {ratio[name]:.2f} |"
             )
     return "\n".join(lines)

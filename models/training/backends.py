@@ -49,24 +49,25 @@ def choose_backend(
     ValueError
         If the settings name a backend that cannot run; the message gives the reason.
     """
-    problems = {
-        "fused": lambda: fused_step_problem(potential, list(settings.weights), device),
-        "compiled": lambda: compiler_for(device),
-        "plain": lambda: None,
-    }
+
+    def problem_of(backend: str) -> str | None:
+        if backend == "fused":
+            return fused_step_problem(potential, list(settings.weights), device)
+        return compiler_for(device) if backend == "compiled" else None
+
     wanted = settings.wanted_backend
     if wanted != "auto":
-        if problem := problems[wanted]():
+        if problem := problem_of(wanted):
             raise ValueError(f"backend is {wanted}, but {problem}: set backend to auto")
         return wanted
     if state is not None:
         backend = state.get("backend") or ("compiled" if state["compiled"] else "plain")
-        problem = problems[backend]()
+        problem = problem_of(backend)
         if problem:
             log.warning("the run goes on with plain steps, not %s ones: %s", backend, problem)
         return "plain" if problem else str(backend)
     for backend, worth in (("fused", WORTH_FUSING), ("compiled", WORTH_COMPILING)):
-        problem = problems[backend]()
+        problem = problem_of(backend)
         if problem is None and steps < worth:
             problem = f"{steps} steps would not pay for it"
         if problem is None:

@@ -283,7 +283,7 @@ def read_state(file: Path, settings: TrainingSettings) -> dict[str, Any]:
         ) from None
     ours = dataclasses.asdict(settings)
     # A run of an earlier version has no value for an option that came later.
-    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    defaults = dataclasses.asdict(TrainingSettings())
     for name in ours:
         value = theirs.get(name, defaults[name])
         if value != ours[name]:

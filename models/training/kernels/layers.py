@@ -99,7 +99,8 @@ class PerceptronTangents:
 
     def back(self, g: Tensor) -> Tensor:
         """Gradient of the inputs from that of the outputs."""
-        self.g_y, self.g_z = [], []
+        self.g_y: list[Tensor] = []
+        self.g_z: list[Tensor] = []
         for weight, slope in zip(reversed(self.weights), reversed(self.slopes), strict=True):
             self.g_y.insert(0, g)
             self.g_z.insert(0, g * slope)

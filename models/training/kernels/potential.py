@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from ...graph import Graph, Pairs
-from ...heads.energy import EnergyReadout, MLPHead
-from ...networks.tensornet import TensorNet
+from ...heads.energy import EnergyReadout, LinearHead, MLPHead
+from ...networks.tensornet import Interaction, TensorNet
 from ...potential import Potential, edge_gradient
+from .batch import Batch, Memory
 from .edges import Edges
-from .network import Dense, Energies, Evaluation, Memory, Shape, Weights
-from .radial import Knots, radial_at_pairs
+from .network import Dense, Energies, Functions, Weights
+from .radial import Knots, Radial, radial_at_pairs
 
 
 class FusedEnergies:
@@ -29,17 +33,15 @@ class FusedEnergies:
         network, readout = potential.representation, potential.readout
         assert isinstance(network, TensorNet)
         assert isinstance(readout, EnergyReadout)
-        self.potential, self.network, self.readout = potential, network, readout
+        self.potential, self.network = potential, network
         self.knots = Knots(network, intervals) if intervals else None
         self.memory = Memory()
+        self.gate, gate_activations = dense(network.embedding.norm, network.embedding.gate)
         head = readout.head
-        layers = list(head.network) if isinstance(head, MLPHead) else [head.linear]
-        self.gate, gate_activations = _dense(network.embedding.gate)
-        self.head, head_activations = _dense(layers)
-        self.shape = Shape(
-            irreps=network.irreps,
-            channels=network.channels,
-            parity_conserving=network.config["group"] == "O(3)",
+        assert isinstance(head, (MLPHead, LinearHead))
+        modules = head.network if isinstance(head, MLPHead) else [head.linear]
+        self.head, head_activations = dense(readout.norm, modules)
+        self.functions = Functions(
             gate=gate_activations,
             head=head_activations,
             norm_size=readout.norm_size,
@@ -57,6 +59,9 @@ class FusedEnergies:
             If the edges of the graph are not sorted by receiver.
         """
         potential, network = self.potential, self.network
+        receivers, senders = graph.edge_index
+        if not (receivers[1:] >= receivers[:-1]).all():
+            raise ValueError("edges are not sorted by receiver: expected a Graph of NeighborList")
         own = (vectors.detach() / potential.length_in_angstrom).requires_grad_()
         narrow = own.to(potential.dtype)
         lengths = torch.linalg.vector_norm(narrow, dim=1)
@@ -65,21 +70,23 @@ class FusedEnergies:
             radial = self.knots(torch.linalg.vector_norm(own.detach(), dim=1))
         else:
             radial = radial_at_pairs(network, lengths.detach(), pairs)
-        receivers, senders = graph.edge_index
-        if not (receivers[1:] >= receivers[:-1]).all():
-            raise ValueError("edges are not sorted by receiver: expected a Graph of NeighborList")
-        neighbors = Edges(
+        edges = Edges(
             torch.searchsorted(receivers, torch.arange(len(graph.numbers) + 1)).numpy(),
-            senders.numpy(),
+            senders.contiguous().numpy(),
             radial.row.numpy(),
             radial.weights.numpy(),
             radial.slopes.numpy(),
             directions.detach().contiguous().numpy().reshape(-1),
         )
         charge = 1 + 0.1 * graph.charge.to(potential.dtype).index_select(0, graph.system)
-        evaluation = Evaluation(self.shape, neighbors, charge, self.memory)
-        weights = self._weights(evaluation, graph, radial.tables, radial.at_zero)
-        outputs, by_length, by_direction = Energies.apply(evaluation, weights, *weights.tensors())
+        parity_conserving = network.config["group"] == "O(3)"
+        batch = Batch(
+            network.irreps, network.channels, parity_conserving, edges, charge, self.memory
+        )
+        weights = self._weights(batch, graph.numbers, radial)
+        outputs, by_length, by_direction = Energies.apply(  # type: ignore[no-untyped-call]
+            batch, self.functions, weights, *weights.tensors()
+        )
         gradient = torch.autograd.grad(
             [lengths, directions], [own], [by_length, by_direction], create_graph=True
         )[0]
@@ -93,46 +100,39 @@ class FusedEnergies:
             gradient = gradient + edge_gradient(repulsion, short) / potential.length_in_angstrom
         return energies * potential.energy_in_ev, gradient * potential.energy_in_ev
 
-    def _weights(
-        self, evaluation: Evaluation, graph: Graph, tables: list[Tensor], at_zero: list[Tensor]
-    ) -> Weights:
+    def _weights(self, batch: Batch, numbers: Tensor, radial: Radial) -> Weights:
         embedding, channels = self.network.embedding, self.network.channels
-        pair = embedding.species_pair
-        padded = evaluation.padded
-        species = embedding.species.weight
+        pair, species = embedding.species_pair, embedding.species.weight
 
         def of_atoms(matrix: Tensor, bias: Tensor | None = None) -> Tensor:
             each = nn.functional.linear(species, matrix, bias)
-            return padded(each.index_select(0, graph.numbers))
+            return batch.padded(each.index_select(0, numbers))
 
         def by_irrep(x: Tensor) -> Tensor:
-            return padded(x.unflatten(-1, (-1, channels))).contiguous()
+            return batch.padded(x.view(*x.shape[:-1], -1, channels)).contiguous()
 
-        def square(matrix: Tensor) -> Tensor:
-            missing = evaluation.layout.width - channels
-            return nn.functional.pad(matrix, (0, missing, 0, missing)) if missing else matrix
-
-        mixes = [embedding.mix]
-        for layer in self.network.layers:
-            mixes += [layer.mix_in, layer.mix_out]
+        mixes = [embedding.mix.weight]
+        for layer in cast("list[Interaction]", list(self.network.layers)):
+            mixes += [layer.mix_in.weight, layer.mix_out.weight]
+        at_zero = radial.at_zero
         if not embedding.self_interaction:
             at_zero = [torch.zeros_like(x) for x in at_zero]
         return Weights(
             receiver=of_atoms(pair.weight[:, :channels], pair.bias),
             sender=of_atoms(pair.weight[:, channels:]),
-            tables=[by_irrep(table) for table in tables],
+            tables=[by_irrep(table) for table in radial.tables],
             at_zero=[by_irrep(row) for row in at_zero],
-            mixes=[square(mix.weight) for mix in mixes],
-            gate=Dense((embedding.norm.weight, embedding.norm.bias), *self.gate),
-            head=Dense((self.readout.norm.weight, self.readout.norm.bias), *self.head),
+            mixes=[batch.padded_matrices(mix) for mix in mixes],
+            gate=self.gate,
+            head=self.head,
         )
 
 
-def _dense(
-    modules: nn.Module | list[nn.Module],
-) -> tuple[tuple[list[Tensor], list[Tensor]], list[nn.Module]]:
-    """Weights, biases and the activation after each linear layer."""
-    weights, biases, activations = [], [], []
+def dense(norm: nn.Module, modules: Iterable[nn.Module]) -> tuple[Dense, list[nn.Module]]:
+    """The weights of a layer norm and linear layers, and the activation after each of these."""
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
+    activations: list[nn.Module] = []
     for module in modules:
         if isinstance(module, nn.Linear):
             weights.append(module.weight)
@@ -140,4 +140,4 @@ def _dense(
             activations.append(nn.Identity())
         else:
             activations[-1] = module
-    return (weights, biases), activations
+    return Dense(norm.weight, norm.bias, weights, biases), activations  # type: ignore[arg-type]

@@ -116,7 +116,7 @@ class Knots:
         """
         rise = values.new_tensor([-25, 48, -36, 16, -3]) / 6 @ values[:5]  # 2 h times the slope
         right = torch.cat([(3 * values[:1] + rise / 2), 6 * values[1:-1], 3 * values[-1:]])
-        inner = Tridiagonal.apply(right, self.reciprocals)
+        inner = Tridiagonal.apply(right, self.reciprocals)  # type: ignore[no-untyped-call]
         return torch.cat([inner[1:2] - rise, inner, inner[-2:-1]])
 
 
