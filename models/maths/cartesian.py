@@ -151,7 +151,8 @@ class TensorAlgebra(DoubleConstants):
         parts: list[Tensor] = []
         if "S" in self.irreps:
             outer = unit.unsqueeze(2) * unit.unsqueeze(1)
-            parts = [self.basis[-5:].to(unit.dtype) @ outer.reshape(-1, 9).t()]
+            # In this order, because products of five rows depend on the number of threads.
+            parts = [(outer.reshape(-1, 9) @ self.basis[-5:].to(unit.dtype).t()).t()]
         if "A" in self.irreps:
             parts.insert(0, self.vector * unit.t())
         parts.insert(0, torch.full_like(unit[:, :1].t(), math.sqrt(3.0)))

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from ...maths.activations import with_derivatives
 
 
+def sum_of_rows(x: Tensor) -> Tensor:
+    """(N, F) -> (F,), as a product: torch's sums depend on the number of threads."""
+    return x.new_ones(1, len(x)).mm(x)[0]
+
+
 class NormTangents:
     r"""Layer norm of rows x padded with zeros to n numbers: :math:`y = w \hat x + b`.
 
@@ -35,9 +40,10 @@ class NormTangents:
     def __init__(self, weight: Tensor, bias: Tensor, size: int, epsilon: float) -> None:
         self.weight, self.bias, self.size, self.epsilon = weight, bias, size, epsilon
         self.zeros = size - weight.numel()
+        self.average = weight.new_full((weight.numel(), 1), 1 / size)
 
     def _mean(self, x: Tensor) -> Tensor:
-        return x.sum(1, keepdim=True) / self.size
+        return x @ self.average
 
     def value(self, x: Tensor) -> Tensor:
         """(N, inputs) -> (N, inputs)."""
@@ -64,8 +70,8 @@ class NormTangents:
     def back_tangent(self, dg: Tensor) -> Tensor:
         """Tangent of the gradient of x from that of y; computes the gradients of the weights."""
         h = dg * self.weight
-        self.g_weight = (dg * self.hat + self.g * self.dhat).sum(0)
-        self.g_bias = dg.sum(0)
+        self.g_weight = sum_of_rows(dg * self.hat + self.g * self.dhat)
+        self.g_bias = sum_of_rows(dg)
         found = self.rho * (h - self._mean(h) - self.hat * self._mean(h * self.hat))
         crossed = self.dhat * self.projection + self.hat * self._mean(self.h * self.dhat)
         return found + self.ratio * self.g_x - self.rho * crossed
@@ -124,6 +130,6 @@ class PerceptronTangents:
             dg_z = dg * self.slopes[k] + self.curvatures[k] * self.dz[k] * self.g_y[k]
             gradient = torch.addmm(self.g_z[k].t() @ self.dx[k], dg_z.t(), self.x[k])
             self.g_weights.insert(0, gradient)
-            self.g_biases.insert(0, dg_z.sum(0))
+            self.g_biases.insert(0, sum_of_rows(dg_z))
             dg = dg_z @ self.weights[k]
         return dg

@@ -103,13 +103,16 @@ class FusedEnergies:
     def _weights(self, batch: Batch, numbers: Tensor, radial: Radial) -> Weights:
         embedding, channels = self.network.embedding, self.network.channels
         pair, species = embedding.species_pair, embedding.species.weight
+        # Products of a few rows would depend on the number of threads in the last digit.
+        species = nn.functional.pad(species, (0, 0, 0, -len(species) % 16))
 
         def of_atoms(matrix: Tensor, bias: Tensor | None = None) -> Tensor:
             each = nn.functional.linear(species, matrix, bias)
             return batch.padded(each.index_select(0, numbers))
 
         def by_irrep(x: Tensor) -> Tensor:
-            return batch.padded(x.view(*x.shape[:-1], -1, channels)).contiguous()
+            parts = x.view(*x.shape[:-1], len(self.network.irreps), channels)
+            return batch.padded(parts).contiguous()
 
         mixes = [embedding.mix.weight]
         for layer in cast("list[Interaction]", list(self.network.layers)):

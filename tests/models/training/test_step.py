@@ -122,7 +122,7 @@ def test_shares_of_a_batch_add_up() -> None:
 
 @pytest.fixture(scope="module")
 def compiled_tensornet() -> TrainingStep:
-    return TrainingStep(tensornet(), FORCES, compile=True)
+    return TrainingStep(tensornet(), FORCES, "compiled")
 
 
 @compiles
@@ -163,7 +163,7 @@ def test_fused_optimizer_steps_the_same(compiled_tensornet: TrainingStep) -> Non
 
 @compiles
 def test_compiled_tdn_with_dropout() -> None:
-    step = TrainingStep(tdn(0.3), FORCES, compile=True)
+    step = TrainingStep(tdn(0.3), FORCES, "compiled")
     plain = TrainingStep(step.potential, FORCES)
     for index in BATCHES:
         compare(step, plain, MIXED.batch(index), 1e-12)
@@ -210,10 +210,10 @@ def test_a_compilation_that_fails(
     batch = MIXED.batch([0, 1])
     explicit = dataclasses.replace(FORCES, compile=True)
     with pytest.raises(CompilationError, match="AssertionError: no such operator"):
-        TrainingStep(tensornet(), explicit, compile=True).step(batch)
-    step = TrainingStep(tensornet(), FORCES, compile=True)
+        TrainingStep(tensornet(), explicit, "compiled").step(batch)
+    step = TrainingStep(tensornet(), FORCES, "compiled")
     compare(step, TrainingStep(step.potential, FORCES), batch, 1e-12)
-    assert not step.compiled
+    assert step.backend == "plain"
     assert "steps run plainly from here on" in caplog.text
 
 
@@ -286,7 +286,7 @@ def test_float32_and_resume(tmp_path) -> None:  # type: ignore[no-untyped-def]
 
     float32 = torch.float32
     plain = TrainingStep(tensornet(float32), settings)
-    compare(TrainingStep(plain.potential, settings, compile=True), plain, fit.batch([0, 1]), 1e-5)
+    compare(TrainingStep(plain.potential, settings, "compiled"), plain, fit.batch([0, 1]), 1e-5)
     whole = train(tensornet(float32), fit, held, settings).state_dict()
     with pytest.raises(KilledError):
         train(tensornet(float32), fit, held, settings, tmp_path / "a.pt", step_done=kill)

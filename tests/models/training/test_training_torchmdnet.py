@@ -319,7 +319,7 @@ def test_weights_after_five_steps(
 def test_a_compiled_step(monkeypatch: pytest.MonkeyPatch) -> None:
     plain_operators(monkeypatch)
     pair = contestants(made_here(), num_layers=1)
-    step = TrainingStep(pair.potential, SETTINGS, compile=True)
+    step = TrainingStep(pair.potential, SETTINGS, "compiled")
     batch = pair.ours.batch(range(len(pair.ours)))
     assert step.step(batch).total == pytest.approx(their_step(pair), rel=1e-10)
     assert step.plain_steps == 0

@@ -69,16 +69,21 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
         def load_overload(self, sig: Any, target_context: Any) -> Any:
             found = super().load_overload(sig, target_context)
             if found is None:
-                # A warning, so that Python shows it without any logging set up: this takes long.
-                log.warning(
-                    "tensormd compiles its kernels for this processor, once: about half a minute "
-                    "(kept in %s)",
-                    self.cache_path,
-                )
+                tell_once(self.cache_path)
             return found
 
     dispatcher._cache = SourcesCache(function)
     return dispatcher
+
+
+@functools.cache
+def tell_once(path: str) -> None:
+    """Say that kernels are compiled, once for each folder that keeps them."""
+    # A warning, so that Python shows it without any logging set up: this takes long.
+    log.warning(
+        "tensormd compiles its kernels for this processor, once: about half a minute (kept in %s)",
+        path,
+    )
 
 
 @functools.cache
