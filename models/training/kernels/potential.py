@@ -87,9 +87,11 @@ class FusedEnergies:
         outputs, by_length, by_direction = Energies.apply(  # type: ignore[no-untyped-call]
             batch, self.functions, weights, *weights.tensors()
         )
-        gradient = torch.autograd.grad(
-            [lengths, directions], [own], [by_length, by_direction], create_graph=True
-        )[0]
+        geometry = [(lengths, by_length)]
+        if directions.requires_grad:  # those of I alone are constant
+            geometry.append((directions, by_direction))
+        values, derivatives = zip(*geometry, strict=True)
+        [gradient] = torch.autograd.grad(values, [own], derivatives, create_graph=True)
         scale = potential.atomic_scale
         gradient = gradient * scale.scale / potential.length_in_angstrom
         energies = scale(outputs, graph)
