@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from ase.data import chemical_symbols
 
 from ...models.data.readers import check_one_unit
@@ -23,6 +22,8 @@ class Parts:
     training: Frames
     validation: Frames
     test: Frames | None
+    isolated: int = 0
+    """Number of isolated atoms in the files, which are in no part."""
 
     def __iter__(self) -> Iterator[tuple[str, Frames]]:
         """Name and frames of the parts there are."""
@@ -46,6 +47,8 @@ class Parts:
             tensors += [t for quantity in frames.quantities for t in frames.values(quantity)]
             for tensor in tensors:
                 digest.update(tensor.contiguous().numpy().tobytes())
+        if self.training.atom_energies:
+            digest.update(f"{sorted(self.training.atom_energies.items())}".encode())
         return digest.hexdigest()
 
 
@@ -77,16 +80,30 @@ def read_parts(data: DataConfig, cutoff: float) -> Parts:
             keys=data.keys,
         )
 
-    frames = read(data.train)
-    test = None if data.test is None else read(data.test)
+    files = {
+        name: read(paths)
+        for name, paths in (
+            ("train", data.train), ("validation", data.validation), ("test", data.test)
+        )
+        if paths is not None
+    }  # fmt: skip
+    isolated = sum(sum(frames.isolated) for frames in files.values())
+    others = {name: _others(name, frames) for name, frames in files.items()}
+    test = others.get("test")
     if data.split is None:
-        assert data.validation is not None
-        parts = Parts(frames, read(data.validation), test)
+        parts = Parts(others["train"], others["validation"], test, isolated)
     else:
-        training, validation, rest = split_frames(frames, data.split, data.split_seed)
-        parts = Parts(training, validation, rest if test is None else test)
+        training, validation, rest = split_frames(files["train"], data.split, data.split_seed)
+        parts = Parts(training, validation, rest if test is None else test, isolated)
     check_one_unit(dict(parts))
     return parts
+
+
+def _others(name: str, frames: Frames) -> Frames:
+    try:
+        return frames.without_isolated()
+    except ValueError as error:
+        raise ValueError(f"data.{name}: {error}") from None
 
 
 def check_parts(parts: Parts, elements: Sequence[int], settings: TrainingSettings) -> None:
@@ -113,15 +130,6 @@ def check_parts(parts: Parts, elements: Sequence[int], settings: TrainingSetting
             check_labels(getattr(parts, name), settings, name)
         except ValueError as error:
             raise ValueError(str(error).replace("; set ", "; set training.")) from None
-
-
-def element_counts(frames: Frames, elements: Sequence[int]) -> torch.Tensor:
-    """Atoms of each element in each frame, (F, len(elements)) float64."""
-    columns = [
-        torch.tensor([int((graph.numbers == z).sum()) for graph in frames.graphs])
-        for z in elements
-    ]
-    return torch.stack(columns, dim=1).double()
 
 
 def absolute_files(data: DataConfig) -> DataConfig:

@@ -44,7 +44,7 @@ from ..runs.versions import package_version, versions
 from .config import TrainConfig, plain
 from .data import Parts, absolute_files, check_parts, read_parts
 from .log import TrainLog
-from .model import Start
+from .model import Start, tell_isolated
 from .schema import parse_config
 
 CONFIG_YAML, STATE, BAD_BATCH, RESULTS = (
@@ -160,6 +160,7 @@ def plan_training(config: TrainConfig, device: str | torch.device | None = None)
             raise ValueError(
                 f"output.torchmdnet_ckpt is true, but torchmd-net cannot read it: {reason}"
             )
+    tell_isolated(parts, config.model, potential)
     return Plan(config, potential, parts, device)
 
 

@@ -138,6 +138,13 @@ class Comparison(NamedTuple):
     wanted: dict[str, Tensor]
     atoms: Tensor
     """Number of atoms of each frame, (F,) float64."""
+    masks: dict[str, Tensor]
+    """Whether frames, (F,), or their atoms, (N,), have a label, for labels that some lack."""
+
+    def errors(self, name: str) -> Tensor:
+        """Predictions minus labels of a quantity, where there are labels: (K, ...)."""
+        errors = self.found[name] - self.wanted[name]
+        return errors[self.masks[name]] if name in self.masks else errors
 
 
 def compare(
@@ -159,7 +166,7 @@ def compare(
     Raises
     ------
     ValueError
-        If the frames lack a label, or the potential a head, for one of the quantities.
+        If no frame has a label, or the potential no head, for one of the quantities.
     """
     if quantities is None:
         given = (None, *getattr(potential, "heads", ()))
@@ -169,4 +176,5 @@ def compare(
     wanted = {name: join(name, frames.values(name)) for name in quantities}
     found = predict_graphs(potential, frames.graphs, quantities, slices(len(frames), batch))
     atoms = [len(graph.numbers) for graph in frames.graphs]
-    return Comparison(found, wanted, torch.tensor(atoms, dtype=torch.float64))
+    masks = frames.masks(range(len(frames)))
+    return Comparison(found, wanted, torch.tensor(atoms, dtype=torch.float64), masks)

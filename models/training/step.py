@@ -62,6 +62,8 @@ class TrainingStep:
     compile
         Whether to compile, at the first step. If this fails and ``settings.compile`` is "auto", a
         warning is logged and later steps are plain; otherwise the error is raised.
+    masked
+        Labels that some frames of the data set lack (`Frames.partial`).
 
     Raises
     ------
@@ -75,15 +77,21 @@ class TrainingStep:
     """
 
     def __init__(
-        self, potential: Potential, settings: TrainingSettings, compile: bool = False
+        self,
+        potential: Potential,
+        settings: TrainingSettings,
+        compile: bool = False,
+        masked: Sequence[str] = (),
     ) -> None:
         self.potential = potential
         self.settings = settings
         self.plain_steps = 0
         self._quantities = list(settings.weights)
         check_heads(potential, self._quantities)
+        self._masked = [name for name in self._quantities if name in masked]
         of_labels = [
-            "atoms" if QUANTITIES[name].per_atom else "systems" for name in self._quantities
+            "atoms" if QUANTITIES[name].per_atom else "systems"
+            for name in (*self._quantities, *self._masked)
         ]
         of_labels += ["systems"] if "stress" in self._quantities else []
         self._axes = [*_GRAPH_AXES, *(Axis(size, 0) for size in of_labels)]
@@ -100,7 +108,7 @@ class TrainingStep:
         Parameters
         ----------
         batch
-            Frames with every label that has a weight.
+            Frames with every label that has a weight, but for those of ``masked``.
         shares
             Factor of each quantity's loss, the batch's share of a larger batch; None: 1.
 
@@ -154,10 +162,17 @@ class TrainingStep:
             label = getattr(batch.labels, name)
             if label is None:
                 raise ValueError(f"a batch has no {name}: expected it, the loss gives it a weight")
+            if name in batch.masks and name not in self._masked:
+                raise ValueError(f"some frames have no {name}: expected it among those masked")
             labels.append(label)
+        for name in self._masked:
+            has = torch.ones(len(getattr(batch.labels, name)), dtype=torch.bool)
+            labels.append(batch.masks.get(name, has))
         volume = []
         if "stress" in weights:
-            volume = [torch.linalg.det(graph.cell).abs()]
+            volumes = torch.linalg.det(graph.cell).abs()
+            # A frame without a cell has no label, but NaN times zero would be NaN.
+            volume = [volumes.where(volumes > 0, 1.0)]
         everything = [*graph, vectors, *pairs, torch.tensor(factors, dtype=torch.float64)]
         return [x.to(device).contiguous() for x in (*everything, *labels, *volume)]
 
@@ -169,11 +184,13 @@ class TrainingStep:
         pairs = Pairs(next(rest), next(rest))
         factors = next(rest)
         wanted = {name: next(rest) for name in self._quantities}
+        masks = {name: next(rest) for name in self._masked}
         found = predict(potential, graph, vectors, pairs, self._quantities, next(rest, None))
         atoms = None
         if self.settings.energy_per_atom:
             atoms = torch.zeros_like(graph.charge).index_add(
                 0, graph.system, torch.ones_like(graph.positions[:, 0])
             )
-        terms = torch.stack(list(loss_terms(found, wanted, atoms, self.settings).values()))
+        losses = loss_terms(found, wanted, atoms, self.settings, masks)
+        terms = torch.stack(list(losses.values()))
         return (factors * terms).sum(), terms
