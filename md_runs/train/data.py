@@ -13,6 +13,7 @@ from ...models.data.readers import check_one_unit
 from ...models.training import Frames, TrainingSettings, read_frames, split_frames
 from ...models.training.losses import check_labels
 from .config import DataConfig
+from .schema import of_key
 
 
 @dataclass(frozen=True)
@@ -80,30 +81,25 @@ def read_parts(data: DataConfig, cutoff: float) -> Parts:
             keys=data.keys,
         )
 
-    files = {
-        name: read(paths)
-        for name, paths in (
-            ("train", data.train), ("validation", data.validation), ("test", data.test)
-        )
-        if paths is not None
-    }  # fmt: skip
+    files, others = {}, {}
+    for name in ("train", "validation", "test"):
+        paths = getattr(data, name)
+        if paths is not None:
+            with of_key(f"data.{name}"):
+                files[name] = read(paths)
+                others[name] = files[name].without_isolated()
     isolated = sum(sum(frames.isolated) for frames in files.values())
-    others = {name: _others(name, frames) for name, frames in files.items()}
     test = others.get("test")
     if data.split is None:
         parts = Parts(others["train"], others["validation"], test, isolated)
     else:
-        training, validation, rest = split_frames(files["train"], data.split, data.split_seed)
-        parts = Parts(training, validation, rest if test is None else test, isolated)
-    check_one_unit(dict(parts))
+        with of_key("data.split"):
+            split = split_frames(files["train"], data.split, data.split_seed)
+        rest = split.test if test is None else test
+        parts = Parts(split.fit, split.validation, rest, isolated)
+    with of_key("data.train"):
+        check_one_unit(dict(parts))
     return parts
-
-
-def _others(name: str, frames: Frames) -> Frames:
-    try:
-        return frames.without_isolated()
-    except ValueError as error:
-        raise ValueError(f"data.{name}: {error}") from None
 
 
 def check_parts(parts: Parts, elements: Sequence[int], settings: TrainingSettings) -> None:

@@ -21,6 +21,7 @@ from ...models.training import Frames
 from ..runs.models import parse_elements
 from .config import ModelConfig, TrainConfig
 from .data import Parts
+from .schema import of_key
 
 AT_ONCE = 50
 """Frames to evaluate together."""
@@ -47,13 +48,15 @@ class Start:
         self.loaded: Potential | None = None
         self.network: Network | None = None
         if model.start_from is not None:
-            self.loaded = load_trainable(model.start_from, model.start_from_units)
+            with of_key("model.start_from"):
+                self.loaded = load_trainable(model.start_from, model.start_from_units)
             self.cutoff = self.loaded.cutoff
         else:
             try:
                 self.network = model.network(**model.options)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"model.{model.name}: {error}") from None
+            except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+                reason = str(error).splitlines()[0]  # torch adds where it failed
+                raise ValueError(f"model.{model.name}: {reason}") from None
             self.cutoff = max(float(model.options["cutoff"]), model.repulsion_cutoff or 0.0)
 
     def elements(self, training: Frames) -> list[int]:
@@ -91,7 +94,8 @@ class Start:
     def _new(self, training: Frames, elements: list[int]) -> Potential:
         model = self.config.model
         assert self.network is not None
-        found = standardise(training, _references(model))
+        with of_key("model.references"):
+            found = standardise(training, _references(model))
         scales = found.options()
         scales["references"] = _padded(scales["references"], elements)
         for z in set(elements).intersection(found.references):
