@@ -132,7 +132,7 @@ def _root(text: str, source: str, changes: Sequence[str]) -> Any:
 
 def _places(node: yaml.Node, path: str = "") -> dict[str, Place]:
     """Places of the keys by their full names, and of the file by an empty one."""
-    found = {path: _place(node)} if not path else {}
+    found: dict[str, Place] = {} if path else {"": _place(node)}
     for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
         full = f"{path}.{name.value}" if path else str(name.value)
         found[full] = _place(name)

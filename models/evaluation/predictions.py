@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..data.frames import Frames, join
 from ..graph import Graph, Pairs, batch_graphs, within
+from ..inference.forks import use_one_thread_in_forks
 from ..potential import Potential, assemble, edge_gradient
 from ..quantities import QUANTITIES, with_derived
 
@@ -102,6 +103,7 @@ def predict_graphs(
     parts
         Consecutive slices that cover all graphs; each is evaluated at once.
     """
+    use_one_thread_in_forks()
     device = next(potential.parameters()).device
     training = potential.training
     potential.eval()

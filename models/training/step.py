@@ -12,6 +12,7 @@ from torch import Tensor
 from ..data.frames import Batch
 from ..evaluation.predictions import check_heads, predict
 from ..graph import Graph, Pairs, pair_edges, within
+from ..inference.forks import use_one_thread_in_forks
 from ..potential import Potential
 from ..quantities import QUANTITIES
 from .compiled import Axis, CompilationError, CompiledFunction, Unfit
@@ -83,6 +84,7 @@ class TrainingStep:
         compile: bool = False,
         masked: Sequence[str] = (),
     ) -> None:
+        use_one_thread_in_forks()
         self.potential = potential
         self.settings = settings
         self.plain_steps = 0

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ....graph import Graph
 from ....potential import Potential, Prediction
+from ...forks import may_start_threads
 from ..potential import FusedPotential, Versions
 from .compiled import kernel
 from .neighbors import Neighbors, Slots, pack_neighbors
@@ -110,9 +111,11 @@ class CPUPotential(FusedPotential):
         if memory.composition is not composition:
             self.use(memory, composition)
             memory.composition = composition
-        run = kernel(type(self).step, threads=_may_start_threads())
+        in_threads = _may_start_threads()
+        run = kernel(type(self).step, threads=in_threads)
         with _exclusive():
-            numba.set_num_threads(threads)
+            if in_threads:
+                numba.set_num_threads(threads)  # starts them
             run(
                 memory.schedule, threads, graph.positions.detach().numpy(),
                 graph.numbers.numpy(), known.neighbors, memory.slots, memory.work, self.factor,
@@ -181,7 +184,7 @@ def _may_start_threads() -> bool:
     global _started_in
     if _started_in is None:
         _started_in = os.getpid()
-    return _started_in == os.getpid()
+    return _started_in == os.getpid() and may_start_threads()
 
 
 def _exclusive() -> AbstractContextManager[Any]:
