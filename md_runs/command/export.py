@@ -9,7 +9,7 @@ import numpy as np
 import typer
 from torch import nn
 
-from ...calculators.checks import check_elements, parse_charge, warn_of_charge
+from ...calculators.checks import charge_of, check_elements, warn_of_charge
 from ...models import export_torchscript, load_potential
 from ...models.inference.torchscript import TARGETS
 from ...models.potential import parse_dtype
@@ -111,8 +111,7 @@ def topology(
             "--periodic or --no-periodic"
         )
     box = bool(atoms.pbc.all()) if periodic is None else periodic
-    said = parse_charge(atoms.info.get("charge", 0)) if charge is None else charge
-    return atoms.numbers.tolist(), box, said
+    return atoms.numbers.tolist(), box, charge_of(atoms) if charge is None else charge
 
 
 def load_for_export(

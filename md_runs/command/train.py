@@ -11,7 +11,7 @@ from ..runs.folder import refuse_existing
 from ..train.config import TrainConfig
 from ..train.config import example as example_text
 from ..train.run import ALREADY, plan_training, resume_training, start_training
-from ..train.schema import read_config
+from ..train.schema import naming_lines, read_config
 from .console import say, show_json
 from .options import Json
 from .progress import train_progress
@@ -56,14 +56,17 @@ def train(
             "--resume DIR to resume a run"
         )
     if config is not None:
-        read = read_config(TrainConfig, config, change or ())
+        changes = change or ()
+        read = read_config(TrainConfig, config, changes)
         folder = out or Path(read.output.folder or f"{config.stem}_training")
         if dry_run:
             if out is not None:
                 refuse_existing(out, ALREADY.format(out))
-            _show_plan(plan_training(read).to_json(), as_json)
+            with naming_lines(config, changes):
+                plan = plan_training(read)
+            _show_plan(plan.to_json(), as_json)
             return
-        with train_progress() as watcher:
+        with naming_lines(config, changes), train_progress() as watcher:
             summary = start_training(read, folder, watcher)
     else:
         assert resume is not None

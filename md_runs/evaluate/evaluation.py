@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...calculators import PotentialCalculator
 from ...calculators.checks import check_elements, check_geometry
-from ...models.data.readers import check_labels, iterate_structures, require_labels
+from ...models.data.readers import Named, check_labels, iterate_structures, require_labels
 from ...models.quantities import QUANTITIES, VOIGT, Quantity, with_derived
 from ...models.training import calibration, error_statistics
 from ..runs.models import load_calculator
@@ -35,6 +35,8 @@ class LabelledFrame(NamedTuple):
     atoms: Atoms
     labels: dict[str, Array]
     """By the names of `QUANTITIES`, with those that can be computed from others."""
+    isolated: bool = False
+    """Whether it is an isolated atom, whose energy is a reference energy."""
 
 
 @dataclass(frozen=True)
@@ -305,23 +307,26 @@ def read_labelled(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it cannot be read, has no frame, no label at all, or a label that is not finite; frames
-        are counted from 0.
+        If it cannot be read, has no frame, no label at all, none that ``keys`` names, or a label
+        that is not finite; frames are counted from 0.
     """
-    frames, first = [], None
+    frames, first, named = [], None, Named()
     for _, structure in iterate_structures(
         path, limit=limit, format=format, keys=keys, units=units
     ):
         check_labels(structure)
+        named.add(structure)
         first = first or structure
         atoms = Atoms(
             structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc
         )
         if structure.charge:
             atoms.info["charge"] = structure.charge
-        frames.append(LabelledFrame(atoms, _with_derived(structure.labels)))
+        labels = _with_derived(structure.labels)
+        frames.append(LabelledFrame(atoms, labels, structure.isolated))
     if first is None:
         raise ValueError(f"{path} holds no frame: expected at least one")
+    named.check(path)
     if not any(frame.labels for frame in frames):
         require_labels(first)
     return frames
@@ -380,11 +385,14 @@ def _compare(
 ) -> dict[str, Compared]:
     """Predictions beside labels, of the quantities that a frame has labels and predictions of."""
     found: dict[str, Compared] = {}
+    apart = _set_apart(frames)
     predicted = [_with_derived(result) for result in results]
     for name in given:
         row = QUANTITIES[name]
         both = [
-            k for k, frame in enumerate(frames) if name in frame.labels and name in predicted[k]
+            k
+            for k, frame in enumerate(frames)
+            if name in frame.labels and name in predicted[k] and k not in apart
         ]
         if both:
             wanted = [frames[k].labels[name] for k in both]
@@ -400,6 +408,12 @@ def _compare(
     return found
 
 
+def _set_apart(frames: Sequence[LabelledFrame]) -> set[int]:
+    """Isolated atoms, which are not compared where there is anything else."""
+    isolated = {k for k, frame in enumerate(frames) if frame.isolated}
+    return set() if len(isolated) == len(frames) else isolated
+
+
 def _skipped(
     frames: Sequence[LabelledFrame],
     results: Sequence[dict[str, Any]],
@@ -408,6 +422,11 @@ def _skipped(
 ) -> list[str]:
     """What is not compared, a line each; nothing of what nobody could expect to be."""
     lines = []
+    apart = _set_apart(frames)
+    if apart:
+        lines.append(f"isolated atoms: {len(apart)} frames, whose energies are reference energies")
+    frames = [frame for k, frame in enumerate(frames) if k not in apart]
+    results = [result for k, result in enumerate(results) if k not in apart]
     for name, row in QUANTITIES.items():
         labelled = [k for k, frame in enumerate(frames) if name in frame.labels]
         if name not in given:

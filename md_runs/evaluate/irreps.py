@@ -104,6 +104,7 @@ def run_irreps(
     for order in layout.removable if epochs else [wanted] if wanted else []:
         without_order(potential, order)  # what cannot be pruned is refused before the work
     frames = read_frames(data, potential.cutoff, limit=limit + FIT_AT_MOST if epochs else limit)
+    frames = frames.without_isolated()
     fit = frames.select(range(limit, len(frames))) if epochs and len(frames) > limit else None
     if epochs and fit is None:
         raise ValueError(

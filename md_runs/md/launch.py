@@ -28,6 +28,11 @@ def launch_md(
 ) -> MDSummary:
     """Start a run of the structure in a file; see `start_md`."""
     refuse_existing(path, ALREADY.format(path))  # before anything slow
+    if model.device == "cpu" and (settings.platform or "").upper() == "CUDA":
+        raise ValueError(
+            "--device cpu keeps the run off the GPU, but --platform CUDA is the GPU: leave one of "
+            "the two out"
+        )
     atoms, learned, topology = _read(source, settings)
     files = tuple(absolute_file(name) for name in settings.force_field)
     settings = dataclasses.replace(settings, force_field=files)

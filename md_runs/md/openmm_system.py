@@ -5,6 +5,7 @@ openmm is imported by the functions that need it, after torch.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import warnings
@@ -19,10 +20,10 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from numpy.typing import NDArray
 
-from ...calculators.checks import check_bonds, check_geometry
+from ...calculators.checks import charge_of, check_bonds, check_geometry
 from ...calculators.openmm import create_force
 from ...calculators.openmm_versions import INSTALL, choose_force_class, python_problem
-from ...models.data.structures import Notes, check_distances
+from ...models.data.structures import Notes, check_distances, has_alternates
 from ...models.data.structures.parts import placeholder_box, set_isotopes
 from ...models.units import nm_in_angstrom
 from ..runs.folder import topology_suffix
@@ -148,6 +149,13 @@ def read_topology(source: Path) -> tuple[openmm.app.Topology, Atoms]:
         else:
             atoms.set_cell(cell)
             atoms.pbc = True
+    with contextlib.suppress(ValueError):  # what OpenMM reads and the other reader refuses
+        if has_alternates(source):
+            Notes(source).say(
+                "alternate",
+                "alternate locations: with --ml-atoms OpenMM reads the file, keeps the first "
+                "location of each atom and drops the others, whatever their occupancy",
+            )
     heavy = [e.mass.value_in_unit(unit.dalton) if e.symbol == "D" else None for e in elements]
     set_isotopes(atoms, heavy)
     check_distances(atoms, str(source))
@@ -220,7 +228,7 @@ def learned_system(atoms: Atoms, calculator: Any, engine: str) -> Prepared:
     force = create_force(
         calculator.potential,
         atoms.numbers,
-        charge=atoms.info.get("charge", 0) if charge is None else charge,
+        charge=charge_of(atoms) if charge is None else charge,
         engine=engine,
         periodic=bool(atoms.pbc.all()),
         device=str(calculator.device),

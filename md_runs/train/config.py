@@ -155,7 +155,7 @@ class ModelConfig:
         None,
     )
     repulsion_cutoff: float | None = option(
-        "cutoff of a screened nuclear repulsion (ZBL); null: none", None, "Å"
+        "cutoff of a screened nuclear repulsion (ZBL); null: none", None, "Å", gt=0, le=100
     )
     properties: list[str] = option(
         f"properties besides energy and forces: {', '.join(PROPERTIES)}", default_factory=list
@@ -250,7 +250,7 @@ class MachineConfig:
     """Device and threads of a training."""
 
     device: str = option("auto (CUDA where there is one), cpu, cuda, cuda:1", "auto")
-    threads: int | None = option("CPU threads; null: torch's own number", None, ge=1)
+    threads: int | None = option("CPU threads; null: torch's own number", None, ge=1, le=65536)
 
 
 @one_line_errors

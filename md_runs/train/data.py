@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from ase.data import chemical_symbols
 
 from ...models.data.readers import check_one_unit
 from ...models.training import Frames, TrainingSettings, read_frames, split_frames
 from ...models.training.losses import check_labels
 from .config import DataConfig
+from .schema import of_key
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Parts:
     training: Frames
     validation: Frames
     test: Frames | None
+    isolated: int = 0
+    """Number of isolated atoms in the files, which are in no part."""
 
     def __iter__(self) -> Iterator[tuple[str, Frames]]:
         """Name and frames of the parts there are."""
@@ -46,6 +48,8 @@ class Parts:
             tensors += [t for quantity in frames.quantities for t in frames.values(quantity)]
             for tensor in tensors:
                 digest.update(tensor.contiguous().numpy().tobytes())
+        if self.training.atom_energies:
+            digest.update(f"{sorted(self.training.atom_energies.items())}".encode())
         return digest.hexdigest()
 
 
@@ -77,15 +81,24 @@ def read_parts(data: DataConfig, cutoff: float) -> Parts:
             keys=data.keys,
         )
 
-    frames = read(data.train)
-    test = None if data.test is None else read(data.test)
+    files, others = {}, {}
+    for name in ("train", "validation", "test"):
+        paths = getattr(data, name)
+        if paths is not None:
+            with of_key(f"data.{name}"):
+                files[name] = read(paths)
+                others[name] = files[name].without_isolated()
+    isolated = sum(sum(frames.isolated) for frames in files.values())
+    test = others.get("test")
     if data.split is None:
-        assert data.validation is not None
-        parts = Parts(frames, read(data.validation), test)
+        parts = Parts(others["train"], others["validation"], test, isolated)
     else:
-        training, validation, rest = split_frames(frames, data.split, data.split_seed)
-        parts = Parts(training, validation, rest if test is None else test)
-    check_one_unit(dict(parts))
+        with of_key("data.split"):
+            split = split_frames(files["train"], data.split, data.split_seed)
+        rest = split.test if test is None else test
+        parts = Parts(split.fit, split.validation, rest, isolated)
+    with of_key("data.train"):
+        check_one_unit(dict(parts))
     return parts
 
 
@@ -113,15 +126,6 @@ def check_parts(parts: Parts, elements: Sequence[int], settings: TrainingSetting
             check_labels(getattr(parts, name), settings, name)
         except ValueError as error:
             raise ValueError(str(error).replace("; set ", "; set training.")) from None
-
-
-def element_counts(frames: Frames, elements: Sequence[int]) -> torch.Tensor:
-    """Atoms of each element in each frame, (F, len(elements)) float64."""
-    columns = [
-        torch.tensor([int((graph.numbers == z).sum()) for graph in frames.graphs])
-        for z in elements
-    ]
-    return torch.stack(columns, dim=1).double()
 
 
 def absolute_files(data: DataConfig) -> DataConfig:

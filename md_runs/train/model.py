@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ...models.checkpoint import load_potential
 from ...models.committee import Committee
-from ...models.data.standardise import standardise
+from ...models.data.standardise import element_counts, standardise
 from ...models.evaluation.predictions import predict_graphs, slices
 from ...models.heads.repulsion import ZBLRepulsion
 from ...models.networks import Network
@@ -19,7 +20,8 @@ from ...models.quantities import HEADS, QUANTITIES
 from ...models.training import Frames
 from ..runs.models import parse_elements
 from .config import ModelConfig, TrainConfig
-from .data import element_counts
+from .data import Parts
+from .schema import of_key
 
 AT_ONCE = 50
 """Frames to evaluate together."""
@@ -46,13 +48,15 @@ class Start:
         self.loaded: Potential | None = None
         self.network: Network | None = None
         if model.start_from is not None:
-            self.loaded = load_trainable(model.start_from, model.start_from_units)
+            with of_key("model.start_from"):
+                self.loaded = load_trainable(model.start_from, model.start_from_units)
             self.cutoff = self.loaded.cutoff
         else:
             try:
                 self.network = model.network(**model.options)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"model.{model.name}: {error}") from None
+            except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+                reason = str(error).splitlines()[0]  # torch adds where it failed
+                raise ValueError(f"model.{model.name}: {reason}") from None
             self.cutoff = max(float(model.options["cutoff"]), model.repulsion_cutoff or 0.0)
 
     def elements(self, training: Frames) -> list[int]:
@@ -90,8 +94,12 @@ class Start:
     def _new(self, training: Frames, elements: list[int]) -> Potential:
         model = self.config.model
         assert self.network is not None
-        scales = standardise(training, _references(model)).options()
+        with of_key("model.references"):
+            found = standardise(training, _references(model))
+        scales = found.options()
         scales["references"] = _padded(scales["references"], elements)
+        for z in set(elements).intersection(found.references):
+            scales["references"][z] = found.references[z]
         cutoff = model.repulsion_cutoff
         return Potential(
             self.network,
@@ -160,7 +168,8 @@ def refit_references(potential: Potential, frames: Frames, elements: Sequence[in
 
     and of several solutions the one with the smallest :math:`\Delta`.
     """
-    counts = element_counts(frames, elements)
+    frames = frames.select(frames.labelled("energy"))
+    counts = torch.from_numpy(element_counts(frames, elements))
     if counts.sum(0).min() == 0:
         z = elements[int(counts.sum(0).argmin())]
         raise ValueError(
@@ -172,6 +181,29 @@ def refit_references(potential: Potential, frames: Frames, elements: Sequence[in
     left = frames.energies - found
     change = torch.linalg.lstsq(counts, left.unsqueeze(1), driver="gelsd").solution[:, 0]
     potential.atomic_scale.references[list(elements)] += change / potential.energy_in_ev
+
+
+def tell_isolated(parts: Parts, model: ModelConfig, potential: Potential) -> None:
+    """Say in one line what becomes of the isolated atoms of the files, if there are any."""
+    if not parts.isolated:
+        return
+    known = [z for z in sorted(parts.training.atom_energies) if z in potential.elements]
+    what = "not used: the references are those of start_from"
+    if model.start_from is None:
+        what = "not used: model.references has others"
+        if model.references == "fit":
+            what = "not used: no element of the training frames has one"
+    if known and model.start_from is None and model.references == "fit":
+        energies = ", ".join(
+            f"{chemical_symbols[z]} {parts.training.atom_energies[z][0]:.8g} eV" for z in known
+        )
+        what = f"the reference energies ({energies})"
+    warnings.warn(
+        f"isolated atoms ({parts.isolated}) are no training, validation or test frames; their "
+        f"energies are {what}",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def _references(model: ModelConfig) -> str | dict[int, float]:
@@ -190,18 +222,21 @@ def _add_heads(potential: Potential, model: ModelConfig, training: Frames) -> No
             continue
         options = {"charges": model.dipole_charges} if name == "dipole" else {}
         head = HEADS[name](potential.representation, **options)
-        labels = _labels_of(name, training)
-        head.standardise(training.graphs, labels)
+        labelled, labels = _labels_of(name, training)
+        head.standardise(labelled.graphs, labels)
         potential.heads[name] = head
 
 
-def _labels_of(name: str, frames: Frames) -> list[Tensor]:
+def _labels_of(name: str, frames: Frames) -> tuple[Frames, list[Tensor]]:
+    """The frames that have a label of a property, or of what is computed from it; the labels."""
     if name in frames.quantities:
-        return frames.values(name)
+        frames = frames.select(frames.labelled(name))
+        return frames, frames.values(name)
     for other in frames.quantities:
         row = QUANTITIES[other]
         if row.of == name and row.inverse is not None:
-            return [row.inverse(value) for value in frames.values(other)]
+            frames = frames.select(frames.labelled(other))
+            return frames, [row.inverse(value) for value in frames.values(other)]
     raise ValueError(
         f"model.properties has {name}, but the training frames have none: they are labelled with "
         f"{', '.join(frames.quantities)}; name it by data.keys, or leave it out"

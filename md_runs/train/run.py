@@ -44,8 +44,8 @@ from ..runs.versions import package_version, versions
 from .config import TrainConfig, plain
 from .data import Parts, absolute_files, check_parts, read_parts
 from .log import TrainLog
-from .model import Start
-from .schema import parse_config
+from .model import Start, tell_isolated
+from .schema import of_key, parse_config
 
 CONFIG_YAML, STATE, BAD_BATCH, RESULTS = (
     "config.yaml",
@@ -142,7 +142,7 @@ def plan_training(config: TrainConfig, device: str | torch.device | None = None)
         For anything that would keep the training from beginning; nothing is written.
     """
     settings = config.settings
-    device = parse_device(config.machine.device if device is None else device)
+    device = _device_of(config) if device is None else parse_device(device)
     if config.machine.threads is not None:
         torch.set_num_threads(config.machine.threads)
     start = Start(config)
@@ -153,14 +153,21 @@ def plan_training(config: TrainConfig, device: str | torch.device | None = None)
             f"{len(parts.training)} training frames are fewer than training.batch, "
             f"{settings.batch}: expected at least one batch"
         )
-    potential = start.potential(parts.training)
+    with of_key("model.elements"):
+        potential = start.potential(parts.training)
     if config.output.torchmdnet_ckpt:
         reason = why_not_torchmdnet(potential)
         if reason is not None:
             raise ValueError(
                 f"output.torchmdnet_ckpt is true, but torchmd-net cannot read it: {reason}"
             )
+    tell_isolated(parts, config.model, potential)
     return Plan(config, potential, parts, device)
+
+
+def _device_of(config: TrainConfig) -> torch.device:
+    with of_key("machine.device"):
+        return parse_device(config.machine.device)
 
 
 def start_training(
@@ -192,7 +199,7 @@ def start_training(
         After SIGINT or SIGTERM, with the state saved.
     """
     config = _with_full_names(config)
-    with start_processes(parse_device(config.machine.device)) as processes:
+    with start_processes(_device_of(config)) as processes:
         if processes.first:
             refuse_existing(path, ALREADY.format(path))
         plan = plan_training(config, processes.device)
@@ -232,7 +239,7 @@ def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary 
     if content["kind"] != "train":
         raise ValueError(f"{path} holds no training, but a run of kind {content['kind']!r}")
     config = configuration_of(folder)
-    with start_processes(parse_device(config.machine.device)) as processes:
+    with start_processes(_device_of(config)) as processes:
         plan = plan_training(config, processes.device)
         _check_unchanged(plan, content, path)
         if not processes.first:

@@ -5,10 +5,11 @@ A section of the file is a dataclass of `models.options`, a key one of its field
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ DEEPEST = 8
 """Levels of a file; an anchor that holds itself would have no end."""
 # YAML 1.1 takes a number without a point, 1e-3, for a word.
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|[-+]?\.?inf(inity)?$", re.I)
+_KEY = re.compile(r"\b(?:data|model|training|machine|output)\.[a-z_]+(?:\.[a-z_]+)?")
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")
 
@@ -57,26 +59,85 @@ def read_config(cls: type[T], path: Path, changes: Sequence[str] = ()) -> T:
         If it cannot be read, is no YAML, or has an unknown key, a key twice, or a value of a
         wrong type: with the line, and the valid keys.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text: expected a YAML file") from None
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
-    return parse_config(cls, text, str(path), changes)
+    return parse_config(cls, _text_of(path), str(path), changes)
 
 
 def parse_config(cls: type[T], text: str, source: str, changes: Sequence[str] = ()) -> T:
     """Parse the text of a configuration; see `read_config`."""
+    return typing.cast(T, _section(cls, _root(text, source, changes), ""))
+
+
+@contextlib.contextmanager
+def of_key(key: str) -> Iterator[None]:
+    """Put a key in front of errors that name none: it is to blame for them."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if _KEY.search(str(error)):
+            raise
+        raise ValueError(f"{key}: {error}") from error
+
+
+@contextlib.contextmanager
+def naming_lines(path: Path, changes: Sequence[str] = ()) -> Iterator[None]:
+    """Put the line of the file in front of errors that name a key, such as ``data.train``.
+
+    Parameters
+    ----------
+    path, changes
+        Arguments of `read_config`.
+
+    Raises
+    ------
+    ValueError
+        Instead of such an error, with the line of the key, or of the section that lacks it.
+    """
+    places = _places(_root(_text_of(path), str(path), changes))
+    try:
+        yield
+    except ValueError as error:
+        found = _KEY.search(str(error))
+        if found is None:
+            raise
+        name = found.group()
+        while name not in places:
+            name = name.rpartition(".")[0]
+        raise ValueError(f"{places[name]}: {error}") from error
+
+
+def _text_of(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = Place(str(path), content[: error.start].count(b"\n") + 1)
+        raise ValueError(f"{place}: it is no text: expected a YAML file") from None
+
+
+def _root(text: str, source: str, changes: Sequence[str]) -> Any:
+    """The node of a whole file, with changes."""
     root = _compose(text, source)
     if root is None:
         root = yaml.MappingNode(f"{_TAG}map", [])
         root.start_mark = yaml.Mark(source, 0, 0, 0, None, 0)
     for change in changes:
         _apply(root, change)
-    return typing.cast(T, _section(cls, root, ""))
+    return root
+
+
+def _places(node: yaml.Node, path: str = "") -> dict[str, Place]:
+    """Places of the keys by their full names, and of the file by an empty one."""
+    found: dict[str, Place] = {} if path else {"": _place(node)}
+    for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        full = f"{path}.{name.value}" if path else str(name.value)
+        found[full] = _place(name)
+        found |= _places(value, full)
+    return found
 
 
 def _compose(text: str, source: str) -> Any:
@@ -86,8 +147,11 @@ def _compose(text: str, source: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = Place(source, 0 if mark is None else mark.line + 1)
         raise ValueError(f"{place}: no YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is no YAML: {error}") from None
+    except yaml.reader.ReaderError as error:
+        place = Place(source, text[: error.position].count("\n") + 1)
+        raise ValueError(
+            f"{place}: no YAML: the character {chr(error.character)!r} is not allowed"
+        ) from None
     return root
 
 

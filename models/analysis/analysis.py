@@ -192,7 +192,7 @@ def fine_tuned(potential: Potential, fit: Frames, epochs: int, seed: int = 0) ->
         seed=seed,
         validate_every=epochs,
     )
-    few = fit.select(range(min(batch, len(fit))))
+    few = fit.select(sorted({k for name in fit.quantities for k in fit.labelled(name)[:batch]}))
     return train(copy.deepcopy(potential), fit, few, settings).eval()
 
 
@@ -207,9 +207,11 @@ def scale_of(potential: Potential, frames: Frames) -> Scale:
     energy = force = 0.0
     if "energy" in frames.quantities:
         table = potential.atomic_scale.references.cpu() * potential.energy_in_ev
-        shares = torch.stack([table[graph.numbers].sum() for graph in frames.graphs])
-        rest = frames.energies - shares
+        known = frames.select(frames.labelled("energy"))
+        shares = torch.stack([table[graph.numbers].sum() for graph in known.graphs])
+        rest = known.energies - shares
         energy = 1e3 * float((rest - rest.mean()).abs().mean())
     if "forces" in frames.quantities:
-        force = 1e3 * float(torch.cat(frames.forces).abs().mean())
+        forces = torch.cat([frames.forces[k] for k in frames.labelled("forces")])
+        force = 1e3 * float(forces.abs().mean())
     return Scale(energy, force)

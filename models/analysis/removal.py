@@ -47,18 +47,25 @@ def predict(potential: nn.Module, frames: Frames, forces: bool = True) -> Predic
 
 def accuracy(found: Predictions, whole: Predictions, frames: Frames) -> Accuracy:
     """Compare predictions with the labels and with those of the whole network."""
+    masks = frames.masks(range(len(frames)))
     energies = frames.energies if "energy" in frames.quantities else None
     forces = torch.cat(frames.forces) if "forces" in frames.quantities else None
-    errors = _mae(found.energy, energies), _mae(found.forces, forces)
+    errors = (
+        _mae(found.energy, energies, masks.get("energy")),
+        _mae(found.forces, forces, masks.get("forces")),
+    )
     energy_change = _mae(found.energy, whole.energy)
     assert energy_change is not None
     return Accuracy(*errors, energy_change, _mae(found.forces, whole.forces))
 
 
-def _mae(predicted: Tensor | None, reference: Tensor | None) -> float | None:
+def _mae(
+    predicted: Tensor | None, reference: Tensor | None, mask: Tensor | None = None
+) -> float | None:
     if predicted is None or reference is None:
         return None
-    return 1e3 * error_statistics((predicted - reference).numpy()).mae
+    errors = predicted - reference
+    return 1e3 * error_statistics((errors if mask is None else errors[mask]).numpy()).mae
 
 
 def predict_without(

@@ -40,7 +40,7 @@ def split_frames(
         Numbers of frames (integers) or fractions (floats) for fit, validation and test; if only
         two are given, the test part is the rest. Or an npz file with ``idx_train``, ``idx_val``
         and ``idx_test``, as torchmd-net writes it; or two or three text files of frame numbers.
-        Frames are counted from 0.
+        Frames are counted from 0. Isolated atoms count in files, but are in no part.
     seed
         Seed of the permutation if no file is given, the same permutation as in `Frames.split`.
         Groups of frames are not split: a part ends with the group that fills it.
@@ -62,8 +62,12 @@ def split_frames(
         _expect(len(parts) in (2, 3), f"{len(parts)} files of numbers: expected two or three")
         chosen = {name: read_index(file) for name, file in zip(PARTS, parts, strict=False)}  # type: ignore[arg-type]
     else:
+        frames = frames.without_isolated()
         chosen = _draw(frames, _sizes(parts, len(frames)), seed)  # type: ignore[arg-type]
     _check_disjoint(chosen, len(frames))
+    chosen = {part: [k for k in index if not frames.isolated[k]] for part, index in chosen.items()}
+    for part in PARTS[:2]:
+        _expect(bool(chosen[part]), f"{part} names isolated atoms alone: expected other frames")
     test = chosen.get("test")
     return Split(
         frames.select(chosen["fit"]),

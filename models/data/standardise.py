@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from .frames import Frames
+
+SAME_ENERGY = 1e-4
+"""Largest difference between energies of isolated atoms that are taken as equal, eV."""
 
 
 @dataclass(frozen=True)
@@ -54,45 +58,93 @@ def standardise(frames: Frames, references: str | Mapping[int, float] = "fit") -
     no energies that the data do not require. Frames that all have one composition determine no
     references: their mean energy becomes the mean.
 
+    If the frames have isolated atoms (`Frames.atom_energies`), "fit" takes their energies, and
+    fits those of the other elements to what they leave. Frames without an energy are not used.
+
     The scale is the root mean square of all force components; without forces, the standard
     deviation of the energies per atom after subtracting references and mean.
 
     Parameters
     ----------
     frames
-        Training frames. Without energies, all constants except the scale are zero.
+        Training frames. Without energies, all constants except the scale are zero, and the
+        references are those of isolated atoms.
     references
         ``fit``, ``none`` (only the mean), or energies of isolated atoms by atomic number, eV.
 
     Raises
     ------
     ValueError
-        If ``references`` is none of these, or lacks an element that occurs.
+        If ``references`` is none of these, or lacks an element that occurs, or isolated atoms of
+        one element have different energies.
     """
     elements = frames.elements
-    counts = np.array(
-        [[int((graph.numbers == z).sum()) for z in elements] for graph in frames.graphs],
-        dtype=np.float64,
-    )
-    atoms = counts.sum(1)
     given = _references(references, elements)
-    mean = 0.0
-    residual = np.zeros(len(frames))
+    fitted = given is None and references == "fit"
+    alone = isolated_energies(frames) if fitted else {}
+    mean, scale = 0.0, 1.0
     if "energy" in frames.quantities:
-        energies = frames.energies.numpy()
-        if given is None and references == "fit" and (counts != counts[0]).any():
+        frames_with = frames.select(frames.labelled("energy"))
+        energies = frames_with.energies.numpy()
+        counts = element_counts(frames_with, elements)
+        if fitted and not alone and (counts != counts[0]).any():
             given = dict(zip(elements, _least_squares(counts, energies).tolist(), strict=True))
+        elif alone:
+            given = _with_isolated(counts, energies, elements, alone)
+            fitted = False
         residual = energies
         if given is not None:
             residual = residual - counts @ np.array([given[z] for z in elements])
-        if given is None or references != "fit":
+        if given is None or not fitted:
             mean = float(residual.mean())
             residual = residual - mean
+        scale = float((residual / counts.sum(1)).std())
     if "forces" in frames.quantities:
-        scale = float(torch.cat(frames.forces).square().mean().sqrt())
-    else:
-        scale = float((residual / atoms).std())
-    return Standardisation(scale if scale > 0 else 1.0, mean, given or {}, elements)
+        forces = [frames.forces[k] for k in frames.labelled("forces")]
+        scale = float(torch.cat(forces).square().mean().sqrt())
+    return Standardisation(scale if scale > 0 else 1.0, mean, {**alone, **(given or {})}, elements)
+
+
+def element_counts(frames: Frames, elements: Sequence[int]) -> NDArray[np.float64]:
+    """Atoms of each element in each frame, (F, elements)."""
+    return np.array(
+        [[int((graph.numbers == z).sum()) for z in elements] for graph in frames.graphs],
+        dtype=np.float64,
+    )
+
+
+def isolated_energies(frames: Frames) -> dict[int, float]:
+    """Energies of the isolated atoms of the frames, eV, by atomic number.
+
+    Raises
+    ------
+    ValueError
+        If two isolated atoms of one element have different energies.
+    """
+    for number, energies in frames.atom_energies.items():
+        if max(energies) - min(energies) > SAME_ENERGY:
+            raise ValueError(
+                f"isolated atoms of {chemical_symbols[number]} have energies from "
+                f"{min(energies):.8g} to {max(energies):.8g} eV: expected one, the reference; "
+                "leave the others out, or give the references"
+            )
+    return {number: energies[0] for number, energies in sorted(frames.atom_energies.items())}
+
+
+def _with_isolated(
+    counts: NDArray[np.float64],
+    energies: NDArray[np.float64],
+    elements: Sequence[int],
+    alone: Mapping[int, float],
+) -> dict[int, float]:
+    """Energies of isolated atoms, and by least squares those of the elements that have none."""
+    found = np.array([alone.get(z, 0.0) for z in elements])
+    rest = [k for k, z in enumerate(elements) if z not in alone]
+    some = counts[:, rest].any(1)
+    if some.any():
+        left = (energies - counts @ found)[some]
+        found[rest] = _least_squares(counts[some][:, rest], left)
+    return dict(zip(elements, found.tolist(), strict=True))
 
 
 def _least_squares(

@@ -149,7 +149,7 @@ def quantity_errors(
     Raises
     ------
     ValueError
-        If the frames lack a label, or the potential a head, for one of the quantities.
+        If no frame has a label, or the potential no head, for one of the quantities.
     """
     return errors_of(compare(potential, frames, quantities, batch))
 
@@ -157,8 +157,8 @@ def quantity_errors(
 def errors_of(comparison: Comparison) -> dict[str, QuantityErrors]:
     """Errors of each quantity of a comparison."""
     errors = {}
-    for name, found in comparison.found.items():
+    for name in comparison.found:
         factor, unit = QUANTITIES[name].reported
-        statistics = error_statistics((found - comparison.wanted[name]).numpy())
+        statistics = error_statistics(comparison.errors(name).numpy())
         errors[name] = QuantityErrors(factor * statistics.mae, factor * statistics.rmse, unit)
     return errors

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..data.frames import Frames, join
 from ..graph import Graph, Pairs, batch_graphs, within
+from ..inference.forks import use_one_thread_in_forks
 from ..potential import Potential, assemble, edge_gradient
 from ..quantities import QUANTITIES, with_derived
 
@@ -112,6 +113,7 @@ def predict_graphs(
     parts
         Consecutive slices that cover all graphs; each is evaluated at once.
     """
+    use_one_thread_in_forks()
     device = next(potential.parameters()).device
     training = potential.training
     potential.eval()
@@ -148,6 +150,13 @@ class Comparison(NamedTuple):
     wanted: dict[str, Tensor]
     atoms: Tensor
     """Number of atoms of each frame, (F,) float64."""
+    masks: dict[str, Tensor]
+    """Whether frames, (F,), or their atoms, (N,), have a label, for labels that some lack."""
+
+    def errors(self, name: str) -> Tensor:
+        """Predictions minus labels of a quantity, where there are labels: (K, ...)."""
+        errors = self.found[name] - self.wanted[name]
+        return errors[self.masks[name]] if name in self.masks else errors
 
 
 def compare(
@@ -169,7 +178,7 @@ def compare(
     Raises
     ------
     ValueError
-        If the frames lack a label, or the potential a head, for one of the quantities.
+        If no frame has a label, or the potential no head, for one of the quantities.
     """
     if quantities is None:
         given = (None, *getattr(potential, "heads", ()))
@@ -179,4 +188,5 @@ def compare(
     wanted = {name: join(name, frames.values(name)) for name in quantities}
     found = predict_graphs(potential, frames.graphs, quantities, slices(len(frames), batch))
     atoms = [len(graph.numbers) for graph in frames.graphs]
-    return Comparison(found, wanted, torch.tensor(atoms, dtype=torch.float64))
+    masks = frames.masks(range(len(frames)))
+    return Comparison(found, wanted, torch.tensor(atoms, dtype=torch.float64), masks)

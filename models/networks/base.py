@@ -87,6 +87,17 @@ Kept = str | Sequence[int]
 """Irreps as a network's constructor takes them: ``"IS"`` of TensorNet, ``[0, 2]`` of TDN."""
 TABLE = 4
 """Number of multiplications per value of a cubic spline."""
+MOST_LAYERS = 1000
+"""Largest number of layers: more are a slip, and would fill the memory without an error."""
+
+
+def check_sizes(layers: int, **sizes: int) -> None:
+    """Raise a ValueError if there cannot be this number of layers, or a size is below 1."""
+    if not 0 <= layers <= MOST_LAYERS:
+        raise ValueError(f"layers is {layers}: expected 0 to {MOST_LAYERS}")
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}: expected 1 or more")
 
 
 class Smaller(NamedTuple):

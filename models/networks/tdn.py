@@ -37,6 +37,7 @@ from .base import (
     Kept,
     Network,
     Smaller,
+    check_sizes,
     consecutive_irreps,
 )
 from .tdn_layers import (
@@ -148,6 +149,12 @@ class TDN(Network):
     ) -> None:
         lmax, degrees = parse_degrees(lmax, degrees)
         check_group(group)
+        check_sizes(
+            layers,
+            channels=channels,
+            radial_functions=radial_functions,
+            max_number=max_number,
+        )
         if product not in PRODUCTS:
             raise ValueError(f"unknown product {product!r}: expected one of {', '.join(PRODUCTS)}")
         if envelope not in ENVELOPES:
@@ -161,8 +168,12 @@ class TDN(Network):
             ("norm_epsilon", norm_epsilon),
             ("average_degree", average_degree),
         ):
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}: expected a positive number")
+        if any(width < 1 for width in radial_widths):
+            raise ValueError(
+                f"radial_widths are {list(radial_widths)}: expected 1 or more of each"
+            )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}: expected a share from 0 to below 1")
         contracted = parse_evaluation(evaluation)

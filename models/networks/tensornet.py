@@ -11,6 +11,7 @@ units of the network's cutoff.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -37,6 +38,7 @@ from .base import (
     Kept,
     Network,
     Smaller,
+    check_sizes,
     consecutive_irreps,
 )
 
@@ -100,9 +102,15 @@ class TensorNet(Network):
         irreps: str = "IAS",
     ) -> None:
         check_irreps(irreps)
+        check_sizes(
+            layers,
+            channels=channels,
+            radial_functions=radial_functions,
+            max_number=max_number,
+        )
         if group not in GROUPS:
             raise ValueError(f"unknown group {group!r}: expected one of {', '.join(GROUPS)}")
-        if not 0 <= cutoff_lower < cutoff:
+        if not 0 <= cutoff_lower < cutoff < math.inf:
             raise ValueError(f"cutoffs {cutoff_lower} and {cutoff}: expected 0 <= lower < upper")
         config = {
             "channels": channels,

@@ -115,8 +115,8 @@ def train(
     Raises
     ------
     ValueError
-        If there are fewer frames than a batch has, a label, head or element is missing, the state
-        belongs to another run, or the settings name a backend that cannot run.
+        If there are fewer frames than a batch has, no frame has a label, a head or element is
+        missing, the state belongs to another run, or the settings name a backend that cannot run.
     BadLossError
         If the loss becomes infinite or NaN; the error has the frames, and the last saved state is
         kept.
@@ -137,7 +137,7 @@ def train(
     if begun and state_file is not None:
         state = read_state(state_file, settings)
     backend = choose_backend(potential, settings, total, torch.device(device), state)
-    run = Run(potential, settings, per_epoch, backend, processes)
+    run = Run(potential, settings, per_epoch, backend, processes, fit.partial)
     if state is not None:
         run.load(state)
     began = time.perf_counter() - run.seconds
@@ -198,7 +198,8 @@ def _validate(run: Run, validation: Frames, losses: dict[str, float]) -> Progres
     loss, errors = math.nan, {}
     if run.processes.first:
         comparison = compare(run.average, validation, list(settings.weights))
-        terms = loss_terms(comparison.found, comparison.wanted, comparison.atoms, settings)
+        found, wanted, atoms, masks = comparison
+        terms = loss_terms(found, wanted, atoms, settings, masks)
         loss = sum(settings.weights[name] * float(term) for name, term in terms.items())
         errors = errors_of(comparison)
     [loss] = run.processes.from_first([loss])

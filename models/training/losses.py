@@ -14,7 +14,7 @@ from .settings import TrainingSettings
 
 
 def check_labels(frames: Frames, settings: TrainingSettings, name: str) -> None:
-    """Check that frames have every label that the loss needs.
+    """Check that some of the frames, or all, have each label that the loss needs.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def check_labels(frames: Frames, settings: TrainingSettings, name: str) -> None:
     Raises
     ------
     ValueError
-        If a label is missing; the message names it, and the weight to set to 0.
+        If no frame has a label; the message names it, and the weight to set to 0.
     """
     for quantity in settings.weights:
         if quantity not in frames.quantities:
@@ -38,8 +38,8 @@ def check_labels(frames: Frames, settings: TrainingSettings, name: str) -> None:
                 f"labelled with {has}; set {QUANTITIES[quantity].weight} to 0 or label them"
             )
     if "stress" in settings.weights:
-        for k, graph in enumerate(frames.graphs):
-            if not float(torch.linalg.det(graph.cell).abs().min()) > 0:
+        for k in frames.labelled("stress"):
+            if not float(torch.linalg.det(frames.graphs[k].cell).abs().min()) > 0:
                 raise ValueError(
                     f"{name} frame {k} has no cell, so it has no stress: set stress_weight to 0"
                 )
@@ -50,6 +50,7 @@ def loss_terms(
     wanted: Mapping[str, Tensor],
     atoms: Tensor | None,
     settings: TrainingSettings,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     r"""Loss of each quantity that has a weight, without the weight.
 
@@ -57,7 +58,7 @@ def loss_terms(
         L_q = \frac1n \sum_k \|\hat q_k - q_k\| \text{ (norm)}, \quad
         \frac{1}{n d} \sum_{kc} \ell(\hat q_{kc} - q_{kc}) \text{ (l1, mse, huber)}
 
-    over n frames (atoms, for forces) and d components.
+    over n frames (atoms, for forces) that have the label, and d components; 0 if none has it.
 
     Parameters
     ----------
@@ -67,6 +68,9 @@ def loss_terms(
         Number of atoms of each frame, (B,) float64; read if energies are taken per atom.
     settings
         Settings of the run.
+    masks
+        Whether each frame (atom, for forces) has the label, (n,) bool, by quantity; quantities
+        that are not listed: all have it.
 
     Returns
     -------
@@ -76,6 +80,11 @@ def loss_terms(
     terms = {}
     for name in settings.weights:
         a, b = found[name], wanted[name]
+        mask = None if masks is None else masks.get(name)
+        if mask is not None:
+            # Two zeros add nothing to any loss, nor to its gradient.
+            has = mask.view(-1, *(1 for _ in a.shape[1:]))
+            a, b = torch.where(has, a, 0.0), torch.where(has, b, 0.0)
         if name == "energy" and settings.energy_per_atom:
             assert atoms is not None
             a, b = a / atoms, b / atoms
@@ -87,6 +96,9 @@ def loss_terms(
             terms[name] = F.l1_loss(a, b)
         else:
             terms[name] = torch.linalg.vector_norm((a - b).flatten(1), dim=1).mean()
+        if mask is not None:
+            rows = mask.to(terms[name].dtype)
+            terms[name] = terms[name] * torch.ones_like(rows).sum() / rows.sum().clamp(min=1)
     return terms
 
 

@@ -95,7 +95,9 @@ class TrainingSettings:
     dtype: Literal["float32", "float64"] = option(
         "precision of the weights: float32 or float64", "float32"
     )
-    seed: int = option("seed of the initial weights, the order of the frames and dropout", 0, ge=0)
+    seed: int = option(
+        "seed of the initial weights, the order of the frames and dropout", 0, ge=0, le=2**63 - 1
+    )
     validate_every: int = option(
         "epochs between validations, at which the state is saved", 20, "epochs", ge=1
     )

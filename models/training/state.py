@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data.frames import Frames
 from ..files import replacing
 from ..potential import Potential
+from ..quantities import QUANTITIES
 from .distributed import Processes
 from .losses import RunningLosses
 from .schedules import Schedule
@@ -51,6 +52,8 @@ class Run:
         Kind of the steps: fused, compiled or plain.
     processes
         Processes that train together.
+    masked
+        Labels that some training frames lack.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Run:
         steps_per_epoch: int,
         backend: str,
         processes: Processes,
+        masked: Sequence[str] = (),
     ) -> None:
         torch.manual_seed(settings.seed + processes.rank)
         self.potential = potential
@@ -81,13 +85,14 @@ class Run:
         )
         self.schedule = Schedule(settings, settings.epochs * steps_per_epoch)
         self.losses = RunningLosses(settings)
-        self.training_step = TrainingStep(potential, settings, backend)
+        self.training_step = TrainingStep(potential, settings, backend, masked)
         self.epoch = 0
         """Number of epochs done."""
         self.steps_in_epoch = 0
         """Number of steps done in the current epoch."""
         self.epoch_sums: dict[str, float] = {}
-        """Losses of the current epoch, each times its number of frames; and ``frames``."""
+        """Losses of the current epoch, each times its number of frames; ``frames``; and the number
+        of frames with a label that others lack, such as ``forces frames``."""
         self.steps_done = 0
         self.seconds = 0.0
         self.best_loss = math.inf
@@ -132,24 +137,30 @@ class Run:
         decay = min(self.settings.ema_decay, self.steps_done / (self.steps_done + 10))
         with torch.no_grad():
             torch._foreach_lerp_(self._averaged, self.parameters, 1 - decay)
-        terms = self.losses.add(found.terms)
+        counts = {name: frames.count(name, index) for name in frames.partial}
+        terms = self.losses.add({n: loss for n, loss in found.terms.items() if counts.get(n, 1)})
+        terms = {name: terms[name] if counts.get(name, 1) else 0.0 for name in found.terms}
         total = sum(self.settings.weights[name] * value for name, value in terms.items())
         for name, value in {**terms, "total": total, "frames": 1.0}.items():
-            self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + len(index) * value
+            self._add_to_epoch(name, counts.get(name, len(index)) * value)
+        for name, count in counts.items():
+            self._add_to_epoch(f"{name} frames", count)
         self.steps_in_epoch += 1
         return total
+
+    def _add_to_epoch(self, name: str, value: float) -> None:
+        self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
 
     def _gradients(self, frames: Frames, index: Sequence[int]) -> StepLosses:
         """Losses and gradients of the whole batch."""
         if self.processes.count == 1:
             return self.training_step.step(frames.batch(index))
         own = self.processes.share(index)
-        sizes = [len(frames.graphs[k].numbers) for k in index]
-        own_sizes = [len(frames.graphs[k].numbers) for k in own]
-        shares = {
-            name: sum(own_sizes) / sum(sizes) if name == "forces" else len(own) / len(index)
-            for name in self.settings.weights
-        }
+        shares = {}
+        for name in self.settings.weights:
+            atoms = QUANTITIES[name].per_atom
+            whole = frames.count(name, index, atoms=atoms)
+            shares[name] = frames.count(name, own, atoms=atoms) / whole if whole else 0.0
         terms = dict.fromkeys(shares, 0.0)
         if own:
             terms = self.training_step.step(frames.batch(own), shares).terms
@@ -179,8 +190,10 @@ class Run:
 
     def end_epoch(self) -> dict[str, float]:
         """Finish an epoch; returns its mean losses by quantity, and their ``total``."""
-        frames = self.epoch_sums.pop("frames")
-        means = {name: value / frames for name, value in self.epoch_sums.items()}
+        sums = self.epoch_sums
+        frames = sums.pop("frames")
+        counts = {n: sums.pop(f"{n} frames") for n in list(sums) if f"{n} frames" in sums}
+        means = {name: value / max(counts.get(name, frames), 1) for name, value in sums.items()}
         self.epoch += 1
         self.steps_in_epoch = 0
         self.epoch_sums = {}

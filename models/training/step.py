@@ -12,6 +12,7 @@ from torch import Tensor
 from ..data.frames import Batch
 from ..evaluation.predictions import check_heads, predict
 from ..graph import Graph, Pairs, pair_edges, within
+from ..inference.forks import use_one_thread_in_forks
 from ..potential import Potential
 from ..quantities import QUANTITIES
 from .compiled import Axis, CompilationError, CompiledFunction, Unfit
@@ -67,6 +68,8 @@ class TrainingStep:
         ``fused``, ``compiled`` or ``plain``. A graph is compiled at the first step. If this fails
         and the settings do not ask for it, a warning is logged and later steps are plain;
         otherwise the error is raised.
+    masked
+        Labels that some frames of the data set lack (`Frames.partial`).
 
     Raises
     ------
@@ -82,15 +85,22 @@ class TrainingStep:
     """
 
     def __init__(
-        self, potential: Potential, settings: TrainingSettings, backend: str = "plain"
+        self,
+        potential: Potential,
+        settings: TrainingSettings,
+        backend: str = "plain",
+        masked: Sequence[str] = (),
     ) -> None:
+        use_one_thread_in_forks()
         self.potential = potential
         self.settings = settings
         self.plain_steps = 0
         self._quantities = list(settings.weights)
         check_heads(potential, self._quantities)
+        self._masked = [name for name in self._quantities if name in masked]
         of_labels = [
-            "atoms" if QUANTITIES[name].per_atom else "systems" for name in self._quantities
+            "atoms" if QUANTITIES[name].per_atom else "systems"
+            for name in (*self._quantities, *self._masked)
         ]
         of_labels += ["systems"] if "stress" in self._quantities else []
         self._axes = [*_GRAPH_AXES, *(Axis(size, 0) for size in of_labels)]
@@ -107,7 +117,7 @@ class TrainingStep:
         Parameters
         ----------
         batch
-            Frames with every label that has a weight.
+            Frames with every label that has a weight, but for those of ``masked``.
         shares
             Factor of each quantity's loss, the batch's share of a larger batch; None: 1.
 
@@ -161,10 +171,17 @@ class TrainingStep:
             label = getattr(batch.labels, name)
             if label is None:
                 raise ValueError(f"a batch has no {name}: expected it, the loss gives it a weight")
+            if name in batch.masks and name not in self._masked:
+                raise ValueError(f"some frames have no {name}: expected it among those masked")
             labels.append(label)
+        for name in self._masked:
+            has = torch.ones(len(getattr(batch.labels, name)), dtype=torch.bool)
+            labels.append(batch.masks.get(name, has))
         volume = []
         if "stress" in weights:
-            volume = [torch.linalg.det(graph.cell).abs()]
+            volumes = torch.linalg.det(graph.cell).abs()
+            # A frame without a cell has no label, but NaN times zero would be NaN.
+            volume = [volumes.where(volumes > 0, 1.0)]
         everything = [*graph, vectors, *pairs, torch.tensor(factors, dtype=torch.float64)]
         return [x.to(device).contiguous() for x in (*everything, *labels, *volume)]
 
@@ -176,6 +193,7 @@ class TrainingStep:
         pairs = Pairs(next(rest), next(rest))
         factors = next(rest)
         wanted = {name: next(rest) for name in self._quantities}
+        masks = {name: next(rest) for name in self._masked}
         volume = next(rest, None)
         found = predict(potential, graph, vectors, pairs, self._quantities, volume, self._fused)
         atoms = None
@@ -183,5 +201,6 @@ class TrainingStep:
             atoms = torch.zeros_like(graph.charge).index_add(
                 0, graph.system, torch.ones_like(graph.positions[:, 0])
             )
-        terms = torch.stack(list(loss_terms(found, wanted, atoms, self.settings).values()))
+        losses = loss_terms(found, wanted, atoms, self.settings, masks)
+        terms = torch.stack(list(losses.values()))
         return (factors * terms).sum(), terms

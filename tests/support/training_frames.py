@@ -26,6 +26,16 @@ def labelled(systems: Sequence[System], stress: bool = False) -> Frames:
     )
 
 
+def without(frames: Frames, lack: dict[str, list[int]]) -> Frames:
+    """The same frames, some of which lack labels."""
+    left = {
+        name: [None if k in lack.get(name, ()) else v for k, v in enumerate(frames.values(name))]
+        for name in frames.quantities
+    }
+    energies, forces = left.pop("energy"), left.pop("forces")
+    return Frames(frames.graphs, energies, forces, **left)
+
+
 def water(seed: int) -> System:
     positions = np.array([[0.0, 0, 0.1], [0, 0.8, -0.5], [0, -0.8, -0.5]])
     return System(

@@ -21,6 +21,7 @@ from .qm9 import QM9_UNITS, has_qm9, qm9_structures
 from .structure import (
     Collector,
     Keys,
+    Named,
     PathLike,
     Selection,
     Structure,
@@ -32,6 +33,7 @@ __all__ = [
     "FORMATS",
     "LEVELS",
     "DataUnits",
+    "Named",
     "Structure",
     "Trajectory",
     "check_labels",
@@ -96,7 +98,9 @@ def read_frames(
     units: Mapping[str, str] | None = None,
     keys: Keys | None = None,
 ) -> Frames:
-    """Read labelled frames of one file, or of several with the same labels.
+    """Read labelled frames of one file, or of several.
+
+    Frames may have different labels; a warning tells how many lack which.
 
     Parameters
     ----------
@@ -127,8 +131,8 @@ def read_frames(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If a file cannot be read, a label is missing, not finite or of the wrong shape, or units
-        are mixed. The message names the frame.
+        If a file cannot be read, a frame has no label, no frame has one that ``keys`` names, one
+        is not finite or of the wrong shape, or units are mixed. The message names the frame.
     ModuleNotFoundError
         If a format needs a package that is not installed.
     """
@@ -145,9 +149,11 @@ def read_frames(
             collector.add(structure, file, k)
             numbers.append(k)
     frames = collector.frames(path)
-    if "energy" in frames.quantities:
-        atoms = [graph.numbers.numpy() for graph in frames.graphs]
-        check_energies(frames.energies.numpy(), atoms, collector.names)
+    known = frames.labelled("energy")
+    if known:
+        energies = frames.energies.numpy()[known]
+        atoms = [frames.graphs[k].numbers.numpy() for k in known]
+        check_energies(energies, atoms, [collector.names[k] for k in known])
     if index is not None:
         place = {k: n for n, k in enumerate(index)}
         frames = frames.select(sorted(range(len(numbers)), key=lambda n: place[numbers[n]]))

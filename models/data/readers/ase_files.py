@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -42,7 +43,7 @@ def ase_structures(
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is no such file, ASE cannot read it, or a frame lacks a label in ``keys``.
+        If there is no such file, or ASE cannot read it.
     """
     wanted = checked_keys(keys)
     read = iterate_atoms(path, stop=selection.stop, closest=None)
@@ -128,14 +129,19 @@ def structure_of(atoms: Any, name: str, keys: Keys, units: DataUnits) -> Structu
     Raises
     ------
     ValueError
-        If a named label is missing, or a label is given in two forms.
+        If a named charge is missing, or a label is given in two forms.
     """
     labels: dict[str, Any] = {}
+    missing = []
     for quantity in QUANTITIES:
         value = _find(atoms, quantity, keys, name)
         if value is not None:
             labels[quantity] = _shaped(value, quantity, name)
+        elif keys.get(quantity) is not None:
+            missing.append(_named(quantity, keys))
     virial = _find(atoms, "virial", keys, name)
+    if virial is None and keys.get("virial") is not None:
+        missing.append(_named("virial", keys))
     if virial is not None:
         if "stress" in labels or atoms.cell.rank < 3:
             raise ValueError(
@@ -146,6 +152,8 @@ def structure_of(atoms: Any, name: str, keys: Keys, units: DataUnits) -> Structu
         volume = units.factor("length") ** 3
         labels["stress"] = stress * (units.factor("energy") / volume / units.factor("stress"))
     charge = _find(atoms, "charge", keys, name)
+    if charge is None and keys.get("charge") is not None:
+        raise ValueError(f"{name} has no {_named('charge', keys)}{_hint(atoms)}")
     stated = ", ".join(str(atoms.info[key]) for key in _STATED if key in atoms.info)
     return Structure(
         name,
@@ -156,8 +164,19 @@ def structure_of(atoms: Any, name: str, keys: Keys, units: DataUnits) -> Structu
         atoms.pbc,
         0.0 if charge is None else whole_charge(charge, name),
         stated or None,
-        "" if labels else _hint(atoms),
+        _hint(atoms) if missing or not labels else "",
+        tuple(missing),
+        _is_called_isolated(atoms.info.get("config_type")),
     )
+
+
+def _named(quantity: str, keys: Keys) -> str:
+    return f"{keys[quantity]!r}, which keys names for {quantity}"
+
+
+def _is_called_isolated(config_type: Any) -> bool:
+    """Whether a frame is an ``IsolatedAtom`` (MACE) or an ``isolated_atom`` (GAP)."""
+    return re.sub(r"[\W_]", "", str(config_type)).lower() == "isolatedatom"
 
 
 def _find(atoms: Any, quantity: str, keys: Keys, name: str) -> Any:
@@ -178,8 +197,6 @@ def _find(atoms: Any, quantity: str, keys: Keys, name: str) -> Any:
             return place[key]
         if quantity in keys:
             raise ValueError(f"{name}: {key} is {place[key]}, a truth value: expected numbers")
-    if quantity in keys:
-        raise ValueError(f"{name} has no {key!r}, which keys names for {quantity}{_hint(atoms)}")
     return None
 
 

@@ -42,12 +42,16 @@ def check_one_unit(parts: Mapping[str, Frames]) -> None:
     ValueError
         If the units differ; the message names the first frame of the smaller group, and the units.
     """
-    labelled = {name: part for name, part in parts.items() if "energy" in part.quantities}
+    labelled = [
+        (part.values("energy")[k], part.graphs[k], f"frame {k} of {name}")
+        for name, part in parts.items()
+        for k in part.labelled("energy")
+    ]
     if labelled:
         check_energies(
-            np.concatenate([part.energies.numpy() for part in labelled.values()]),
-            [graph.numbers.numpy() for part in labelled.values() for graph in part.graphs],
-            [f"frame {k} of {name}" for name, part in labelled.items() for k in range(len(part))],
+            np.array([float(energy) for energy, _, _ in labelled]),
+            [graph.numbers.numpy() for _, graph, _ in labelled],
+            [name for _, _, name in labelled],
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,10 @@ from ..units import DataUnits
 
 PathLike = str | os.PathLike[str]
 Keys = Mapping[str, str | Sequence[str] | None]
+
+
+ISOLATED = 8.0
+"""Distance of its images from which a single periodic atom is isolated, Angstrom."""
 
 
 class Structure(NamedTuple):
@@ -42,7 +48,26 @@ class Structure(NamedTuple):
     units: object = None
     """Units that the frame itself states."""
     hint: str = ""
-    """End of the error message for a frame without labels: entries that could be labels."""
+    """End of an error message about missing labels: entries that could be labels."""
+    missing: tuple[str, ...] = ()
+    """Labels that ``keys`` names and this frame lacks, as error messages call them."""
+    marked_isolated: bool = False
+    """Whether the file calls it an isolated atom."""
+
+    @property
+    def isolated(self) -> bool:
+        """Whether it is one neutral atom, far from its images or called isolated by the file.
+
+        Its energy is then a reference energy.
+        """
+        if len(self.numbers) != 1 or self.charge != 0:
+            return False
+        periodic = np.flatnonzero(np.broadcast_to(self.pbc, 3))
+        if self.marked_isolated or self.cell is None or not len(periodic):
+            return True
+        steps = np.array(list(product((-1, 0, 1), repeat=len(periodic))))
+        images = np.linalg.norm(steps @ np.asarray(self.cell)[periodic], axis=1)
+        return bool(images[steps.any(1)].min() >= ISOLATED)
 
     def converted(self, units: DataUnits, trusted: bool = False) -> Structure:
         """Convert the structure to eV and Angstrom.
@@ -126,8 +151,27 @@ class Selection:
         return sorted(order[: self.limit].tolist())
 
 
+class Named:
+    """Labels that ``keys`` names: some frame must have each of them."""
+
+    def __init__(self) -> None:
+        self._missing: tuple[str, ...] | None = None
+        self._hint = ""
+
+    def add(self, structure: Structure) -> None:
+        """Add a frame."""
+        if self._missing is None:
+            self._missing, self._hint = structure.missing, structure.hint
+        self._missing = tuple(each for each in self._missing if each in structure.missing)
+
+    def check(self, path: object) -> None:
+        """Raise a ValueError if no frame has one of the labels."""
+        if self._missing:
+            raise ValueError(f"no frame of {path} has {self._missing[0]}{self._hint}")
+
+
 class Collector:
-    """Builds graphs of structures one by one, and checks that all have the same labels."""
+    """Builds graphs of structures one by one, and checks their labels."""
 
     def __init__(self, cutoff: float) -> None:
         self.names: list[str] = []
@@ -135,6 +179,8 @@ class Collector:
         self._neighbors = NeighborList(cutoff)
         self._graphs: list[Graph] = []
         self._labels: dict[str, list[Any]] = {}
+        self._isolated: list[int] = []
+        self._named = Named()
 
     def add(self, structure: Structure, file: int, number: int) -> None:
         """Add a structure, in eV and Angstrom, of one of the files; numbers may repeat.
@@ -142,21 +188,12 @@ class Collector:
         Raises
         ------
         ValueError
-            If it has no labels, other labels than the first structure or labels that are not
-            valid, if its neighbours cannot be searched, or if its geometry cannot be right.
+            If it has no labels or labels that are not valid, if its neighbours cannot be searched,
+            or if its geometry cannot be right.
         """
         name, labels = structure.name, structure.labels
+        self._named.add(structure)
         require_labels(structure)
-        if not self._graphs:
-            self._labels = {key: [] for key in labels}
-        for key in QUANTITIES:
-            if (key in labels) != (key in self._labels):
-                first = self.names[0]
-                has, lacks = (name, first) if key in labels else (first, name)
-                raise ValueError(
-                    f"{lacks} has no {key}, which {has} has: label every frame, or leave it out "
-                    f"by keys {{{key}: null}}"
-                )
         check_labels(structure)
         try:
             graph = self._neighbors.graph(
@@ -173,9 +210,13 @@ class Collector:
         check_geometry(atoms, name, CLOSEST_LABELLED)
         self.names.append(name)
         self._groups.append((file, number))
+        if structure.isolated:
+            self._isolated.append(len(self._graphs))
+        for key in labels:
+            self._labels.setdefault(key, [None] * len(self._graphs))
+        for key, values in self._labels.items():
+            values.append(labels.get(key))
         self._graphs.append(graph)
-        for key, value in labels.items():
-            self._labels[key].append(value)
 
     def frames(self, path: object) -> Frames:
         """Frames of all structures; those with the same number and file form a group.
@@ -183,24 +224,43 @@ class Collector:
         Raises
         ------
         ValueError
-            If there is no structure.
+            If there is no structure, or none has a label that ``keys`` names.
         """
         if not self._graphs:
             raise ValueError(f"{path} holds no frame: expected at least one")
+        self._named.check(path)
         labels = dict(self._labels)
         energies, forces = labels.pop("energy", None), labels.pop("forces", None)
         number = {group: n for n, group in enumerate(dict.fromkeys(self._groups))}
         repeated = len(number) < len(self._groups)
         groups = [number[group] for group in self._groups] if repeated else None
-        return Frames(self._graphs, energies, forces, groups, **labels)
+        frames = Frames(self._graphs, energies, forces, groups, self._isolated, **labels)
+        _tell_missing(frames, path)
+        return frames
+
+
+def _tell_missing(frames: Frames, path: object) -> None:
+    """Warn about labels that some frames lack, other than isolated atoms."""
+    if all(frames.isolated):
+        return
+    others = frames.without_isolated()
+    if others.partial:
+        counts = [
+            f"{name} in {len(others) - len(others.labelled(name))}" for name in others.partial
+        ]
+        warnings.warn(
+            f"{path}: of {len(others)} frames, labels are missing: {', '.join(counts)}; each "
+            "frame is used with the labels that it has",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def require_labels(structure: Structure) -> None:
     """Raise a ValueError if a frame has no label; the message names the frame."""
     if not structure.labels:
-        raise ValueError(
-            f"{structure.name} has no energy, no forces and no other label{structure.hint}"
-        )
+        missing = ", ".join(structure.missing) or "energy, no forces and no other label"
+        raise ValueError(f"{structure.name} has no {missing}{structure.hint}")
 
 
 def check_labels(structure: Structure) -> None:

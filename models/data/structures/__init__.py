@@ -11,6 +11,7 @@ import gzip
 import itertools
 import lzma
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -42,6 +43,7 @@ __all__ = [
     "check_distances",
     "check_geometry",
     "clean",
+    "has_alternates",
     "is_truth_value",
     "iterate_atoms",
     "split_source",
@@ -237,6 +239,16 @@ def format_of(path: Path) -> str:
             if any(CARTESIAN in line for line in stream):
                 return "mmcif"
     return str(kind)
+
+
+def has_alternates(path: Path) -> bool:
+    """Whether some atoms of a PDB or mmCIF file have alternate locations."""
+    notes = Notes(path)
+    with _open(path) as stream, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in _BY_LINES[format_of(path)](stream, notes):
+            pass
+    return notes.has("alternate")
 
 
 def _open(path: Path) -> IO[str]:

@@ -31,6 +31,10 @@ class Notes:
         self.source = source
         self._said: set[str] = set()
 
+    def has(self, kind: str) -> bool:
+        """Whether this file has a warning of this kind."""
+        return kind in self._said
+
     def say(self, kind: str, text: str) -> None:
         """Warn, unless this file already has a warning of this kind."""
         if kind not in self._said:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...inference.kernels.cpu.compiled import kernel
 from ...inference.kernels.cpu.threads import (
-    may_start_threads,
+    may_use_threads,
     threads_of_kernels,
     threads_to_use,
 )
@@ -22,7 +22,7 @@ the types of named tuples anew in each call, which takes longer than most kernel
 def launch(function: Callable[..., None], *args: Any) -> None:
     """Run a kernel with as many threads as torch uses."""
     threads = threads_to_use()
-    parallel = threads > 1 and may_start_threads()
+    parallel = threads > 1 and may_use_threads()
     key = (function, parallel, kind(args))
     entry = _ENTRIES.get(key)
     if entry is None:

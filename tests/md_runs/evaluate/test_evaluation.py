@@ -258,7 +258,10 @@ def test_batches_cover_every_frame() -> None:
         (["frames.extxyz", "--limit", "0"], "--limit is 0: expected 1 or more"),
         (["frames.extxyz", "--format", "xyz"], "format is 'xyz': expected one of extxyz"),
         (["frames.extxyz", "--label", "energy"], "--label is 'energy': expected NAME=VALUE"),
-        (["frames.extxyz", "--label", "energy=E"], "has no 'E', which keys names for energy"),
+        (
+            ["frames.extxyz", "--label", "energy=E"],
+            "no frame of frames.extxyz has 'E', which keys names for energy",
+        ),
         (["frames.extxyz", "--data-units", "energy=cal"], "unknown energy unit 'cal'"),
         (["frames.extxyz", "--batch", "0"], "--batch is 0: expected 1 or more"),
         (["frames.extxyz", "--worst", "0"], "--worst is 0: expected 1 or more"),

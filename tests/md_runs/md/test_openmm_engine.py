@@ -340,6 +340,7 @@ MIXED = ["md", "three.pdb", "-m", "tiny.safetensors", "--engine", "openmm", *WAT
         ([*MD, "--ensemble", "npt", "--barostat", "berendsen"], "expected isotropic or aniso"),
         ([*MD, "--ensemble", "npt"], "npt needs a structure that is periodic"),
         ([*MD, "--platform", "Quantum"], "'Quantum': OpenMM has Reference"),
+        ([*MD, "--device", "cpu", "--platform", "CUDA"], "GPU, but --platform CUDA is the GPU"),
         ([*MD, "--trajectory", "trr"], "expected extxyz or dcd or xtc"),
         ([*MD, "--ml-atoms", "0-2"], "--ml-atoms needs a --force-field"),
         ([*MD, *WATER_MODEL], "--force-field is an option of the force field"),

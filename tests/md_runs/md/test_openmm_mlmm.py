@@ -229,3 +229,36 @@ def test_a_box_too_small_for_the_force_field(files: Path, tmp_path: Path) -> Non
             ml_atoms="0-2",
             force_field=("amber14/tip3p.xml",),
         )
+
+
+@pytest.mark.parametrize("suffix", ["pdb", "cif"])
+def test_alternate_locations_are_said(suffix: str, files: Path, tmp_path: Path) -> None:
+    """OpenMM keeps the first one without a word, here that of the lower occupancy."""
+    lines = (files / f"three.{suffix}").read_text().splitlines(keepends=True)
+    at, line = next((k, x) for k, x in enumerate(lines) if x.startswith("HETATM") and "H1" in x)
+    _, before = openmm_system.read_topology(files / f"three.{suffix}")
+    if suffix == "pdb":
+        first = f"{line[:16]}A{line[17:54]}  0.30{line[60:]}"
+        second = f"{line[:16]}B{line[17:30]}{float(line[30:38]) + 0.1:8.3f}{line[38:54]}  0.70"
+        lines[at : at + 1] = [first, second + line[60:]]
+    else:
+        names = [x.strip().removeprefix("_atom_site.") for x in lines if "_atom_site." in x]
+        words = line.split()
+        rows = []
+        for letter, shift, occupancy in (("A", 0.0, "0.3"), ("B", 0.1, "0.7")):
+            row = dict(zip(names, words, strict=True))
+            row |= {"label_alt_id": letter, "occupancy": occupancy}
+            row["Cartn_x"] = f"{float(row['Cartn_x']) + shift:.4f}"
+            rows.append(" ".join(row.values()) + "\n")
+        lines[at : at + 1] = rows
+    path = tmp_path / f"alternate.{suffix}"
+    path.write_text("".join(lines))
+    with pytest.warns(
+        UserWarning, match=r"alternate locations: .* keeps the first location"
+    ) as said:
+        _, atoms = openmm_system.read_topology(path)
+    assert len(said) == 1
+    np.testing.assert_array_equal(atoms.positions, before.positions)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        openmm_system.read_topology(files / f"three.{suffix}")

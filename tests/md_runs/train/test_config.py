@@ -321,7 +321,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "none.yaml: no such file" in capsys.readouterr().err
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00\x01")
     assert run("train", tmp_path / "b.yaml") == 2
-    assert "b.yaml is no text" in capsys.readouterr().err
+    assert "b.yaml, line 1: it is no text" in capsys.readouterr().err
     assert run("train", tmp_path) == 2
     assert f"cannot read {tmp_path}" in capsys.readouterr().err
     assert run("train") == 2

@@ -371,7 +371,7 @@ def check_slabs(found: Any, expected: list[Atoms]) -> None:
 def test_a_file_can_be_read_again_after_an_error(tmp_path: Path) -> None:
     """LMDB allows a process to open a file once: it must be closed whatever happens."""
     rows = [row(atoms) for atoms in slabs(3)]
-    rows[1]["energy"] = None
+    rows[1].update(energy=None, forces=None, stress=None)
     path = write_aselmdb(tmp_path / "a.aselmdb", rows)
     with pytest.raises(ValueError, match=r"frame 1 of .* has no energy") as raised:
         read_frames(path, CUTOFF)

@@ -153,13 +153,38 @@ def test_labels_that_some_frames_lack(tmp_path: Path) -> None:
     frames = waters(4)
     del frames[2].calc.results["stress"]
     path = tmp_path / "some.extxyz"
-    write(path, frames)
-    with pytest.raises(ValueError, match=r"frame 2 of .* has no stress, which frame 0 of .* has"):
-        read_frames(path, CUTOFF)
+    del frames[3].calc.results["energy"]
+    for first in (0, 2):  # whatever comes first
+        write(path, frames[first:])
+        with pytest.warns(UserWarning, match=r"are missing: energy in 1, stress in 1; each frame"):
+            read = read_frames(path, CUTOFF)
+        count = len(read)
+        assert read.partial == ("energy", "stress")
+        assert read.labelled("energy") == list(range(count - 1))
+        assert read.labelled("stress") == [*range(count - 2), count - 1]
+        assert read.labelled("forces") == list(range(count))
+        assert torch.isnan(read.values("stress")[count - 2]).all()
+        close(read.values("stress")[count - 1], full(frames[3].calc.results["stress"]))
+        assert "energy" not in read.select([count - 1]).quantities
+        assert read.select([count - 1]).partial == ()
     assert "stress" not in read_frames(path, CUTOFF, keys={"stress": None}).quantities
-    write(path, frames[2:])
-    with pytest.raises(ValueError, match=r"frame 0 of .* has no stress, which frame 1 of .* has"):
-        read_frames(path, CUTOFF)
+
+
+def test_names_that_some_frames_lack(tmp_path: Path) -> None:
+    """Such as isolated atoms in a file of their own; a name that no frame has is a mistake."""
+    frames = [renamed(atoms) for atoms in waters(2)]
+    write(tmp_path / "a.extxyz", frames)
+    for atoms in frames:
+        del atoms.arrays["REF_forces"]
+    write(tmp_path / "b.extxyz", frames)
+    keys = {"energy": "REF_energy", "forces": "REF_forces"}
+    files = [tmp_path / "b.extxyz", tmp_path / "a.extxyz"]
+    with pytest.warns(UserWarning, match="of 4 frames, labels are missing: forces in 2"):
+        assert read_frames(files, CUTOFF, keys=keys).labelled("forces") == [2, 3]
+    with pytest.raises(
+        ValueError, match=r"no frame of .*b.extxyz has 'REF_forces', .* for forces"
+    ):
+        read_frames(files[0], CUTOFF, keys=keys)
 
 
 def test_frames_without_forces(tmp_path: Path) -> None:

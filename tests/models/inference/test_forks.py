@@ -1,4 +1,4 @@
-"""Evaluations in forks of a process that has evaluated with several threads."""
+"""Evaluations in forks of a process that has evaluated or trained with several threads."""
 
 from __future__ import annotations
 
@@ -48,11 +48,55 @@ for _ in range(2):
 print("parent", torch.get_num_threads())
 """
 
+TRAINED = """
+import multiprocessing, sys
+import numpy as np
+import torch
+from ase.build import molecule
+from tensormd.calculators import PotentialCalculator
+from tensormd.models import EnergyReadout, NeighborList, Potential, TensorNet
+from tensormd.models.training import Frames, TrainingSettings, TrainingStep
 
-def run(*arguments: str) -> list[str]:
+torch.set_num_threads(2)
+atoms = molecule("CH3CH2OH")
+atoms.set_cell([5.0] * 3)
+atoms.pbc = True
+atoms = atoms * (2, 2, 2)
+atoms.rattle(0.03, seed=1)
+graph = NeighborList(4.5).graph(atoms.numbers, atoms.positions, atoms.cell.array, True)
+frames = Frames([graph], [0.0], [np.ones_like(atoms.positions)])
+torch.manual_seed(0)
+network = TensorNet(channels=16, layers=1, radial_functions=8, cutoff=4.5, max_number=10)
+potential = Potential(network, EnergyReadout(16), elements=[1, 6, 8])
+TrainingStep(potential, TrainingSettings()).step(frames.batch([0]))
+
+
+def forces(_):
+    atoms.calc = PotentialCalculator(potential.eval(), backend=sys.argv[1])
+    found = atoms.get_forces()
+    torch.ones(1 << 22).exp()  # more than torch leaves to one thread
+    return torch.get_num_threads(), found
+
+
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    try:
+        found = pool.map_async(forces, range(2)).get(timeout=180)
+    except multiprocessing.TimeoutError:
+        pool.terminate()
+        print("the children hang")
+        sys.exit()
+expected = forces(None)[1]
+for count, result in found:
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    print("child", count)
+print("parent", torch.get_num_threads())
+"""
+
+
+def run(*arguments: str, script: str = FORKS) -> list[str]:
     """Lines of a process that evaluates with two threads and then in two pools of forks."""
     done = subprocess.run(
-        [sys.executable, "-c", FORKS, *arguments], capture_output=True, text=True, timeout=400
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -67,6 +111,13 @@ def test_fork_pools(backend: str) -> None:
         "parent 2",
     ]
     assert sum("forked processes run torch with one thread" in line for line in lines) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="this platform cannot fork")
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+def test_forks_of_a_process_that_has_only_trained(backend: str) -> None:
+    """Threads of the fused kernels, started first in a fork, must not wake those of torch."""
+    assert run(backend, script=TRAINED) == ["child 1", "child 1", "parent 2"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="this platform cannot fork")

@@ -358,7 +358,7 @@ def test_portable_export(tmp_path: Path) -> None:
         ({"cutoff": 0.0}, "cutoff is 0.0"),
         ({"norm_epsilon": 0.0}, "norm_epsilon is 0.0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"radial_functions": 0}, "0 radial functions"),
+        ({"radial_functions": 0}, "radial_functions is 0: expected 1 or more"),
     ],
 )
 def test_options_that_make_no_network(options: dict[str, Any], said: str) -> None:

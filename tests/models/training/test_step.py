@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.helpers import System, crystal, ethanol, make_potential, relative_error, slab, tiny
-from support.training_frames import CUTOFF, labelled, tensornet, water
+from support.training_frames import CUTOFF, labelled, tensornet, water, without
 from torch import nn
 
 from tensormd.models import TDN, Potential, ScalarReadout
@@ -122,7 +122,8 @@ def test_shares_of_a_batch_add_up() -> None:
 
 @pytest.fixture(scope="module")
 def compiled_tensornet() -> TrainingStep:
-    return TrainingStep(tensornet(), FORCES, "compiled")
+    """With masks, which change nothing where every frame has every label."""
+    return TrainingStep(tensornet(), FORCES, "compiled", masked=("energy", "forces"))
 
 
 @compiles
@@ -131,6 +132,19 @@ def test_compiled_tensornet(compiled_tensornet: TrainingStep) -> None:
     for index in BATCHES:
         compare(compiled_tensornet, plain, MIXED.batch(index), 1e-12)
     assert compiled_tensornet.plain_steps == 0
+
+
+@compiles
+def test_compiled_with_labels_that_some_frames_lack(compiled_tensornet: TrainingStep) -> None:
+    lacking = without(MIXED, {"energy": [1, 6, 0], "forces": [0, 2, 5, 6, 8]})
+    plain = TrainingStep(compiled_tensornet.potential, FORCES, masked=lacking.partial)
+    for index in BATCHES:
+        compare(compiled_tensornet, plain, lacking.batch(index), 1e-12)
+    assert compiled_tensornet.plain_steps == 0
+    terms = compiled_tensornet.step(lacking.batch([1, 6])).terms
+    assert terms["energy"] == 0
+    assert terms["forces"] > 0
+    assert terms["forces"] == pytest.approx(plain.step(lacking.batch([1, 6])).terms["forces"])
 
 
 @compiles

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from ..potential import FusedPotential, Versions
 from .compiled import kernel
 from .neighbors import Neighbors, Slots, pack_neighbors
 from .team import Schedule
-from .threads import may_start_threads, threads_of_kernels, threads_to_use
+from .threads import may_use_threads, threads_of_kernels, threads_to_use
 
 
 @dataclass
@@ -104,8 +105,9 @@ class CPUPotential(FusedPotential):
         if memory.composition is not composition:
             self.use(memory, composition)
             memory.composition = composition
-        run = kernel(type(self).step, threads=may_start_threads())
-        with threads_of_kernels(threads):
+        in_threads = may_use_threads()
+        run = kernel(type(self).step, threads=in_threads)
+        with threads_of_kernels(threads) if in_threads else nullcontext():
             run(
                 memory.schedule, threads, graph.positions.detach().numpy(),
                 graph.numbers.numpy(), known.neighbors, memory.slots, memory.work, self.factor,

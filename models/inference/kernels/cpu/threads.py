@@ -10,6 +10,8 @@ from contextlib import contextmanager, nullcontext
 import numba
 import torch
 
+from ...forks import may_start_threads
+
 _ONE_AT_A_TIME = threading.Lock()
 _started_in: int | None = None
 """Id of the process that started the kernels' threads; its forks cannot use them."""
@@ -20,17 +22,17 @@ def threads_to_use() -> int:
     return min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
 
 
-def may_start_threads() -> bool:
+def may_use_threads() -> bool:
     """False in a fork of a process that started threads, because threads do not survive a fork."""
     global _started_in
     if _started_in is None:
         _started_in = os.getpid()
-    return _started_in == os.getpid()
+    return _started_in == os.getpid() and may_start_threads()
 
 
 @contextmanager
 def threads_of_kernels(threads: int) -> Iterator[None]:
-    """Let this thread's kernels run with so many threads.
+    """Let kernels compiled for threads run with so many of them.
 
     Thread pools that end the process if two threads enter at the same time are locked meanwhile.
     """
@@ -39,5 +41,9 @@ def threads_of_kernels(threads: int) -> Iterator[None]:
     except ValueError:  # not started yet
         safe = False
     with nullcontext() if safe else _ONE_AT_A_TIME:
+        before = torch.get_num_threads()
         numba.set_num_threads(threads)
+        if torch.get_num_threads() != before:
+            # Starting its threads, numba sets OpenMP's number, which is torch's.
+            torch.set_num_threads(before)
         yield
