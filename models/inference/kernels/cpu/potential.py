@@ -112,7 +112,7 @@ class CPUPotential(FusedPotential):
             memory.composition = composition
         run = kernel(type(self).step, threads=_may_start_threads())
         with _exclusive():
-            numba.set_num_threads(threads)
+            _set_num_threads(threads)
             run(
                 memory.schedule, threads, graph.positions.detach().numpy(),
                 graph.numbers.numpy(), known.neighbors, memory.slots, memory.work, self.factor,
@@ -182,6 +182,17 @@ def _may_start_threads() -> bool:
     if _started_in is None:
         _started_in = os.getpid()
     return _started_in == os.getpid()
+
+
+def _set_num_threads(threads: int) -> None:
+    """Set the number of threads of the kernels alone.
+
+    When numba starts its threads, it also sets OpenMP's number, which is torch's.
+    """
+    before = torch.get_num_threads()
+    numba.set_num_threads(threads)
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 def _exclusive() -> AbstractContextManager[Any]:
