@@ -40,7 +40,7 @@ from ...inference.kernels.cpu.algebra import (
     scaled,
     transposed,
 )
-from ...inference.kernels.cpu.compiled import inlined
+from ...inference.kernels.cpu.compiled import internal
 from ...inference.kernels.cpu.components import load_apart, plus, plus_times, store_apart, times
 from ...inference.kernels.cpu.dense import multiply
 from ...inference.kernels.cpu.simd import LANES, like, splat
@@ -68,19 +68,19 @@ class Layout(NamedTuple):
     parity_conserving: bool
 
 
-@inlined
+@internal
 def load(layout: Layout, x: Any, at: int) -> Any:
     """The components of an atom and sixteen channels."""
     return load_apart(layout.shape, x, at, layout.width)
 
 
-@inlined
+@internal
 def store(layout: Layout, x: Any, at: int, value: Any) -> None:
     """Write the components of an atom and sixteen channels."""
     store_apart(x, at, layout.width, value)
 
 
-@inlined
+@internal
 def mix(layout: Layout, matrices: Any, x: Any, y: Any, first: int, last: int) -> None:
     """Y = x W for the channels of each irrep of atoms, with packed matrices."""
     chunks = layout.width // LANES
@@ -92,7 +92,7 @@ def mix(layout: Layout, matrices: Any, x: Any, y: Any, first: int, last: int) ->
         )  # fmt: skip
 
 
-@inlined
+@internal
 def compressed_back_tangent(x: Any, dx: Any, g: Any, dg: Any) -> Any:
     """Tangent of `compressed_back` for the tangents of x and g."""
     one, two = like(x[0], 1.0), like(x[0], 2.0)
@@ -105,7 +105,7 @@ def compressed_back_tangent(x: Any, dx: Any, g: Any, dg: Any) -> Any:
     return plus_times(plus_times(found, along_x, x), -v2 * gx, dx)
 
 
-@inlined
+@internal
 def interaction_back(parity_conserving: bool, y: Any, m: Any, q: Any, g: Any) -> Any:
     """Gradients of y and m from that of `interaction`; bilinear in g and in the other factor."""
     if parity_conserving:
@@ -165,13 +165,13 @@ def add_times_irreps(layout: Layout, factors: Any, x: Any, y: Any) -> None:
             store(layout, y, at, plus_scaled(load(layout, y, at), f, load(layout, x, at)))
 
 
-@inlined
+@internal
 def factor_place(layout: Layout, i: int, c: int) -> int:
     """Where the factors of an atom begin, for channels from c on."""
     return i * irreps_of(layout.shape) * layout.width + c
 
 
-@inlined
+@internal
 def load_factors(layout: Layout, factors: Any, i: int, c: int) -> Any:
     """The factors of an atom and sixteen channels."""
     return load_irreps(layout.shape, factors, factor_place(layout, i, c), layout.width)

@@ -53,7 +53,7 @@ from ...inference.kernels.cpu.algebra import (
     scaled,
     weighted,
 )
-from ...inference.kernels.cpu.compiled import inlined
+from ...inference.kernels.cpu.compiled import internal
 from ...inference.kernels.cpu.components import (
     plus,
     plus_times,
@@ -86,13 +86,13 @@ class Edges(NamedTuple):
     """Flat (E, n): D."""
 
 
-@inlined
+@internal
 def table_row(layout: Layout) -> int:
     """Count of numbers per row of a table, (irreps, width)."""
     return irreps_of(layout.shape) * layout.width
 
 
-@inlined
+@internal
 def lookup(layout: Layout, table: Any, c: int, row: int, weights: Any, edge: int) -> Any:
     """One sum over the rows of an edge per irrep, for channels from c on."""
     at, step = row * table_row(layout) + c, table_row(layout)
@@ -103,7 +103,7 @@ def lookup(layout: Layout, table: Any, c: int, row: int, weights: Any, edge: int
     return found
 
 
-@inlined
+@internal
 def spread(
     layout: Layout, g_table: Any, c: int, edges: Edges, edge: int, g_factor: Any, g_slope: Any
 ) -> None:
@@ -224,7 +224,7 @@ def embed(layout: Layout, edges: Edges, table: Any, at_zero: Any, p: Any, q: Any
             store(layout, x, i * layout.row + c, found)
 
 
-@inlined
+@internal
 def direction(layout: Layout, directions: Any, edge: int) -> Any:
     """D of an edge, the same for all channels."""
     return splat_all(layout.shape, directions, edge * layout.shape.itemsize)

@@ -7,21 +7,24 @@ of all sources that are compiled and of the processor, so any change starts an e
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import llvmlite
 import llvmlite.binding
 import numba
+from filelock import FileLock, Timeout
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.codegen import get_host_cpu_features
+from numba.core.types import unliteral
 
 from ....files import cache_folder
 from ....maths import activations, cartesian, splines
@@ -30,11 +33,38 @@ log = logging.getLogger("tensormd")
 
 HERE = Path(__file__).parent
 
-inlined = njit(error_model="numpy", nogil=True)
-"""Decorator for the functions that kernels call."""
-internal = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""The same without an entry point for Python, which compiles slowly if there are many arguments.
-A call from Python would end the process."""
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Decorator for the functions that kernels call."""
+    return _compiled_once(njit(error_model="numpy", nogil=True)(function))
+
+
+def internal(function: Callable[..., Any]) -> Any:
+    """The same without an entry point for Python, which compiles slowly with many arguments.
+
+    A call from Python would end the process.
+    """
+    decorate = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return _compiled_once(decorate(function))
+
+
+in_place = njit(error_model="numpy", inline="always")
+"""Decorator for a function that is compiled as part of its caller.
+
+The compiler optimises all that a kernel calls in each function on the way, so that each one less
+saves seconds."""
+
+
+def _compiled_once(dispatcher: Any) -> Any:
+    """Compile the function once for all integers; Numba compiles it again for each literal."""
+    template = dispatcher.get_call_template
+
+    def template_without_literals(args: Any, kws: dict[str, Any]) -> Any:
+        kinds = {name: unliteral(kind) for name, kind in kws.items()}
+        return template([unliteral(kind) for kind in args], kinds)
+
+    dispatcher.get_call_template = template_without_literals
+    return dispatcher
 
 
 @functools.cache
@@ -72,8 +102,34 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
                 tell_once(self.cache_path)
             return found
 
+    compile_it = dispatcher.compile
+
+    def compile_in_one_process(signature: Any) -> Any:
+        name = hashlib.sha256(f"{function.__qualname__} {threads} {signature}".encode())
+        with _locked(folder(of) / f"{name.hexdigest()[:24]}.lock"):
+            return compile_it(signature)
+
     dispatcher._cache = SourcesCache(function)
+    dispatcher.compile = compile_in_one_process
     return dispatcher
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock among processes, where the file system has them: the others need not compile."""
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=2)  # far more than it takes to load them
+        except Timeout:
+            log.warning("waiting for another process, which compiles the same kernels")
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        log.debug("%s cannot be locked (%s)", path, error)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @functools.cache
@@ -92,7 +148,8 @@ def sources_digest(of: Path = HERE) -> str:
 
     ``of`` is the folder of the kernels; those of other folders use the sources of this one.
     """
-    settings = (numba.config.BOUNDSCHECK, numba.config.CPU_NAME, numba.config.CPU_FEATURES)
+    config = numba.config
+    settings = (config.BOUNDSCHECK, config.OPT, config.CPU_NAME, config.CPU_FEATURES)
     # Machines that share a cache folder replace each other's files in it.
     processor = (llvmlite.binding.get_host_cpu_name(), get_host_cpu_features())
     about = f"{numba.__version__} {llvmlite.__version__} {settings} {processor}"

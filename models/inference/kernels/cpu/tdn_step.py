@@ -13,7 +13,7 @@ from typing import Any
 
 from numba import prange
 
-from .compiled import internal
+from .compiled import in_place
 from .neighbors import Neighbors, Slots, collect, place
 from .perceptron import Perceptron
 from .tdn_edges import attend, attend_back, collect_sent, embed, embed_back, gather
@@ -93,7 +93,7 @@ def tdn_step(
             phase, task = next_task(state, schedule.tasks, phase)
 
 
-@internal
+@in_place
 def perform(
     stage: int, phase: int, task: int, thread: int, schedule: Schedule, positions: Any,
     species: Any, neighbors: Neighbors, slots: Slots, work: TDNWork, factor: float, forces: Any,

@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 from numpy.typing import NDArray
 
-from .compiled import inlined
+from .compiled import internal
 
 LINE = 8
 """int64 per cache line; each counter has a cache line of its own."""
@@ -139,19 +139,19 @@ def yield_processor(typing: Any) -> Any:
     return types.void(), generate
 
 
-@inlined
+@internal
 def counters(phases: int) -> Any:
     """The counters that threads share: threads, then tasks taken and tasks done in each phase."""
     return np.zeros((1 + 2 * phases) * LINE, np.int64)
 
 
-@inlined
+@internal
 def join(state: Any) -> int:
     """Register this thread; returns its number, from zero."""
     return fetch_add(state, 0, 1)
 
 
-@inlined
+@internal
 def next_task(state: Any, tasks: Any, phase: int) -> Any:
     """Phase and number, from zero, of the next task; after the last task, the number of phases.
 
@@ -171,7 +171,7 @@ def next_task(state: Any, tasks: Any, phase: int) -> Any:
     return phase, np.int64(0)
 
 
-@inlined
+@internal
 def done(state: Any, phase: int) -> None:
     """Report that a task of the phase is done."""
     fetch_add(state, (2 + 2 * phase) * LINE, 1)

@@ -33,14 +33,14 @@ from .algebra import (
     weighted,
     with_zeros,
 )
-from .compiled import inlined
+from .compiled import internal
 from .components import load_all, store_all, times
 from .neighbors import FRAME, ROOT_2, ROOT_3, WEIGHTS, Neighbors, Slots, turn
 from .simd import LANES, fma, like, load, splat, total
 from .tensornet_network import PackedTensorNet, TensorNetWork
 
 
-@inlined
+@internal
 def table_row(shape: Any) -> int:
     """Count of numbers per knot and chunk of channels.
 
@@ -50,7 +50,7 @@ def table_row(shape: Any) -> int:
     return 2 * irreps_of(shape) * LANES
 
 
-@inlined
+@internal
 def factors(shape: Any, table: Any, at: int, weights: Any, w: int) -> Any:
     """The factors of I, A and S, from four consecutive rows."""
     w0, w1 = splat(weights[w]), splat(weights[w + 1])
@@ -58,7 +58,7 @@ def factors(shape: Any, table: Any, at: int, weights: Any, w: int) -> Any:
     return splines(shape, table, at, (w0, w1, w2, w3))
 
 
-@inlined
+@internal
 def factor_slopes(shape: Any, table: Any, at: int, weights: Any, w: int) -> Any:
     """The derivatives of the factors, from three rows of differences, to float32's last digit.
 
@@ -68,7 +68,7 @@ def factor_slopes(shape: Any, table: Any, at: int, weights: Any, w: int) -> Any:
     return splines(shape, table, at + irreps_of(shape) * LANES, (w0, w1, w2))
 
 
-@inlined
+@internal
 def direction(shape: Any, frame: Any, f: int, x: Any) -> Any:
     """The components of D(-u) of a slot, in vectors like x."""
     return only(
@@ -81,7 +81,7 @@ def direction(shape: Any, frame: Any, f: int, x: Any) -> Any:
     )  # fmt: skip
 
 
-@inlined
+@internal
 def embed(
     first: int, last: int, chunk: int, species: Any, net: PackedTensorNet, neighbors: Neighbors,
     slots: Slots, work: TensorNetWork,
@@ -108,7 +108,7 @@ def embed(
         store_all(work.embedded, (chunk * species.size + i) * features(shape), sums)
 
 
-@inlined
+@internal
 def layer_tables(chunk: int, layer: int, net: PackedTensorNet) -> Any:
     """Start of a layer's table, and its factors at zero, of an atom's message to itself."""
     place, irreps = layer * net.chunks + chunk, irreps_of(net.shape)
@@ -116,7 +116,7 @@ def layer_tables(chunk: int, layer: int, net: PackedTensorNet) -> Any:
     return (place + net.chunks) * net.rows * table_row(net.shape), own
 
 
-@inlined
+@internal
 def gather(
     first: int, last: int, chunk: int, layer: int, net: PackedTensorNet, neighbors: Neighbors,
     slots: Slots, work: TensorNetWork,
@@ -135,7 +135,7 @@ def gather(
         store_all(message, begin + i * size, sums)
 
 
-@inlined
+@internal
 def gather_back(
     first: int, last: int, chunk: int, layer: int, net: PackedTensorNet, neighbors: Neighbors,
     slots: Slots, work: TensorNetWork,
@@ -163,7 +163,7 @@ def gather_back(
         store_all(g_y, begin + i * size, sums)
 
 
-@inlined
+@internal
 def embed_back(
     first: int, last: int, species: Any, net: PackedTensorNet, neighbors: Neighbors,
     slots: Slots, work: TensorNetWork,
@@ -200,7 +200,7 @@ def embed_back(
             turn_tensor(slots, slot, rho, with_zeros(v))
 
 
-@inlined
+@internal
 def turn_tensor(slots: Slots, slot: int, rho: float, v: Any) -> None:
     """Write dE/dr_ij from its part along u and the gradient with respect to D(-u)."""
     f = slot * FRAME

@@ -28,7 +28,7 @@ from .algebra import (
     scaled,
     transposed,
 )
-from .compiled import inlined
+from .compiled import internal
 from .components import load_all, plus, plus_times, store_all, store_apart, times
 from .dense import multiply
 from .perceptron import Perceptron, backward, forward, normalise, normalise_back
@@ -36,7 +36,7 @@ from .simd import LANES, lane, like, load, splat, store
 from .tensornet_network import PackedTensorNet, TensorNetWork
 
 
-@inlined
+@internal
 def mix(
     net: PackedTensorNet, matrices: Any, which: int, x: Any, x_start: int, x_stride: int, y: Any,
     y_start: int, y_stride: int, n: int, work: TensorNetWork,
@@ -51,7 +51,7 @@ def mix(
         )  # fmt: skip
 
 
-@inlined
+@internal
 def compressed(x: Any) -> Any:
     """X / (|x|^2 + 1)."""
     one = like(x[0], 1.0)
@@ -59,7 +59,7 @@ def compressed(x: Any) -> Any:
     return times(v, x)
 
 
-@inlined
+@internal
 def compressed_back(x: Any, g: Any) -> Any:
     """Gradient of x from that of x / (|x|^2 + 1)."""
     one = like(x[0], 1.0)
@@ -68,7 +68,7 @@ def compressed_back(x: Any, g: Any) -> Any:
     return plus_times(times(v, g), w, x)
 
 
-@inlined
+@internal
 def embed_atoms(
     first: int, last: int, net: PackedTensorNet, gate: Perceptron, work: TensorNetWork,
     scratch: Any,
@@ -100,7 +100,7 @@ def embed_atoms(
             store_all(work.x[0], here, scaled(s, load_all(net.shape, work.mixed, here)))
 
 
-@inlined
+@internal
 def enter_layer(
     first: int, last: int, layer: int, net: PackedTensorNet, work: TensorNetWork, scratch: Any
 ) -> None:
@@ -117,7 +117,7 @@ def enter_layer(
     )  # fmt: skip
 
 
-@inlined
+@internal
 def interact(
     first: int, last: int, layer: int, net: PackedTensorNet, work: TensorNetWork, scratch: Any
 ) -> None:
@@ -148,7 +148,7 @@ def interact(
             store_all(work.x[layer + 1], here, x)
 
 
-@inlined
+@internal
 def interaction(y: Any, m: Any, q: Any, parity_conserving: bool) -> Any:
     """C of a layer."""
     if parity_conserving:
@@ -156,7 +156,7 @@ def interaction(y: Any, m: Any, q: Any, parity_conserving: bool) -> Any:
     return times(like(q, 2.0), product(y, m))
 
 
-@inlined
+@internal
 def interact_back(
     first: int, last: int, layer: int, net: PackedTensorNet, work: TensorNetWork, scratch: Any
 ) -> None:
@@ -197,7 +197,7 @@ def interact_back(
             store_all(work.delta[layer], here, g_y)
 
 
-@inlined
+@internal
 def enter_layer_back(
     first: int, last: int, layer: int, net: PackedTensorNet, work: TensorNetWork, scratch: Any
 ) -> None:
@@ -220,7 +220,7 @@ def enter_layer_back(
             store_all(work.gradient, here, compressed_back(x, g))
 
 
-@inlined
+@internal
 def embed_atoms_back(
     first: int, last: int, net: PackedTensorNet, gate: Perceptron, work: TensorNetWork,
     scratch: Any,
@@ -263,7 +263,7 @@ def embed_atoms_back(
             store_all(work.gradient, here, plus_times(g, w, x))
 
 
-@inlined
+@internal
 def read_out(
     first: int, last: int, net: PackedTensorNet, values: Perceptron, gates: Perceptron,
     work: TensorNetWork, scratch: Any, slopes: Any,
@@ -319,7 +319,7 @@ def read_out(
             store_all(work.gradient, here, scaled(plus(w, w), x))
 
 
-@inlined
+@internal
 def normalise_row(x: Any, at: int, row: int, net: PackedTensorNet, y: Any, y_at: int) -> Any:
     """The readout's layer norm of one atom's invariants."""
     return normalise(

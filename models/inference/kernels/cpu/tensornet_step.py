@@ -11,7 +11,7 @@ from typing import Any
 
 from numba import prange
 
-from .compiled import internal
+from .compiled import in_place
 from .neighbors import Neighbors, Slots, collect, place
 from .perceptron import Perceptron
 from .team import Schedule, Tasks, counters, done, even, join, make_schedule, next_task
@@ -75,7 +75,7 @@ def tensornet_step(
             phase, task = next_task(state, schedule.tasks, phase)
 
 
-@internal
+@in_place
 def perform(
     stage: int, phase: int, task: int, thread: int, schedule: Schedule, positions: Any,
     species: Any, neighbors: Neighbors, slots: Slots, work: TensorNetWork, factor: float,

@@ -305,14 +305,20 @@ def test_another_architecture_is_refused() -> None:
 
 
 BOUNDS_CHECK = """
-import numpy as np, torch
+import sys, torch
 from support.kernel_cases import NETWORKS, SYSTEMS, water
-from support.helpers import make_potential, predict
-from tensormd.models.kernels import fuse
+from support.helpers import make_potential, make_tdn, predict
+from tensormd.models.inference.kernels import fuse
 torch.set_num_threads(2)
-options = [NETWORKS[name] for name in ("three-layers", "SO(3)-gated", "no-layers")]
-for option in (*options, {"irreps": "IS", "channels": 24}):
-    fused = fuse(make_potential(**option).float())
+potentials = {
+    "TensorNet": [
+        make_potential(**NETWORKS[k]) for k in ("three-layers", "SO(3)-gated", "no-layers")
+    ],
+    "IS": [make_potential(irreps="IS", channels=24)],
+    "TDN": [make_tdn(scale=1.0), make_tdn(layers=1, channels=24), make_tdn(layers=0)],
+}
+for potential in potentials[sys.argv[1]]:
+    fused = fuse(potential.float())
     for system in (SYSTEMS["molecule"], SYSTEMS["atom"], water(70), SYSTEMS["apart"]):
         predict(fused, system)
 print("within bounds")
@@ -330,10 +336,10 @@ print("nothing noticed")
 """
 
 
-def checked_build(code: str) -> subprocess.CompletedProcess[str]:
+def checked_build(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "NUMBA_BOUNDSCHECK": "1"},
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1"},  # 3 takes twice as long
         cwd=TESTS,
         capture_output=True,
         text=True,
@@ -342,9 +348,12 @@ def checked_build(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_nothing_outside_an_array_is_touched() -> None:
+@pytest.mark.parametrize(
+    "network", ["TensorNet", *(pytest.param(k, marks=pytest.mark.slow) for k in ("IS", "TDN"))]
+)
+def test_nothing_outside_an_array_is_touched(network: str) -> None:
     """The same kernels, compiled so that every vector loaded or stored is checked."""
-    done = checked_build(BOUNDS_CHECK)
+    done = checked_build(BOUNDS_CHECK, network)
     assert done.stdout.strip().endswith("within bounds"), done.stderr
 
 

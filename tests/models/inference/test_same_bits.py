@@ -1,0 +1,183 @@
+"""Fused kernels give the same bits for any number of threads, in copies and other processes."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from support.backend_cases import charged, crystal, ethanol, toy
+from support.paths import TESTS
+from support.processes import forces_of, send_forces
+
+from tensormd.calculators import TensorNetCalculator
+from tensormd.models import (
+    Potential,
+)
+from tensormd.models.inference.backends import compile_potential
+
+pytest.importorskip("numba", reason="numba is not installed")
+
+
+@pytest.fixture(scope="module")
+def potential() -> Potential:
+    return toy()
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_number_of_threads_and_repetition(dtype: str, potential: Potential) -> None:
+    atoms = crystal() * (4, 3, 3)
+    atoms.rattle(0.05, seed=3)
+    calculator = TensorNetCalculator(potential, backend="fused", dtype=dtype)
+    first = forces_of(calculator, atoms)
+    for threads in (1, 2, 1, 2):
+        torch.set_num_threads(threads)
+        np.testing.assert_array_equal(forces_of(calculator, atoms), first)
+        again = TensorNetCalculator(potential, backend="fused", dtype=dtype)
+        np.testing.assert_array_equal(forces_of(again, atoms), first)
+
+
+def test_reused_neighbours_and_other_structures_between(potential: Potential) -> None:
+    atoms = ethanol()
+    calculator = TensorNetCalculator(potential, backend="fused")
+    generator = np.random.default_rng(0)
+    for k in range(6):
+        atoms.positions += generator.normal(scale=0.03, size=atoms.positions.shape)
+        found = forces_of(calculator, atoms)
+        fresh = TensorNetCalculator(calculator.potential, backend="fused", skin=0.0)
+        np.testing.assert_array_equal(found, forces_of(fresh, atoms))
+        if k % 2:
+            calculator.calculate(crystal())
+            calculator.calculate(charged())
+
+
+def test_results_are_the_callers_own(potential: Potential) -> None:
+    atoms = ethanol()
+    calculator = TensorNetCalculator(potential, backend="fused")
+    calculator.calculate(atoms)
+    results, before = calculator.results, copy.deepcopy(calculator.results)
+    positions = atoms.positions.copy()
+    atoms.rattle(0.1, seed=4)
+    calculator.calculate(atoms)
+    for name, value in before.items():
+        np.testing.assert_array_equal(results[name], value)
+    results["forces"][:] = 0
+    atoms.positions[:] = positions  # in place: it is noticed
+    np.testing.assert_array_equal(calculator.get_forces(atoms), before["forces"])
+    np.testing.assert_array_equal(atoms.positions, positions)
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
+def test_copies(copier: Callable[[Any], Any], potential: Potential) -> None:
+    calculator = TensorNetCalculator(potential, backend="fused")
+    expected = forces_of(calculator, ethanol())
+    np.testing.assert_array_equal(forces_of(copier(calculator), ethanol()), expected)
+    fused = copier(compile_potential(potential.float(), "fused"))
+    graph = calculator.neighbors.graph(ethanol().numbers, ethanol().positions)
+    np.testing.assert_array_equal(fused(graph).forces.numpy(), expected)
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_other_processes(method: str, potential: Potential) -> None:
+    """Threads of the kernels do not survive a fork; the child must not wait for them."""
+    if method == "fork" and not hasattr(os, "fork"):
+        pytest.skip("this platform cannot fork")
+    calculator = TensorNetCalculator(potential, backend="fused")
+    atoms = crystal() * (3, 2, 2)
+    expected = forces_of(calculator, atoms)
+    context = get_context(method)
+    queue = context.Queue()
+    process = context.Process(target=send_forces, args=(queue, calculator, atoms))
+    process.start()
+    found = queue.get(timeout=240)
+    process.join(30)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_two_calculators_in_two_threads(potential: Potential) -> None:
+    structures = [ethanol(), crystal() * (2, 2, 2)]
+    calculators = [TensorNetCalculator(potential, backend="fused") for _ in structures]
+    expected = [forces_of(*each) for each in zip(calculators, structures, strict=True)]
+    found: list[list[NDArray[np.float64]]] = [[], []]
+
+    def work(k: int) -> None:
+        for _ in range(100):
+            found[k].append(forces_of(calculators[k], structures[k]))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k in (0, 1):
+        assert len(found[k]) == 100
+        for forces in found[k]:
+            np.testing.assert_array_equal(forces, expected[k])
+
+
+def test_memory_does_not_grow(potential: Potential) -> None:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("resident memory is read from /proc, which is not there")
+
+    def resident_mb() -> float:
+        gc.collect()
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmRSS"))
+        return float(line.split()[1]) / 1024
+
+    atoms = ethanol()
+    calculator = TensorNetCalculator(potential, backend="fused")
+    generator, start, before = np.random.default_rng(0), atoms.positions.copy(), 0.0
+    for k in range(3300):
+        atoms.positions = start + generator.normal(scale=0.3, size=start.shape)
+        calculator.calculate(atoms)
+        if k == 300:
+            before = resident_mb()
+    assert calculator.neighbors.builds > 1000  # lists change size
+    assert resident_mb() - before < 10
+
+
+ALONE = """
+import torch
+from support.backend_cases import ethanol, toy
+from tensormd.calculators import TensorNetCalculator
+torch.set_num_threads(1)
+calculator = TensorNetCalculator(toy(), backend="fused")
+calculator.calculate(ethanol())
+print(torch.get_num_threads())
+"""
+
+
+def test_torch_keeps_its_number_of_threads() -> None:
+    """Numba sets OpenMP's number when it starts its own threads."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE],
+        env=os.environ | {"NUMBA_NUM_THREADS": "3"},
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.stdout == "1\n", done.stderr
