@@ -241,8 +241,8 @@ class Frames:
         ends = np.cumsum([0, *sizes])
         return [frames.select(order[a:b]) for a, b in pairwise(ends)]
 
-    def batch(self, index: Iterable[int]) -> Batch:
-        """Join some frames into one graph, by index."""
+    def batch(self, index: Iterable[int], pairs: bool = True) -> Batch:
+        """Join some frames into one graph, by index; ``pairs``: with the pairs of its edges."""
         chosen = [int(k) for k in index]
         labels = {
             name: join(name, [values[k] for k in chosen]) for name, values in self._labels.items()
@@ -250,7 +250,7 @@ class Frames:
         return Batch(
             batch_graphs([self.graphs[k] for k in chosen]),
             Labels(labels),
-            _batch_pairs([self._pairs_of(k) for k in chosen]),
+            _batch_pairs([self._pairs_of(k) for k in chosen]) if pairs else None,
             self.masks(chosen),
         )
 
@@ -283,8 +283,8 @@ class Batch:
 
     graph: Graph
     labels: Labels
-    pairs: Pairs
-    """Pairs of the graph's edges."""
+    pairs: Pairs | None
+    """Pairs of the graph's edges; None if nobody reads them."""
     masks: dict[str, Tensor] = field(default_factory=dict)
     """Whether systems, (B,), or their atoms, (N,), have a label: of each label that some frames of
     the data set lack, even if all of this batch have it."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,17 @@ from ..inference.forks import use_one_thread_in_forks
 from ..potential import Potential, assemble, edge_gradient
 from ..quantities import QUANTITIES, with_derived
 
-EnergiesAndGradient = Callable[[Graph, Tensor, Pairs], tuple[Tensor, Tensor]]
-"""Graph, vectors (E, 3) and pairs -> energies of atoms (N,), eV, and the derivatives of their sum
-by the vectors (E, 3), eV/A, both float64."""
+
+class EnergiesAndGradient(Protocol):
+    """Another way than autograd to the energies of a potential and their derivatives."""
+
+    reads_pairs: bool
+    """Whether a call reads the pairs."""
+
+    def __call__(
+        self, graph: Graph, vectors: Tensor, pairs: Pairs | None
+    ) -> tuple[Tensor, Tensor]:
+        """Energies of atoms (N,), eV, and derivatives by the vectors (E, 3), eV/A; float64."""
 
 
 def check_heads(potential: Potential, quantities: Sequence[str]) -> None:
@@ -72,7 +80,6 @@ def predict(
     else:
         gradient = torch.zeros_like(vectors)
         if fused is not None:
-            assert pairs is not None
             energies, gradient = fused(graph, vectors, pairs)
         elif properties:
             energies, found = potential.atom_energies_and_properties(graph, vectors, pairs)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.frames import Frames
+from ..data.frames import Batch, Frames
 from ..files import replacing
 from ..potential import Potential
 from ..quantities import QUANTITIES
@@ -151,10 +151,13 @@ class Run:
     def _add_to_epoch(self, name: str, value: float) -> None:
         self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
 
+    def _batch(self, frames: Frames, index: Sequence[int]) -> Batch:
+        return frames.batch(index, pairs=self.training_step.reads_pairs)
+
     def _gradients(self, frames: Frames, index: Sequence[int]) -> StepLosses:
         """Losses and gradients of the whole batch."""
         if self.processes.count == 1:
-            return self.training_step.step(frames.batch(index))
+            return self.training_step.step(self._batch(frames, index))
         own = self.processes.share(index)
         shares = {}
         for name in self.settings.weights:
@@ -163,7 +166,7 @@ class Run:
             shares[name] = frames.count(name, own, atoms=atoms) / whole if whole else 0.0
         terms = dict.fromkeys(shares, 0.0)
         if own:
-            terms = self.training_step.step(frames.batch(own), shares).terms
+            terms = self.training_step.step(self._batch(frames, own), shares).terms
         else:
             self.optimizer.zero_grad()
         gradients = [p.grad for p in self.parameters]

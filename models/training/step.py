@@ -111,6 +111,11 @@ class TrainingStep:
         elif backend == "fused":
             self._fused = fused_energies(potential, settings.radial_intervals)
 
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether a step reads the pairs of a batch."""
+        return self._fused is None or self._fused.reads_pairs
+
     def step(self, batch: Batch, shares: Mapping[str, float] | None = None) -> StepLosses:
         """Losses and gradients of one batch.
 
@@ -164,7 +169,9 @@ class TrainingStep:
         device = next(self.potential.parameters()).device
         graph, vectors = within(batch.graph, self.potential.cutoff)
         pairs = batch.pairs
-        if graph.edge_index.shape[1] != batch.graph.edge_index.shape[1]:
+        if not self.reads_pairs:
+            pairs = Pairs(*graph.edge_index[:, :0])
+        elif pairs is None or graph.edge_index.shape[1] != batch.graph.edge_index.shape[1]:
             pairs = pair_edges(graph)
         labels = []
         for name in self._quantities:

@@ -35,6 +35,7 @@ class FusedEnergies:
         assert isinstance(readout, EnergyReadout)
         self.potential, self.network = potential, network
         self.knots = Knots(network, intervals) if intervals else None
+        self.reads_pairs = self.knots is None
         self.memory = Memory()
         self.gate, gate_activations = dense(network.embedding.norm, network.embedding.gate)
         head = readout.head
@@ -48,7 +49,9 @@ class FusedEnergies:
             epsilon=readout.norm.eps,
         )
 
-    def __call__(self, graph: Graph, vectors: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, graph: Graph, vectors: Tensor, pairs: Pairs | None
+    ) -> tuple[Tensor, Tensor]:
         """Energies (N,), eV, and the derivatives of their sum by ``vectors`` (E, 3), in eV/A.
 
         Both are float64.
@@ -69,6 +72,7 @@ class FusedEnergies:
         if self.knots is not None:
             radial = self.knots(torch.linalg.vector_norm(own.detach(), dim=1))
         else:
+            assert pairs is not None
             radial = radial_at_pairs(network, lengths.detach(), pairs)
         edges = Edges(
             torch.searchsorted(receivers, torch.arange(len(graph.numbers) + 1)).numpy(),

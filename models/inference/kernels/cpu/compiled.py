@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.codegen import get_host_cpu_features
-from numba.core.types import unliteral
+from numba.core.types.misc import unliteral
 
 from ....files import cache_folder
 from ....maths import activations, cartesian, splines

@@ -15,7 +15,7 @@ from support.training_frames import CUTOFF, labelled, water
 from tensormd.models import EnergyReadout, Potential, TensorNet
 from tensormd.models.analysis.pruning import pruned
 from tensormd.models.heads.repulsion import ZBLRepulsion
-from tensormd.models.training import Batch, TrainingSettings, TrainingStep, train
+from tensormd.models.training import Batch, Frames, TrainingSettings, TrainingStep, train
 from tensormd.models.training.backends import choose_backend
 from tensormd.models.training.kernels import fused_energies, fused_step_problem
 
@@ -106,7 +106,25 @@ def test_a_pruned_network() -> None:
 
 def test_splines_come_close() -> None:
     settings = dataclasses.replace(EXACT, radial_intervals=256)
-    compare(potential(radial_functions=16), settings, MIXED.batch([0, 1, 2]), 1e-6)
+    model = potential(radial_functions=16)
+    compare(model, settings, MIXED.batch([0, 1, 2]), 1e-6)
+    step = TrainingStep(model, settings, "fused")
+    assert not step.reads_pairs
+    with_pairs, without = (step.step(MIXED.batch([0, 1], pairs=p)).total for p in (True, False))
+    assert with_pairs == without
+
+
+def test_labels_that_some_frames_lack() -> None:
+    """Losses are those of the plain step."""
+    graphs = MIXED.graphs[:3]
+    forces = [MIXED.forces[0], None, MIXED.forces[2]]
+    frames = Frames(graphs, [0.3, -0.2, None], forces)
+    batch, model = frames.batch(range(3)), potential()
+    steps = [TrainingStep(model, EXACT, name, frames.partial) for name in ("plain", "fused")]
+    (plain, expected), (fused, found) = (gradients(step, batch) for step in steps)
+    assert fused == pytest.approx(plain, rel=1e-12)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-11, msg=name)
 
 
 def test_finite_differences_of_the_loss() -> None:
@@ -164,7 +182,13 @@ def test_a_run_resumes_to_the_bit(tmp_path: Path) -> None:
     frames = labelled([water(k) for k in range(10)])
     fit, held = frames.split([8, 2], 0)
     settings = TrainingSettings(
-        epochs=4, batch=4, warm_up_steps=2, validate_every=2, backend="fused", ema_decay=0.5
+        epochs=4,
+        batch=4,
+        warm_up_steps=2,
+        validate_every=2,
+        backend="fused",
+        ema_decay=0.5,
+        dtype="float64",
     )
 
     class KilledError(Exception):
