@@ -140,7 +140,7 @@ def test_compiled_tensornet(compiled_tensornet: TrainingStep) -> None:
 
 @compiles
 def test_compiled_with_labels_that_some_frames_lack(compiled_tensornet: TrainingStep) -> None:
-    lacking = without(MIXED, {"energy": [1, 6, 0], "forces": [0, 2, 5, 6, 8]})
+    lacking = without(MIXED, {"energy": [1, 6, 0], "forces": [2, 5, 7, 8]})
     plain = TrainingStep(compiled_tensornet.potential, FORCES, masked=lacking.partial)
     for index in BATCHES:
         compare(compiled_tensornet, plain, lacking.batch(index), 1e-12)
