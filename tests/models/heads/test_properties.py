@@ -300,7 +300,7 @@ def test_standardise() -> None:
 
 @pytest.mark.parametrize("name", ["TensorNet", "TDN-L2"])
 def test_energies_and_forces_do_not_see_the_heads(name: str) -> None:
-    plain, headed = bare(name), model(name)
+    plain, headed = bare(name).float(), copy.deepcopy(model(name)).float()
     graph = ethanol().graph()
     assert set(plain.state_dict()) == {k for k in headed.state_dict() if "heads" not in k}
     for make in (lambda p: p, compile_potential, fuse):

@@ -20,6 +20,7 @@ from torch import nn
 from tensormd.models import TDN, Potential, ScalarReadout
 from tensormd.models.training import Batch, Progress, TrainingSettings, TrainingStep, train
 from tensormd.models.training.compiled import (
+    Axis,
     CompilationError,
     CompiledFunction,
     Unfit,
@@ -46,10 +47,10 @@ BATCHES = [[0, 1, 2, 3], [6, 0], [1, 7], [4, 5, 2, 6, 3, 8], [8, 1]]
 def tdn(dropout: float) -> Potential:
     torch.manual_seed(0)
     network = TDN(
-        channels=4, layers=1, lmax=1, heads=2, radial_functions=4, radial_widths=(6,),
+        channels=4, layers=2, lmax=1, heads=2, radial_functions=4, radial_widths=(6,),
         cutoff=CUTOFF, max_number=9, dropout=dropout,
     )  # fmt: skip
-    return Potential(network, ScalarReadout(4), elements=[1, 6, 7, 8], scale=0.8)
+    return Potential(network, ScalarReadout(4), elements=[1, 6, 7, 8], scale=0.8).double()
 
 
 def gradients(step: TrainingStep, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
@@ -121,7 +122,7 @@ def test_shares_of_a_batch_add_up() -> None:
         torch.testing.assert_close(summed[name], gradient, rtol=1e-10, atol=1e-12)
 
 
-# A compilation takes a minute: one of each architecture, in different dtypes.
+# A compilation takes two minutes: this is the only one of a network.
 
 
 @pytest.fixture(scope="module")
@@ -179,16 +180,47 @@ def test_fused_optimizer_steps_the_same(compiled_tensornet: TrainingStep) -> Non
     compiled_tensornet.potential.load_state_dict(original)
 
 
-@compiles
-def test_compiled_tdn_with_dropout() -> None:
+@pytest.mark.parametrize(
+    "inductor", [False, pytest.param(True, marks=[pytest.mark.slow, compiles])]
+)
+def test_traced_tdn_with_dropout(inductor: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Inductor, torch runs the trace as it is, operator by operator."""
+    if not inductor:
+        monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, _: graph)
     step = TrainingStep(tdn(0.3), FORCES, "compiled")
-    assert step.potential.dtype == torch.float32
     plain = TrainingStep(step.potential, FORCES)
     for index in BATCHES:
-        compare(step, plain, MIXED.batch(index), 1e-5)
+        compare(step, plain, MIXED.batch(index), 1e-12)
     assert step.plain_steps == 0
     without, _ = gradients(TrainingStep(tdn(0.0), FORCES), MIXED.batch(BATCHES[0]))
     assert without != gradients(plain, MIXED.batch(BATCHES[0]))[0]
+
+
+AXES = [Axis("atoms", 0), Axis("edges", 0), Axis("pairs", 0), Axis("systems", 0)]
+
+
+def inputs_of(atoms: int) -> list[torch.Tensor]:
+    return [torch.ones(n, dtype=torch.float32) for n in (atoms, 6, 3, 2)]
+
+
+@compiles
+def test_dropout_draws_what_plain_steps_draw() -> None:
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.tensor([1.0]))
+
+    def drops(of: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple:
+        kept = nn.functional.dropout(of.weight * inputs[0], 0.5)
+        return kept.sum(), kept
+
+    function = CompiledFunction(module, drops)  # type: ignore[arg-type]
+    for seed, atoms in enumerate((40, 50)):
+        torch.manual_seed(seed)
+        beside, (gradient,) = function(inputs_of(atoms), AXES)
+        torch.manual_seed(seed)
+        expected = nn.functional.dropout(torch.ones(atoms), 0.5)
+        assert 0 < expected.count_nonzero() < atoms
+        assert torch.equal(beside, expected)
+        assert gradient == expected.sum()
 
 
 @compiles
@@ -202,21 +234,14 @@ def test_conditions_on_sizes_are_found_and_checked() -> None:
         total = (of.weight.sum() * x).sum() if x.shape[0] > 4 else (of.weight[0] * x).sum()
         return total, total.reshape(1)
 
-    from tensormd.models.training.compiled import Axis
-
-    axes = [Axis("atoms", 0), Axis("edges", 0), Axis("pairs", 0), Axis("systems", 0)]
-
-    def inputs(atoms: int) -> list[torch.Tensor]:
-        return [torch.ones(n, dtype=torch.float32) for n in (atoms, 6, 3, 2)]
-
     function = CompiledFunction(module, branches)  # type: ignore[arg-type]
     for atoms in (7, 9):
-        beside, gradient = function(inputs(atoms), axes)
+        beside, gradient = function(inputs_of(atoms), AXES)
         assert beside.tolist() == [3.0 * atoms]
         assert gradient[0] is not None
         assert gradient[0].tolist() == [atoms, atoms]
     with pytest.raises(Unfit, match="atoms=3"):
-        function(inputs(3), axes)
+        function(inputs_of(3), AXES)
 
 
 def test_a_compilation_that_fails(

@@ -98,8 +98,8 @@ import numpy as np
 from tensormd.models.inference.kernels.cpu.compiled import kernel
 def slow(x):
     total = 0.0
-    for a in (np.sort(x), np.cumsum(x), np.linalg.solve(np.outer(x, x) + np.eye(3), x)):
-        total += a.std()
+    for a in (np.sort(x), np.linalg.solve(np.outer(x, x) + np.eye(3), x)):
+        total += a.sum()
     return total
 Path(sys.argv[1]).touch()
 while not Path(sys.argv[2]).exists():

@@ -220,19 +220,21 @@ def test_equals_plain_torch_with_the_same_tables(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["default", "SO(3)-gated", "no-layers", "odd-channels"])
-@pytest.mark.parametrize("irreps", ["IS", pytest.param("IA", marks=pytest.mark.slow), "I"])
+@pytest.mark.parametrize(
+    "irreps", ["IS", *(pytest.param(each, marks=pytest.mark.slow) for each in ("IA", "I"))]
+)
 def test_networks_without_irreps(irreps: str, name: str) -> None:
-    """Each number of components is compiled: pruned ones, and ones that never had more."""
+    """Each number of components is compiled: pruned ones, and ones that never had more.
+
+    `test_tensor_algebra` has them all.
+    """
     assert_equals_plain_torch(pruned(make_potential(**NETWORKS[name]), irreps))
     assert_equals_plain_torch(make_potential(**NETWORKS[name] | {"irreps": irreps}))
 
 
-FLOAT32 = NETWORKS | {"IS": {"irreps": "IS"}}
-
-
-@pytest.mark.parametrize("name", FLOAT32)
+@pytest.mark.parametrize("name", [*NETWORKS, pytest.param("IS", marks=pytest.mark.slow)])
 def test_float32_is_near_the_network(name: str) -> None:
-    potential = make_potential(**FLOAT32[name])
+    potential = make_potential(**(NETWORKS | {"IS": {"irreps": "IS"}})[name])
     fused = fuse(copy.deepcopy(potential).float())
     for kind, system in SYSTEMS.items():
         found, expected = predict(fused, system), predict(potential, system)
