@@ -43,7 +43,7 @@ def water(seed: int) -> System:
     )
 
 
-def tensornet(dtype: torch.dtype = torch.float64) -> Potential:
+def tensornet(dtype: torch.dtype = torch.float64, layers: int = 1) -> Potential:
     torch.manual_seed(0)
-    network = TensorNet(channels=4, layers=1, radial_functions=4, cutoff=CUTOFF, max_number=9)
+    network = TensorNet(channels=4, layers=layers, radial_functions=4, cutoff=CUTOFF, max_number=9)
     return Potential(network, EnergyReadout(4), elements=[1, 6, 7, 8], scale=0.8).to(dtype)

@@ -42,7 +42,7 @@ def command(files: Path, out: Path, steps: int, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("ensemble", ["nve", "nvt"])
 def test_kill_9_then_resume(ensemble: str, files: Path, tmp_path: Path) -> None:
-    out, steps = tmp_path / "killed", 6000
+    out, steps = tmp_path / "killed", 2000
     options = ("--save-every", "0.05", "--ensemble", ensemble, "--trajectory", "dcd")
     process = subprocess.Popen(
         command(files, out, steps, *options), stderr=subprocess.PIPE, text=True

@@ -113,7 +113,7 @@ def command(files: Path, out: Path, steps: int, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["nve", "langevin"])
 def test_kill_9_then_resume(name: str, files: Path, tmp_path: Path) -> None:
-    out, steps = tmp_path / "killed", 4000
+    out, steps = tmp_path / "killed", 2000
     options = ["--save-every", "0.01", "--ensemble", ENSEMBLES[name]["ensemble"]]
     process = subprocess.Popen(
         command(files, out, steps, *options), stderr=subprocess.PIPE, text=True
