@@ -122,7 +122,7 @@ def test_shares_of_a_batch_add_up() -> None:
         torch.testing.assert_close(summed[name], gradient, rtol=1e-10, atol=1e-12)
 
 
-# Inductor takes minutes: this is its only network, with half of the operators that a layer needs.
+# Inductor takes minutes: this is its only network; without layers it has half of the operators.
 
 
 @pytest.fixture(scope="module")
@@ -205,8 +205,8 @@ def test_traced_steps(name: str, inductor: bool, monkeypatch: pytest.MonkeyPatch
 
 def test_training_steps_use_dropout() -> None:
     batch = MIXED.batch(BATCHES[0])
-    without, some = (gradients(TrainingStep(tdn(p), FORCES), batch)[0] for p in (0.0, 0.3))
-    assert without != some
+    none, some = (gradients(TrainingStep(tdn(p), FORCES), batch)[0] for p in (0.0, 0.3))
+    assert none != some
 
 
 AXES = [Axis("atoms", 0), Axis("edges", 0), Axis("pairs", 0), Axis("systems", 0)]
