@@ -16,16 +16,28 @@ compiled = pytest.importorskip("tensormd.models.inference.kernels.cpu.compiled")
 def test_a_changed_source_is_compiled_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources = Path(compiled.__file__).parent
-    for file in sources.glob("*.py"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+    """Of the kernels themselves, or of a folder whose kernels call them."""
+    sources, callers = tmp_path / "cpu", tmp_path / "callers"
+    for folder in (sources, callers):
+        folder.mkdir()
+    for file in Path(compiled.__file__).parent.glob("*.py"):
+        (sources / file.name).write_bytes(file.read_bytes())
+    (callers / "sums.py").write_text("# kernels\n")
     digest = compiled.sources_digest.__wrapped__
-    same = digest()
-    assert same == compiled.sources_digest()
-    with (tmp_path / "simd.py").open("a") as file:
+    installed = digest()
+    monkeypatch.setattr(compiled, "HERE", sources)
+    same, of_callers = digest(sources), digest(callers)
+    assert same == installed
+    assert of_callers not in (same, digest(tmp_path / "none"))
+    with (callers / "sums.py").open("a") as file:
         file.write("\n# changed\n")
-    assert digest() != same
+    assert digest(sources) == same
+    assert digest(callers) != of_callers
+    of_callers = digest(callers)
+    with (sources / "simd.py").open("a") as file:
+        file.write("\n# changed\n")
+    assert digest(sources) != same
+    assert digest(callers) != of_callers
 
 
 def test_each_processor_has_its_own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
