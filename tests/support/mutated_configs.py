@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import re
 
+from support.mutations import cut_end, cut_line, flip, mutated
+
 _SMALL = b"""# A small TensorNet
 data:
   train: frames.extxyz
@@ -96,43 +98,6 @@ VALUES = [
 ]
 
 
-def mutated(seed: int) -> tuple[str, bytes, str]:
-    """Name and content of a damaged configuration, and what was done to it."""
-    rng = random.Random(seed)
-    names = list(FILES)
-    name = names[seed % len(names)]
-    lines = FILES[name].splitlines(keepends=True)
-    done = []
-    for _ in range(rng.choice((1, 1, 1, 2))):
-        action = rng.choice(
-            (_flip, _cut_line, _cut_end, _value, _value, _value, _indent, _double, _key)
-        )
-        k = rng.randrange(len(lines))
-        done.append(f"{action.__name__[1:]} {k + 1}")
-        action(lines, k, rng)
-    return name, b"".join(lines), ", ".join(done)
-
-
-def _flip(lines: list[bytes], k: int, rng: random.Random) -> None:
-    at = rng.randrange(len(lines[k]))
-    new = bytes([rng.choice([rng.randrange(256), rng.randrange(32, 127)])])
-    lines[k] = lines[k][:at] + new + lines[k][at + 1 :]
-
-
-def _cut_line(lines: list[bytes], k: int, rng: random.Random) -> None:
-    if len(lines) > 1:
-        del lines[k]
-
-
-def _cut_end(lines: list[bytes], k: int, rng: random.Random) -> None:
-    """A line loses its end, or the file all that follows."""
-    lines[k] = lines[k][: rng.randrange(len(lines[k]))]
-    if rng.random() < 0.5:
-        lines[k] += b"\n"
-    else:
-        del lines[k + 1 :]
-
-
 def _value(lines: list[bytes], k: int, rng: random.Random) -> None:
     """A value becomes another one, mostly of a wrong type."""
     pairs = list(re.finditer(rb"(?<=: )[^,{}\[\]\n]+|(?<=: )[\[{].*?[\]}]", lines[k]))
@@ -164,3 +129,9 @@ def _key(lines: list[bytes], k: int, rng: random.Random) -> None:
         new = rng.choice([word.group()[:-1], word.group() + b"s", word.group().upper(), b"1", b"",
                           rng.choice(keys)])  # fmt: skip
         lines[k] = lines[k][: word.start()] + new + lines[k][word.end() :]
+
+
+def mutated_config(seed: int) -> tuple[str, bytes, str]:
+    """Name and content of a damaged configuration, and what was done to it."""
+    actions = (flip, cut_line, cut_end, _value, _value, _value, _indent, _double, _key)
+    return mutated(FILES, actions, seed)

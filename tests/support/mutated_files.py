@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import re
 
+from support.mutations import cut_end, cut_line, flip, mutated
+
 _XYZ = """3
 water 1
 O   0.000000  0.000000  0.119000
@@ -146,43 +148,6 @@ FILES = {
 }
 
 
-def mutated(seed: int) -> tuple[str, bytes, str]:
-    """Name and content of a damaged file, and what was done to it."""
-    rng = random.Random(seed)
-    names = list(FILES)
-    name = names[seed % len(names)]
-    lines = FILES[name].encode().splitlines(keepends=True)
-    done = []
-    for _ in range(rng.choice((1, 1, 1, 2))):
-        if not any(lines):
-            break
-        action = rng.choice((_flip, _flip, _cut_line, _cut_end, _shift, _shift, _double))
-        k = rng.choice([k for k, line in enumerate(lines) if line])
-        done.append(f"{action.__name__[1:]} {k + 1}")
-        action(lines, k, rng)
-    return name, b"".join(lines), ", ".join(done)
-
-
-def _flip(lines: list[bytes], k: int, rng: random.Random) -> None:
-    at = rng.randrange(len(lines[k]))
-    new = bytes([rng.choice([rng.randrange(256), rng.randrange(32, 127)])])
-    lines[k] = lines[k][:at] + new + lines[k][at + 1 :]
-
-
-def _cut_line(lines: list[bytes], k: int, rng: random.Random) -> None:
-    if len(lines) > 1:
-        del lines[k]
-
-
-def _cut_end(lines: list[bytes], k: int, rng: random.Random) -> None:
-    """A line loses its end, or the file all that follows."""
-    lines[k] = lines[k][: rng.randrange(len(lines[k]))]
-    if rng.random() < 0.5:
-        lines[k] += b"\n"
-    else:
-        del lines[k + 1 :]
-
-
 def _shift(lines: list[bytes], k: int, rng: random.Random) -> None:
     at = rng.randrange(len(lines[k]))
     if rng.random() < 0.5:
@@ -193,6 +158,12 @@ def _shift(lines: list[bytes], k: int, rng: random.Random) -> None:
 
 def _double(lines: list[bytes], k: int, rng: random.Random) -> None:
     lines.insert(k, lines[k])
+
+
+def mutated_file(seed: int) -> tuple[str, bytes, str]:
+    """Name and content of a damaged file, and what was done to it."""
+    actions = (flip, flip, cut_line, cut_end, _shift, _shift, _double)
+    return mutated({name: text.encode() for name, text in FILES.items()}, actions, seed)
 
 
 def atoms_seen(name: str, content: bytes) -> int:

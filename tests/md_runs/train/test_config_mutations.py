@@ -15,7 +15,7 @@ import pytest
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from support.md_runs import run, write_tiny_potential
-from support.mutated_configs import FILES, mutated
+from support.mutated_configs import FILES, mutated_config
 from support.train_runs import write_frames
 
 MUTATIONS = int(os.environ.get("TENSORMD_MUTATIONS", "200"))
@@ -63,7 +63,7 @@ def test_damage_is_found_in_its_line(
     monkeypatch.chdir(data)
     outcomes: Counter[str] = Counter()
     for seed in range(MUTATIONS):
-        name, content, done = mutated(seed)
+        name, content, done = mutated_config(seed)
         (data / "c.yaml").write_bytes(content)
         what = f"seed {seed}, {name}: {done}"
         try:

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from support.mutated_files import FILES, atoms_seen, mutated
+from support.mutated_files import FILES, atoms_seen, mutated_file
 
 from tensormd.models.data.structures import iterate_atoms
 
@@ -39,7 +39,7 @@ def test_files_are_read_whole_before_they_are_damaged(name: str, tmp_path: Path)
 def test_damage_is_seen(tmp_path: Path) -> None:
     outcomes: Counter[str] = Counter()
     for seed in range(MUTATIONS):
-        name, content, done = mutated(seed)
+        name, content, done = mutated_file(seed)
         path = tmp_path / name
         path.write_bytes(content)
         what = f"seed {seed}, {name}: {done}"
