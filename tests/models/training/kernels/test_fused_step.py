@@ -36,9 +36,7 @@ def potential(dtype: torch.dtype = torch.float64, head: str = "mlp", **options: 
     given = {"channels": 20, "layers": 2, "radial_functions": 6, "cutoff": CUTOFF, "max_number": 9}
     network = TensorNet(**given | options)  # type: ignore[arg-type]
     readout = EnergyReadout(network.channels, head, "mish", network.irreps)
-    elements = [1, 6, 7, 8]
-    made = Potential(network, readout, elements=elements, scale=0.8)
-    return made.to(dtype)
+    return Potential(network, readout, elements=[1, 6, 7, 8], scale=0.8).to(dtype)
 
 
 def gradients(step: TrainingStep, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
