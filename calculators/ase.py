@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..models.neighbors import SKIN
 from ..models.potential import parse_dtype
 from ..models.quantities import HEADS, QUANTITIES, VOIGT
 from .checks import UntrainedError, charge_of, check_energies, parse_charge
+from .domain import DEFAULT, DOMAIN, doubts, why_not
 from .evaluator import Checkpoint, Evaluation, Evaluator, Structure
 
 
@@ -39,7 +41,9 @@ class PotentialCalculator(Calculator):
     Parameters
     ----------
     checkpoint
-        A path, a registry name, a sequence of paths (a committee) or a loaded potential.
+        A path, a registry name, a sequence of paths (a committee) or a loaded potential. None:
+        the potential that ships for neutral molecules of H, C, N, O, F, S and Cl, which refuses
+        other structures.
     device
         ``"auto"`` (CUDA if available), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     dtype
@@ -80,7 +84,7 @@ class PotentialCalculator(Calculator):
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Checkpoint | None = None,
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "float32",
@@ -94,6 +98,9 @@ class PotentialCalculator(Calculator):
         self.results: dict[str, Any]
         self.use_cache = False  # ASE's copy of the atoms before a calculation: it makes its own
         self.charge = None if charge is None else parse_charge(charge)
+        self._chosen = checkpoint is not None
+        if checkpoint is None:
+            checkpoint = DEFAULT
         self.evaluator = Evaluator(
             checkpoint, device=device, dtype=dtype, backend=backend, skin=skin, units=units
         )
@@ -111,6 +118,11 @@ class PotentialCalculator(Calculator):
             "units": units,
         }
         self._charge_read: float | None = None
+        self._general = any(
+            m.metadata.get("domain") == DOMAIN  # type: ignore[union-attr, operator]
+            for m in members_of(self.potential)
+        )
+        """Whether structures are to be compared with the data of the general potential."""
         self._energies, self.heads = _properties_of(self.potential)
         """Properties that come with the energy, and properties with their own readout."""
         self.implemented_properties = [*self._energies, *self.heads]
@@ -159,6 +171,8 @@ class PotentialCalculator(Calculator):
         kept: dict[str, Any] = {} if system_changes or self.atoms is None else self.results
         self.atoms, self.results = None, {}  # a failure leaves neither behind
         given = self._structure(structure)
+        if {"numbers", "pbc", "charge"} & set(system_changes):
+            self._check_domain(structure)
         graph = self.evaluator.graph(given, system_changes)
         results = dict(kept)
         if energies:
@@ -175,6 +189,8 @@ class PotentialCalculator(Calculator):
         """
         if len(structures) == 0:
             return []
+        for atoms in structures:
+            self._check_domain(atoms)
         graph = self.evaluator.batch(self._structure(atoms) for atoms in structures)
         results: list[dict[str, Any]] = [{} for _ in structures]
         if "energy" in self.implemented_properties:
@@ -192,6 +208,19 @@ class PotentialCalculator(Calculator):
         if name in self._energies:
             self._require_energies()
         return super().get_property(name, atoms, allow_calculation)
+
+    def _check_domain(self, atoms: Atoms) -> None:
+        """Refuse a structure that nobody chose this model for, or warn once that it is unsure."""
+        if not self._chosen and (reason := why_not(atoms, self._charge_of(atoms))):
+            raise ValueError(reason)
+        if self._general and (reasons := doubts(atoms)):
+            self._general = False
+            warnings.warn(
+                f"{atoms.get_chemical_formula()} is unlike the data of this model "
+                f"({'; '.join(reasons)}): results are unverified",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def _wanted(self, properties: Sequence[str] | None) -> tuple[bool, list[str]]:
         """Whether energies are requested, and which heads."""

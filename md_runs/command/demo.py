@@ -1,4 +1,4 @@
-"""`tensormd demo`: ethanol relaxed, warmed up and let go, with the model that ships."""
+"""`tensormd demo`: aspirin relaxed, turned, warmed up and let go, with the model that ships."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from ase import Atoms
-from ase.build import molecule
+from ase.io import read
 
+from ...calculators.domain import DEFAULT
 from ...models.files import unwritable, write_atomically
+from ...models.units import kj_per_mol_in_ev
 from ..md.launch import resolve_model
 from ..md.loop import Observer, start_md
 from ..md.relax import relax
+from ..md.torsion import TorsionProfile, torsion_profile
 from ..reports.analysis import drift_mev_per_atom_ps
 from ..reports.drawing import overview
-from ..reports.page import html_page
+from ..reports.figures import torsion
+from ..reports.page import Figure, Section, html_page
 from ..reports.runs import section_of
 from ..runs.folder import REPORT, RunFolder
-from ..runs.models import SHIPPED, load_calculator
+from ..runs.models import load_calculator
 from ..runs.settings import MDSettings, ModelSettings, RelaxSettings, to_json
 from ..runs.structures import describe, write_structure
 from . import console
@@ -28,8 +31,12 @@ from .options import Device, Dtype, Json
 
 PARTS = ("relax", "nvt", "nve")
 PICTURE = "demo.png"
-RELAXED_FILE = "ethanol_relaxed.xyz"
-DISTORTION_ANGSTROM = 0.08
+PROFILE = "torsion.png"
+ASPIRIN = Path(__file__).with_name("aspirin.xyz")
+RELAXED_FILE = "aspirin_relaxed.xyz"
+TORSION = (9, 4, 3, 1)
+"""Of the ester: ring, ring, oxygen, carbonyl."""
+ANGLES = 18
 NVT_STEPS = 1000
 NVE_STEPS = 2000
 
@@ -42,20 +49,12 @@ def demo(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Relax ethanol, run it at 300 K and write a report, with what ships: about a minute."""
-    found = run_demo(out, ModelSettings((SHIPPED,), dtype=dtype, device=device), say=console.say)
+    """Relax aspirin, run it at 300 K and write a report, with what ships: about a minute."""
+    found = run_demo(out, ModelSettings((DEFAULT,), dtype=dtype, device=device), say=console.say)
     if as_json:
         console.show_json(found)
     else:
         console.show_files(found["files"])
-
-
-def distorted_ethanol() -> Atoms:
-    """Ethanol, every coordinate off by a random 0.08 A."""
-    atoms: Atoms = molecule("CH3CH2OH")
-    rng = np.random.default_rng(7)
-    atoms.positions += rng.normal(scale=DISTORTION_ANGSTROM, size=atoms.positions.shape)
-    return atoms
 
 
 def run_demo(
@@ -64,10 +63,11 @@ def run_demo(
     *,
     nvt_steps: int | None = None,
     nve_steps: int | None = None,
+    angles: int | None = None,
     say: Callable[[str], None] = print,
     observer: Callable[[str], Observer] | None = None,
 ) -> dict[str, Any]:
-    """Relax, 300 K NVT, then NVE from where that ends; a page that shows all three.
+    """Relax, turn a bond, 300 K NVT, then NVE from where that ends; a page that shows them.
 
     Results of an earlier demo in the folder are replaced; other files are not touched.
 
@@ -79,6 +79,8 @@ def run_demo(
         The model that ships by default.
     nvt_steps, nve_steps
         Steps of 0.5 fs.
+    angles
+        Number of angles of the torsion profile.
     say
         Takes lines for people.
     observer
@@ -94,12 +96,12 @@ def run_demo(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(out, error) from error
-    atoms = distorted_ethanol()
-    model = resolve_model(model or ModelSettings((SHIPPED,)), [atoms])
+    atoms: Atoms = read(ASPIRIN)
+    model = resolve_model(model or ModelSettings((DEFAULT,)), [atoms])
     atoms.calc, record = load_calculator(model)
     note = {
         "structure": {
-            "source": f"ethanol, each coordinate off by {DISTORTION_ANGSTROM} A at random",
+            "source": "aspirin, a conformer of a force field",
             "formula": describe(atoms),
         },
         "model_settings": to_json(model),
@@ -113,6 +115,12 @@ def run_demo(
     say(
         f"relax   {relaxed.steps} steps, {relaxed.energy_before_ev:.4f} to "
         f"{relaxed.energy_ev:.4f} eV, largest force {relaxed.fmax_ev_per_a:.4f} eV/A"
+    )
+    profile = torsion_profile(atoms, TORSION, points=angles or ANGLES, fmax=0.05, steps=50)
+    torsion(out / PROFILE, profile)
+    say(
+        f"turn    the ester about its ring, by {360 / len(profile.degrees):.0f} degrees: "
+        f"{profile.barrier_ev / kj_per_mol_in_ev:.0f} kJ/mol at most"
     )
     nvt = MDSettings(
         ensemble="nvt",
@@ -140,12 +148,17 @@ def run_demo(
     overview(out / PICTURE, log, rested, (f"{_time_ps(nve):g} ps NVE", "relaxed"), caption)
     page = out / REPORT
     sections = [section_of(out / part)[0] for part in PARTS]
-    lead = "Ethanol with the model that ships: relaxed, warmed up to 300 K, then left alone."
+    sections.insert(1, _turned(profile, out / PROFILE))
+    lead = (
+        "Aspirin with the model that ships: relaxed, turned about a bond, warmed up to 300 K, "
+        "then left alone."
+    )
     write_atomically(page, html_page("tensormd demo", sections, lead).encode())
     files = {
         "relaxed_structure": str(out / RELAXED_FILE),
         "trajectory": str(out / "nve" / "trajectory.extxyz"),
         "picture": str(out / PICTURE),
+        "torsion": str(out / PROFILE),
         "figures": str(out / "nve" / "figures"),
         "report": str(page),
     }
@@ -153,10 +166,21 @@ def run_demo(
         "converged": relaxed.converged,
         "energy_ev": relaxed.energy_ev,
         "fmax_ev_per_a": relaxed.fmax_ev_per_a,
+        "torsion_barrier_ev": profile.barrier_ev,
         "drift_mev_per_atom_ps": drift,
         "milliseconds_per_step": free.milliseconds_per_step,
         "files": files,
     }
+
+
+def _turned(profile: TorsionProfile, picture: Path) -> Section:
+    return Section(
+        "Torsion",
+        "the ester turned about its bond to the ring, everything else relaxed at each angle",
+        [("highest energy", f"{profile.barrier_ev / kj_per_mol_in_ev:.1f}", "kJ/mol")],
+        [Figure(picture, "Energy from the lowest, against the angle of the torsion.")],
+        {},
+    )
 
 
 def _time_ps(settings: MDSettings) -> float:

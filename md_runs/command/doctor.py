@@ -18,10 +18,10 @@ from ase.build import molecule
 from ase.md.verlet import VelocityVerlet
 
 from ...calculators import PotentialCalculator
+from ...calculators.domain import DEFAULT
 from ...calculators.openmm_versions import python_problem, torchforce_problem
 from ...models.files import cache_folder
 from ...models.units import kj_per_mol_in_ev
-from ..runs.models import SHIPPED
 from ..runs.versions import versions
 from .console import show_json, show_tree
 from .options import Json
@@ -77,7 +77,7 @@ def devices() -> list[str]:
 
 def check_model() -> Check:
     """Load the checkpoint that ships and evaluate ethanol."""
-    name = f"model {SHIPPED}"
+    name = f"model {DEFAULT}"
     try:
         energy, force, _ = _evaluate("auto", "auto")
     except Exception as error:
@@ -130,7 +130,7 @@ def check_cache() -> Check:
 def check_auto() -> Check:
     """Backend that ``--backend auto`` takes for the model that ships, and why."""
     try:
-        info = PotentialCalculator(SHIPPED).info()
+        info = PotentialCalculator(DEFAULT).info()
     except Exception as error:
         return Check("backend auto", False, _reason(error))
     taken, why = f"takes {info['engine']} on {info['device']}", info["why_not_fused"]
@@ -143,7 +143,7 @@ def check_ase_engine() -> Check:
     """Five steps of molecular dynamics with ASE."""
     try:
         atoms = ethanol()
-        atoms.calc = PotentialCalculator(SHIPPED)
+        atoms.calc = PotentialCalculator(DEFAULT)
         VelocityVerlet(atoms, 0.5 * units.fs).run(5)
     except Exception as error:
         return Check("engine ase", False, _reason(error))
@@ -182,7 +182,7 @@ print("energy", energy.value_in_unit(unit.kilojoule_per_mole))
 
 def _try_openmm(name: str, engine: str) -> Check:
     """In a process of its own: a plugin that does not fit ends it without an exception."""
-    code = OPENMM_TRIAL.format(model=SHIPPED, engine=engine)
+    code = OPENMM_TRIAL.format(model=DEFAULT, engine=engine)
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
@@ -206,7 +206,7 @@ def ethanol() -> Atoms:
 def _evaluate(backend: str, device: str) -> tuple[float, float, str]:
     """Energy (eV), largest force (eV/A), and the engine that ran."""
     atoms = ethanol()
-    atoms.calc = PotentialCalculator(SHIPPED, backend=backend, device=device)
+    atoms.calc = PotentialCalculator(DEFAULT, backend=backend, device=device)
     forces = atoms.get_forces()
     largest = float(np.linalg.norm(forces, axis=1).max())
     return float(atoms.get_potential_energy()), largest, str(atoms.calc.info()["engine"])

@@ -16,7 +16,7 @@ Model = Annotated[
         "--model",
         "-m",
         help="Checkpoint: a file, a folder or a registry name; several make a committee. "
-        "Default: the ethanol model that ships (for ethanol only).",
+        "Default: the model that ships, for neutral molecules of H, C, N, O, F, S and Cl.",
     ),
 ]
 OtherMembers = Annotated[

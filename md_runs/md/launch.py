@@ -149,7 +149,7 @@ def resolve_model(
     """
     names = absolute(model.model)
     for atoms in structures:
-        names = names or default_model(atoms)
+        names = names or default_model(atoms, model.charge)
     size = max(size, *(len(atoms) for atoms in structures))
     threads = model.threads or default_threads(size)
     return dataclasses.replace(model, model=names, threads=threads)

@@ -9,17 +9,15 @@ from itertools import combinations_with_replacement
 import numpy as np
 import vesin
 from ase import Atoms
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import chemical_symbols
 from ase.io.extxyz import read_xyz
 from numpy.typing import NDArray
 
+from ...models.data.structures.bonds import bonds_of
 from ..runs.folder import TRAJECTORY, RunFolder
 from ..runs.structures import whole_frames
 
 Array = NDArray[np.float64]
-
-BOND_TOLERANCE = 1.2
-"""Atoms closer than this times the sum of their covalent radii are drawn as bonded."""
 
 
 def drift_mev_per_atom_ps(time_ps: Array, energy_ev: Array, atoms: int) -> float | None:
@@ -108,25 +106,13 @@ def _pair_name(pair: tuple[int, int]) -> str:
 
 def bonds(atoms: Atoms) -> list[tuple[int, int]]:
     """Pairs i < j close enough for a bond, not through periodic boundaries."""
-    i, j = _bonded(atoms.numbers, atoms.positions, np.zeros((3, 3)), np.zeros(3, dtype=bool))
-    return sorted((int(a), int(b)) for a, b in zip(i, j, strict=True) if a < b)
+    found = bonds_of(Atoms(atoms.numbers, atoms.positions))
+    return sorted((int(a), int(b)) for a, b in zip(found.i, found.j, strict=True) if a < b)
 
 
 def coordination(atoms: Atoms) -> NDArray[np.int64]:
     """Number of bonds of each atom, those through periodic boundaries included, (N,)."""
-    i, _ = _bonded(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
-    return np.bincount(i, minlength=len(atoms))
-
-
-def _bonded(
-    numbers: NDArray[np.int64], positions: Array, cell: Array, pbc: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    radii = covalent_radii[numbers]
-    search = vesin.NeighborList(cutoff=float(2 * BOND_TOLERANCE * radii.max()), full_list=True)
-    box = cell if pbc.any() else np.zeros((3, 3))
-    i, j, d = search.compute(positions, box, pbc, quantities="ijd")
-    near = d < BOND_TOLERANCE * (radii[i] + radii[j])
-    return i[near].astype(np.int64), j[near].astype(np.int64)
+    return np.bincount(bonds_of(atoms).i, minlength=len(atoms))
 
 
 def superpose(moved: Array, fixed: Array, weights: Array) -> Array:

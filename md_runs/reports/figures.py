@@ -17,6 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ...models.files import write_atomically
+from ...models.units import kj_per_mol_in_ev
+from ..md.torsion import TorsionProfile
 from .analysis import PairDistances
 from .spectrum import HIGHEST_BAND, Spectrum
 
@@ -196,6 +198,17 @@ def convergence(path: Path, log: Columns, fmax: float) -> None:
         bottom.set_title(f"Largest force: {force[0]:.3g} → {force[-1]:.3g} eV/Å")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(bottom)
+
+
+def torsion(path: Path, profile: TorsionProfile) -> None:
+    """Energy against the angle of a torsion, over the whole circle."""
+    degrees = np.append(profile.degrees, profile.degrees[0] + 360)
+    energies = np.append(profile.energies_ev, profile.energies_ev[0]) / kj_per_mol_in_ev
+    with canvas(path, 8.0, 3.0) as figure:
+        axes = figure.subplots()
+        axes.plot(degrees, energies, "o-", color=PALETTE[0], markersize=4)
+        axes.set(xlabel="angle / degrees", ylabel="energy / kJ/mol", xticks=range(0, 361, 60))
+        axes.set_title("Torsion, everything else relaxed")
 
 
 def _legend(axes: Axes) -> None:

@@ -13,6 +13,8 @@ from ase.data import atomic_numbers, chemical_symbols
 from torch import nn
 
 from ...calculators import PotentialCalculator
+from ...calculators.checks import charge_of
+from ...calculators.domain import DEFAULT, why_not
 from ...models.checkpoint import (
     convert,
     describe,
@@ -22,28 +24,22 @@ from ...models.checkpoint import (
 )
 from .settings import ModelSettings
 
-SHIPPED = "ethanol"
-SHIPPED_FORMULA = "C2H6O"
-
 SMALL = 60
 """Atoms up to which one thread is as fast as several, and is not disturbed by other programs."""
 
 
-def default_model(atoms: Atoms) -> tuple[str, ...]:
-    """The checkpoint that ships, if the structure is what it was trained on.
+def default_model(atoms: Atoms, charge: int | None = None) -> tuple[str, ...]:
+    """The checkpoint that ships, if it is for the structure.
 
     Raises
     ------
     ValueError
-        For any other structure: the numbers would be nonsense.
+        For any other structure: why, and which published potential would do.
     """
-    formula = atoms.get_chemical_formula("hill")
-    if formula != SHIPPED_FORMULA or atoms.pbc.any():
-        raise ValueError(
-            f"no --model was given, and the one that ships knows a single ethanol molecule "
-            f"only ({SHIPPED_FORMULA}, not periodic), not {formula}: give a checkpoint with -m"
-        )
-    return (SHIPPED,)
+    reason = why_not(atoms, charge_of(atoms) if charge is None else charge)
+    if reason:
+        raise ValueError(f"{atoms.get_chemical_formula()}: {reason}")
+    return (DEFAULT,)
 
 
 def load_calculator(settings: ModelSettings) -> tuple[PotentialCalculator, dict[str, Any]]:

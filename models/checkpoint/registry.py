@@ -74,6 +74,7 @@ class Entry:
     trained_with_charge: bool | None = None
 
 
+_SHIPPED = Path(__file__).parents[1] / "pretrained"
 _ACEFF_ELEMENTS = (1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53)
 _MATGL = (
     "https://raw.githubusercontent.com/materialsvirtuallab/matgl/"
@@ -97,17 +98,25 @@ REGISTRY: dict[str, Entry] = {
     entry.name.lower(): entry
     for entry in (
         Entry(
+            name="organic",
+            description="TensorNet of neutral molecules of H C N O F S Cl (from ANI-2x); "
+            "ships with the package",
+            licence="MIT",
+            files=(_SHIPPED / "organic.safetensors",),
+            trained_with_charge=False,
+        ),
+        Entry(
             name="ethanol",
             description="TensorNet of ethanol (revised MD17, PBE); ships with the package",
             licence="MIT",
-            files=(Path(__file__).parents[1] / "pretrained" / "tensornet-ethanol.safetensors",),
+            files=(_SHIPPED / "tensornet-ethanol.safetensors",),
             trained_with_charge=False,
         ),
         Entry(
             name="ethanol-tdn",
             description="TDN of ethanol (revised MD17, PBE); ships with the package",
             licence="MIT",
-            files=(Path(__file__).parents[1] / "pretrained" / "tdn-ethanol.safetensors",),
+            files=(_SHIPPED / "tdn-ethanol.safetensors",),
             trained_with_charge=False,
         ),
         _aceff("1.0", "TensorNet", _ACEFF_ELEMENTS),

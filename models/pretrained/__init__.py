@@ -1,1 +1,1 @@
-"""The checkpoint that ships with the package."""
+"""Checkpoints that ship with the package."""
