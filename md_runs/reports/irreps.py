@@ -69,7 +69,7 @@ def write_irreps(found: IrrepsRun, folder: Path, color: str = "energy") -> dict[
 def properties(found: IrrepsRun) -> dict[str, torch.Tensor]:
     """Properties of each frame, (F,) float64, to compare the maps with: labels where there are."""
     frames = found.frames
-    sizes = torch.tensor([len(graph.numbers) for graph in frames.graphs], dtype=torch.float64)
+    sizes = torch.from_numpy(frames.sizes).double()
     values = {"atoms": sizes}
     if "energy" in frames.quantities:
         values["energy_per_atom_ev"] = frames.energies / sizes
@@ -79,7 +79,7 @@ def properties(found: IrrepsRun) -> dict[str, torch.Tensor]:
     if forces is None:
         predicted = predict(found.potential, frames).forces
         assert predicted is not None
-        forces = list(torch.split(predicted, [len(graph.numbers) for graph in frames.graphs]))
+        forces = list(torch.split(predicted, frames.sizes.tolist()))
     values["rms_force_ev_per_angstrom"] = torch.stack([f.square().mean().sqrt() for f in forces])
     return values
 

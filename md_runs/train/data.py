@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from ase.data import chemical_symbols
 
 from ...models.data.readers import check_one_unit
@@ -42,12 +43,7 @@ class Parts:
         digest = hashlib.sha256()
         for name, frames in self:
             digest.update(f"{name} {len(frames)} {frames.quantities}\n".encode())
-            tensors = [
-                t for g in frames.graphs for t in (g.numbers, g.positions, g.cell, g.charge)
-            ]
-            tensors += [t for quantity in frames.quantities for t in frames.values(quantity)]
-            for tensor in tensors:
-                digest.update(tensor.contiguous().numpy().tobytes())
+            frames.update_digest(digest)
         if self.training.atom_energies:
             digest.update(f"{sorted(self.training.atom_energies.items())}".encode())
         return digest.hexdigest()
@@ -112,8 +108,11 @@ def check_parts(parts: Parts, elements: Sequence[int], settings: TrainingSetting
     """
     known = set(elements)
     for name, frames in parts:
-        for k, graph in enumerate(frames.graphs):
-            outside = set(graph.numbers.tolist()) - known
+        others = sorted(set(frames.elements) - known)
+        if others:
+            counts = frames.element_counts(others)
+            k = int(np.argmax(counts.any(1)))
+            outside = {z for z, count in zip(others, counts[k], strict=True) if count}
             if outside:
                 symbols = ", ".join(chemical_symbols[z] for z in sorted(outside))
                 raise ValueError(

@@ -223,7 +223,7 @@ def _add_heads(potential: Potential, model: ModelConfig, training: Frames) -> No
         options = {"charges": model.dipole_charges} if name == "dipole" else {}
         head = HEADS[name](potential.representation, **options)
         labelled, labels = _labels_of(name, training)
-        head.standardise(labelled.graphs, labels)
+        head.standardise(labelled.structures, labels)
         potential.heads[name] = head
 
 

@@ -371,7 +371,7 @@ def _metadata(plan: Plan, progress: Progress) -> dict[str, Any]:
     """Metadata of the checkpoints of a training."""
     config = plan.config
     started_from = None
-    charged = any(bool(graph.charge.any()) for graph in plan.parts.training.graphs)
+    charged = bool(plan.parts.training.charges.any())
     if config.model.start_from is not None:
         before = plan.potential.metadata
         started_from = {"checkpoint": config.model.start_from, "metadata": before}
@@ -423,7 +423,7 @@ def _write_frames(path: Path, frames: Frames, index: Sequence[int]) -> None:
     """Structures of some frames, to look at; positions in Angstrom."""
     text = ""
     for k in index:
-        graph = frames.graphs[k]
+        graph = frames.structures[k]
         cell = graph.cell[0].numpy()
         atoms = Atoms(graph.numbers.numpy(), graph.positions.numpy(), cell=cell, pbc=cell.any(1))
         atoms.info["training_frame"] = k

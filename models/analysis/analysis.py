@@ -144,7 +144,7 @@ def analyse(
     return Analysis(
         layout,
         len(frames),
-        sum(len(graph.numbers) for graph in frames.graphs),
+        int(frames.sizes.sum()),
         neighbours,
         shares,
         judge(whole),
@@ -199,7 +199,7 @@ def fine_tuned(potential: Potential, fit: Frames, epochs: int, seed: int = 0) ->
 def neighbours_of(frames: Frames, cutoff: float) -> float:
     """Mean number of neighbours within the cutoff (Angstrom)."""
     edges = sum(within(graph, cutoff)[0].edge_index.shape[1] for graph in frames.graphs)
-    return edges / sum(len(graph.numbers) for graph in frames.graphs)
+    return edges / int(frames.sizes.sum())
 
 
 def scale_of(potential: Potential, frames: Frames) -> Scale:
@@ -208,7 +208,7 @@ def scale_of(potential: Potential, frames: Frames) -> Scale:
     if "energy" in frames.quantities:
         table = potential.atomic_scale.references.cpu() * potential.energy_in_ev
         known = frames.select(frames.labelled("energy"))
-        shares = torch.stack([table[graph.numbers].sum() for graph in known.graphs])
+        shares = torch.stack([table[graph.numbers].sum() for graph in known.structures])
         rest = known.energies - shares
         energy = 1e3 * float((rest - rest.mean()).abs().mean())
     if "forces" in frames.quantities:

@@ -14,8 +14,7 @@ EDGES_AT_ONCE = 8000
 def slices(frames: Frames) -> Iterator[slice]:
     """Slices of consecutive frames with at most `EDGES_AT_ONCE` edges, and at least one frame."""
     start, edges = 0, 0
-    for k, graph in enumerate(frames.graphs):
-        count = graph.edge_index.shape[1]
+    for k, count in enumerate(frames.edge_counts.tolist()):
         if k > start and edges + count > EDGES_AT_ONCE:
             yield slice(start, k)
             start, edges = k, 0

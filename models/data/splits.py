@@ -65,7 +65,8 @@ def split_frames(
         frames = frames.without_isolated()
         chosen = _draw(frames, _sizes(parts, len(frames)), seed)  # type: ignore[arg-type]
     _check_disjoint(chosen, len(frames))
-    chosen = {part: [k for k in index if not frames.isolated[k]] for part, index in chosen.items()}
+    isolated = frames.isolated
+    chosen = {part: [k for k in index if not isolated[k]] for part, index in chosen.items()}
     for part in PARTS[:2]:
         _expect(bool(chosen[part]), f"{part} names isolated atoms alone: expected other frames")
     test = chosen.get("test")

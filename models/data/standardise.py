@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from .frames import Frames
 
 SAME_ENERGY = 1e-4
 """Largest difference between energies of isolated atoms that are taken as equal, eV."""
+ATOMS_AT_ONCE = 1 << 22
+"""Number of atoms, about, whose labels are in memory at once: 100 MB of forces."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +103,24 @@ def standardise(frames: Frames, references: str | Mapping[int, float] = "fit") -
             residual = residual - mean
         scale = float((residual / counts.sum(1)).std())
     if "forces" in frames.quantities:
-        forces = [frames.forces[k] for k in frames.labelled("forces")]
-        scale = float(torch.cat(forces).square().mean().sqrt())
+        scale = math.sqrt(_mean_square(frames, "forces"))
     return Standardisation(scale if scale > 0 else 1.0, mean, {**alone, **(given or {})}, elements)
 
 
 def element_counts(frames: Frames, elements: Sequence[int]) -> NDArray[np.float64]:
     """Atoms of each element in each frame, (F, elements)."""
-    return np.array(
-        [[int((graph.numbers == z).sum()) for z in elements] for graph in frames.graphs],
-        dtype=np.float64,
-    )
+    return frames.element_counts(elements)
+
+
+def _mean_square(frames: Frames, name: str) -> float:
+    """Mean square of all components of a label of atoms, from some of the frames at a time."""
+    labelled = np.array(frames.labelled(name))
+    ends = np.cumsum(frames.sizes[labelled])
+    block = np.searchsorted(ends, np.arange(ATOMS_AT_ONCE, ends[-1], ATOMS_AT_ONCE))
+    parts = [frames.joined(name, part) for part in np.split(labelled, block) if len(part)]
+    if len(parts) == 1:
+        return float(parts[0].square().mean())
+    return sum(float(part.square().sum()) for part in parts) / sum(p.numel() for p in parts)
 
 
 def isolated_energies(frames: Frames) -> dict[int, float]:

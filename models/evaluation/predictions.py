@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..data.frames import Frames, join
+from ..data.frames import Frames
 from ..graph import Graph, Pairs, batch_graphs, within
 from ..inference.forks import use_one_thread_in_forks
 from ..potential import Potential, assemble, edge_gradient
@@ -192,8 +192,7 @@ def compare(
         quantities = [n for n in frames.quantities if QUANTITIES[n].source in given]
     elif isinstance(potential, Potential):
         check_heads(potential, quantities)
-    wanted = {name: join(name, frames.values(name)) for name in quantities}
+    wanted = {name: frames.joined(name) for name in quantities}
     found = predict_graphs(potential, frames.graphs, quantities, slices(len(frames), batch))
-    atoms = [len(graph.numbers) for graph in frames.graphs]
     masks = frames.masks(range(len(frames)))
-    return Comparison(found, wanted, torch.tensor(atoms, dtype=torch.float64), masks)
+    return Comparison(found, wanted, torch.from_numpy(frames.sizes).double(), masks)

@@ -39,7 +39,7 @@ def check_labels(frames: Frames, settings: TrainingSettings, name: str) -> None:
             )
     if "stress" in settings.weights:
         for k in frames.labelled("stress"):
-            if not float(torch.linalg.det(frames.graphs[k].cell).abs().min()) > 0:
+            if not float(torch.linalg.det(frames.structures[k].cell).abs().min()) > 0:
                 raise ValueError(
                     f"{name} frame {k} has no cell, so it has no stress: set stress_weight to 0"
                 )

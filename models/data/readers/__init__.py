@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ..columns import memory_columns, memory_store, starts_of
 from ..frames import Frames
+from ..packed import SUFFIX
 from ..splits import checked_index, read_index
+from ..store import FrameArrays, joined_stores
 from ..units import DataUnits
 from .ase_files import ASE_UNITS, ase_structures, database_structures
 from .aselmdb import aselmdb_structures
 from .consistency import check_energies, check_one_unit
 from .lmdb_files import kind_of
 from .npz import NPZ_UNITS, Trajectory, load_rmd17, npz_structures
+from .packed_files import (
+    PACKED,
+    PACKED_UNITS,
+    packed_store,
+    packed_structures,
+    refuse_units,
+)
 from .pubchemqcr import LEVELS, PUBCHEMQCR_UNITS, pubchemqcr_structures
 from .qm9 import QM9_UNITS, has_qm9, qm9_structures
 from .structure import (
@@ -27,13 +42,16 @@ from .structure import (
     Structure,
     check_labels,
     require_labels,
+    tell_missing,
 )
 
 __all__ = [
     "FORMATS",
     "LEVELS",
     "DataUnits",
+    "Keys",
     "Named",
+    "PathLike",
     "Structure",
     "Trajectory",
     "check_labels",
@@ -61,6 +79,7 @@ _READERS: dict[str, tuple[Structures, DataUnits]] = {
     "qm9": (qm9_structures, QM9_UNITS),
     "pubchemqcr": (pubchemqcr_structures, PUBCHEMQCR_UNITS),
     "aselmdb": (aselmdb_structures, ASE_UNITS),
+    PACKED: (packed_structures, PACKED_UNITS),
 }
 FORMATS = tuple(_READERS)
 """Names of the formats; ``extxyz`` is every format that ASE reads."""
@@ -84,6 +103,8 @@ def format_of(path: PathLike) -> str:
         return "aselmdb"
     if suffix == ".lmdb" or (file / "data.mdb").is_file():
         return kind_of(file)
+    if suffix == SUFFIX:
+        return PACKED
     return {".npz": "rmd17", ".db": "ase-db", ".json": "ase-db"}.get(suffix, "extxyz")
 
 
@@ -97,6 +118,7 @@ def read_frames(
     seed: int | None = None,
     units: Mapping[str, str] | None = None,
     keys: Keys | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Frames:
     """Read labelled frames of one file, or of several.
 
@@ -120,11 +142,13 @@ def read_frames(
         `DataUnits`.
     keys
         Names of labels in the file that differ from those of the format.
+    weights
+        Factor of the weights of each file's frames in the loss; None: 1.
 
     Returns
     -------
     Frames
-        Frames in eV and Angstrom, in memory.
+        Frames in eV and Angstrom, in memory; those of packed files stay in the file.
 
     Raises
     ------
@@ -140,24 +164,87 @@ def read_frames(
     index = _index(split)
     if index is not None and len(paths) > 1:
         raise ValueError(f"split names frames of one file, but there are {len(paths)}")
-    collector = Collector(cutoff)
-    numbers = []
-    for file, each in enumerate(paths):
+    factors = [1.0] * len(paths) if weights is None else list(weights)
+    if len(factors) != len(paths) or not all(0 < each < math.inf for each in factors):
+        raise ValueError(f"weights of files are {factors}: expected one above 0 for each file")
+    named = Named()
+    sources = []
+    for each, factor in zip(paths, factors, strict=True):
+        if (format or format_of(each)) == PACKED:
+            refuse_units(each, units)
+            selection = Selection(limit, seed, None if index is None else tuple(index))
+            sources.append(_packed_source(each, cutoff, selection, keys or {}, factor))
+            continue
+        numbers, names = [], []
+        columns = memory_columns()
+        collector = Collector(columns, cutoff, named)
         for k, structure in iterate_structures(
             each, format=format, split=index, limit=limit, seed=seed, units=units, keys=keys
         ):
-            collector.add(structure, file, k)
+            collector.add(structure, k, file_weight=factor)
             numbers.append(k)
-    frames = collector.frames(path)
-    known = frames.labelled("energy")
-    if known:
-        energies = frames.energies.numpy()[known]
-        atoms = [frames.graphs[k].numbers.numpy() for k in known]
-        check_energies(energies, atoms, [collector.names[k] for k in known])
-    if index is not None:
-        place = {k: n for n, k in enumerate(index)}
-        frames = frames.select(sorted(range(len(numbers)), key=lambda n: place[numbers[n]]))
+            names.append(structure.name)
+        if columns.count:
+            order = np.arange(columns.count)
+            if index is not None:
+                place = {k: n for n, k in enumerate(index)}
+                order = np.array(sorted(order, key=lambda n: place[numbers[n]]))
+            sources.append(_Source(memory_store(columns, cutoff), order, names.__getitem__, True))
+    if not sources:
+        raise ValueError(f"{path} holds no frame: expected at least one")
+    named.check(path)
+    frames = _frames_of(sources)
+    tell_missing(frames, path)
     return frames
+
+
+class _Source(NamedTuple):
+    """Frames of one file."""
+
+    store: FrameArrays
+    order: NDArray[np.int64]
+    """Frames to take, in this order."""
+    name_of: Callable[[int], str]
+    unchecked: bool
+    """Whether the units of its energies are to be checked; those of packed files were."""
+
+
+def _packed_source(
+    path: PathLike, cutoff: float, selection: Selection, keys: Keys, factor: float
+) -> _Source:
+    store = packed_store(path, cutoff, keys)
+    count = len(store.sizes)
+    if selection.index is None:
+        order = np.array(selection.of(count, path), dtype=np.int64)
+    else:
+        selection.of(count, path)  # raises an error if there are too few
+        order = np.array(selection.index, dtype=np.int64)
+    if factor != 1:
+        weights = np.ones(count) if store.weights is None else store.weights
+        store = replace(store, weights=factor * weights)
+    return _Source(store, order, lambda k: f"frame {k} of {path}", False)
+
+
+def _frames_of(sources: Sequence[_Source]) -> Frames:
+    """Frames of several files, with one unit of energy."""
+    starts = starts_of(np.array([len(source.store.sizes) for source in sources]))
+    store = joined_stores([source.store for source in sources])
+    whole = Frames.of_store(store)
+    known = whole.labelled("energy")
+    if known and any(source.unchecked for source in sources):
+
+        def name_of(k: int) -> str:
+            n = int(np.searchsorted(starts, known[k], side="right")) - 1
+            return sources[n].name_of(int(known[k] - starts[n]))
+
+        counts = whole.element_counts(whole.elements)[known]
+        check_energies(whole.joined("energy", known).numpy(), counts, name_of)
+    return Frames.of_store(
+        store,
+        np.concatenate(
+            [source.order + first for source, first in zip(sources, starts, strict=False)]
+        ),
+    )
 
 
 def iterate_structures(
@@ -175,6 +262,8 @@ def iterate_structures(
     For parameters and errors see `read_frames`. Frames may lack labels.
     """
     name = format_of(path) if format is None else format
+    if name == PACKED:
+        refuse_units(path, units)
     if name not in _READERS:
         raise ValueError(f"format is {format!r}: expected one of {', '.join(FORMATS)}")
     reader, usual = _READERS[name]

@@ -25,8 +25,10 @@ from ..units import DataUnits
 from .structure import Keys, PathLike, Selection, Structure, existing_file
 
 ASE_UNITS = DataUnits()
-LABEL_KEYS = (*QUANTITIES, "virial", "charge")
+LABEL_KEYS = (*QUANTITIES, "virial", "charge", "weight")
 """Labels that ``keys`` may name; ``virial`` is converted to a stress, -virial / volume."""
+WEIGHT = "config_weight"
+"""Entry of ``info`` with the weight of a frame, as in MACE, where ``keys`` names no other."""
 BY_NAME_ALONE = (*(name for name, row in QUANTITIES.items() if row.derive), "virial")
 """Labels read only if ``keys`` names them, because they are other forms of a label."""
 _STATED = ("units", "energy_units", "energy_unit", "length_units", "length_unit")
@@ -167,7 +169,20 @@ def structure_of(atoms: Any, name: str, keys: Keys, units: DataUnits) -> Structu
         _hint(atoms) if missing or not labels else "",
         tuple(missing),
         _is_called_isolated(atoms.info.get("config_type")),
+        _weight(atoms, name, keys),
     )
+
+
+def _weight(atoms: Any, name: str, keys: Keys) -> float:
+    key = keys.get("weight", WEIGHT)
+    if key is None or (key == WEIGHT and key not in atoms.info):
+        return 1.0
+    value = atoms.info.get(key)
+    if isinstance(value, (int, float, np.number)) and not is_truth_value(value):
+        return float(value)
+    if value is None:
+        raise ValueError(f"{name} has no {_named('weight', keys)}{_hint(atoms)}")
+    raise ValueError(f"{name}: {key} is {str(value)[:40]!r}: expected the frame's weight")
 
 
 def _named(quantity: str, keys: Keys) -> str:

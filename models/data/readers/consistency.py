@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,23 +43,48 @@ def check_one_unit(parts: Mapping[str, Frames]) -> None:
         If the units differ; the message names the first frame of the smaller group, and the units.
     """
     labelled = [
-        (part.values("energy")[k], part.graphs[k], f"frame {k} of {name}")
+        (part, part.labelled("energy"), name)
         for name, part in parts.items()
-        for k in part.labelled("energy")
+        if "energy" in part.quantities
     ]
-    if labelled:
-        check_energies(
-            np.array([float(energy) for energy, _, _ in labelled]),
-            [graph.numbers.numpy() for _, graph, _ in labelled],
-            [name for _, _, name in labelled],
-        )
+    if not labelled:
+        return
+    elements = sorted({z for part, _, _ in labelled for z in part.elements})
+    names = [(name, index) for _, index, name in labelled]
+    check_energies(
+        np.concatenate([part.joined("energy", index).numpy() for part, index, _ in labelled]),
+        np.concatenate([part.element_counts(elements)[index] for part, index, _ in labelled]),
+        lambda k: _name_of(k, names),
+    )
 
 
-def check_energies(
-    energies: NDArray[np.float64], numbers: Sequence[NDArray[np.int64]], names: Sequence[str]
-) -> None:
-    """Like `check_one_unit`, for energies (F,) in eV, atomic numbers and names of frames."""
-    counts = _counts(numbers)
+def _name_of(k: int, names: Sequence[tuple[str, Sequence[int]]]) -> str:
+    """Name of a frame of some parts behind one another."""
+    for name, index in names:
+        if k < len(index):
+            return f"frame {index[k]} of {name}"
+        k -= len(index)
+    raise IndexError(k)
+
+
+def check_energies(energies: Array, counts: Array, name_of: Callable[[int], str]) -> None:
+    """Check the unit of energies, see `check_one_unit`.
+
+    Parameters
+    ----------
+    energies
+        Energies of frames, (F,), eV.
+    counts
+        Atoms of each element in each frame, (F, elements).
+    name_of
+        Name of a frame, from its number.
+
+    Raises
+    ------
+    ValueError
+        If the units differ.
+    """
+    counts = counts[:, counts.any(0)]
     where = np.flatnonzero((counts.sum(1) > 1) & (energies != 0))
     if len(where) < _FEWEST:
         return
@@ -68,7 +93,7 @@ def check_energies(
     for rounds in (_ROUNDS, 0):
         factor, few = _smaller_group(shares, per_atom, _references(shares, per_atom, rounds))
         if few.any():
-            _compare(factor, names[where[np.argmax(few)]], int(few.sum()))
+            _compare(factor, name_of(int(where[np.argmax(few)])), int(few.sum()))
 
 
 def _smaller_group(
@@ -107,12 +132,6 @@ def _compare(factor: float, name: str, count: int) -> None:
                     f"what the other frames suggest, the factor from {other} to {unit}: units are "
                     "mixed; convert them, or read each file with its own units"
                 )
-
-
-def _counts(numbers: Sequence[NDArray[np.int64]]) -> Array:
-    """Numbers of atoms of each element, (F, elements)."""
-    elements = np.unique(np.concatenate(numbers))
-    return np.stack([(z[:, None] == elements).sum(0) for z in numbers]).astype(np.float64)
 
 
 def _references(shares: Array, per_atom: Array, rounds: int) -> Array:

@@ -14,9 +14,9 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import ArrayLike, NDArray
 
-from ...graph import Graph
 from ...neighbors import NeighborList
 from ...quantities import QUANTITIES
+from ..columns import Columns, Edges
 from ..frames import Frames
 from ..structures import CLOSEST_LABELLED, check_geometry
 from ..units import DataUnits
@@ -53,6 +53,8 @@ class Structure(NamedTuple):
     """Labels that ``keys`` names and this frame lacks, as error messages call them."""
     marked_isolated: bool = False
     """Whether the file calls it an isolated atom."""
+    weight: float = 1.0
+    """Weight in the loss."""
 
     @property
     def isolated(self) -> bool:
@@ -171,30 +173,78 @@ class Named:
 
 
 class Collector:
-    """Builds graphs of structures one by one, and checks their labels."""
+    """Checks structures one by one, and adds them and their neighbours to columns.
 
-    def __init__(self, cutoff: float) -> None:
-        self.names: list[str] = []
-        self._groups: list[tuple[int, int]] = []
-        self._neighbors = NeighborList(cutoff)
-        self._graphs: list[Graph] = []
-        self._labels: dict[str, list[Any]] = {}
-        self._isolated: list[int] = []
-        self._named = Named()
+    Parameters
+    ----------
+    columns
+        Where they go.
+    cutoff
+        Cutoff of the neighbours, Angstrom; None: none are searched.
+    named
+        Labels that some structure must have.
+    """
 
-    def add(self, structure: Structure, file: int, number: int) -> None:
-        """Add a structure, in eV and Angstrom, of one of the files; numbers may repeat.
+    def __init__(self, columns: Columns, cutoff: float | None, named: Named) -> None:
+        self._columns = columns
+        self._neighbors = None if cutoff is None else NeighborList(cutoff)
+        self._named = named
+
+    def add(
+        self, structure: Structure, number: int, file: int = 0, file_weight: float = 1.0
+    ) -> None:
+        """Add a structure, in eV and Angstrom; its number may repeat.
+
+        Parameters
+        ----------
+        structure
+            Structure.
+        number, file
+            Its number in its file, and the number of the file: structures with the same two form
+            a group.
+        file_weight
+            Factor of its weight.
 
         Raises
         ------
         ValueError
-            If it has no labels or labels that are not valid, if its neighbours cannot be searched,
-            or if its geometry cannot be right.
+            If it has no labels or labels that are not valid, if its neighbours cannot be searched
+            or kept, or if its geometry cannot be right.
         """
         name, labels = structure.name, structure.labels
         self._named.add(structure)
         require_labels(structure)
         check_labels(structure)
+        weight = structure.weight
+        if not (np.isfinite(weight) and weight >= 0):
+            raise ValueError(f"{name} has the weight {weight}: expected 0 or more")
+        edges = self._edges(structure)
+        atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell)
+        atoms.pbc = structure.pbc
+        check_geometry(atoms, name, CLOSEST_LABELLED)
+        cell = np.asarray(structure.cell) if atoms.pbc.any() else None
+        try:
+            self._columns.add(
+                structure.numbers,
+                np.asarray(structure.positions),
+                labels,
+                cell=cell,
+                charge=structure.charge,
+                pbc=structure.pbc,
+                edges=edges,
+                group=(file, number),
+                isolated=structure.isolated,
+                weight=weight * file_weight,
+            )
+        except OverflowError as error:
+            raise ValueError(
+                f"{name} does not fit a packed file ({error}): leave it out, or pack without "
+                "neighbour lists"
+            ) from None
+
+    def _edges(self, structure: Structure) -> Edges | None:
+        if self._neighbors is None:
+            return None
         try:
             graph = self._neighbors.graph(
                 structure.numbers,
@@ -204,42 +254,11 @@ class Collector:
                 structure.charge,
             )
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-        atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell)
-        atoms.pbc = structure.pbc
-        check_geometry(atoms, name, CLOSEST_LABELLED)
-        self.names.append(name)
-        self._groups.append((file, number))
-        if structure.isolated:
-            self._isolated.append(len(self._graphs))
-        for key in labels:
-            self._labels.setdefault(key, [None] * len(self._graphs))
-        for key, values in self._labels.items():
-            values.append(labels.get(key))
-        self._graphs.append(graph)
-
-    def frames(self, path: object) -> Frames:
-        """Frames of all structures; those with the same number and file form a group.
-
-        Raises
-        ------
-        ValueError
-            If there is no structure, or none has a label that ``keys`` names.
-        """
-        if not self._graphs:
-            raise ValueError(f"{path} holds no frame: expected at least one")
-        self._named.check(path)
-        labels = dict(self._labels)
-        energies, forces = labels.pop("energy", None), labels.pop("forces", None)
-        number = {group: n for n, group in enumerate(dict.fromkeys(self._groups))}
-        repeated = len(number) < len(self._groups)
-        groups = [number[group] for group in self._groups] if repeated else None
-        frames = Frames(self._graphs, energies, forces, groups, self._isolated, **labels)
-        _tell_missing(frames, path)
-        return frames
+            raise ValueError(f"{structure.name}: {error}") from None
+        return Edges(graph.edge_index.numpy(), graph.edge_shift.numpy())
 
 
-def _tell_missing(frames: Frames, path: object) -> None:
+def tell_missing(frames: Frames, path: object) -> None:
     """Warn about labels that some frames lack, other than isolated atoms."""
     if all(frames.isolated):
         return

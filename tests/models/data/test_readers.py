@@ -455,4 +455,4 @@ def test_qm9_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_names_of_formats() -> None:
-    assert FORMATS == ("extxyz", "ase-db", "rmd17", "qm9", "pubchemqcr", "aselmdb")
+    assert FORMATS == ("extxyz", "ase-db", "rmd17", "qm9", "pubchemqcr", "aselmdb", "packed")

@@ -18,7 +18,14 @@ from support.training_frames import CUTOFF, labelled, tensornet, water, without
 from torch import nn
 
 from tensormd.models import TDN, Potential, ScalarReadout
-from tensormd.models.training import Batch, Progress, TrainingSettings, TrainingStep, train
+from tensormd.models.training import (
+    Batch,
+    Frames,
+    Progress,
+    TrainingSettings,
+    TrainingStep,
+    train,
+)
 from tensormd.models.training.compiled import (
     Axis,
     CompilationError,
@@ -100,8 +107,8 @@ def test_gradients_are_those_of_the_potential_itself() -> None:
 
 def test_edges_beyond_the_cutoff_change_nothing() -> None:
     potential = make_potential(1)
-    near, far = labelled([crystal()]), labelled([crystal()])
-    far.graphs = [crystal().graph(CUTOFF, 1.0)]
+    near = labelled([crystal()])
+    far = Frames([crystal().graph(CUTOFF, 1.0)], near.energies, near.forces)
     assert far.graphs[0].edge_index.shape[1] > near.graphs[0].edge_index.shape[1]
     step = TrainingStep(potential, FORCES)
     a, b = gradients(step, near.batch([0])), gradients(step, far.batch([0]))
