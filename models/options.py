@@ -146,6 +146,7 @@ def type_text(kind: Any) -> str:
     if origin in (dict, Mapping):
         return "a section"
     if origin in (list, tuple, Sequence):
-        inner = type_text(arguments[0]).removeprefix("a ")
-        return f"a list of {inner.replace('number', 'numbers').replace('word', 'words')}"
+        plural = type_text(arguments[0]).removeprefix("a ").replace("a section", "sections")
+        plural = plural.replace("number", "numbers").replace("word", "words")
+        return f"a list of {plural}"
     return _NAMES.get(kind, str(kind))

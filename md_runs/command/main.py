@@ -2,7 +2,8 @@
 
 The table is the one place of the package where imports wait: a command's module, with all that it
 imports at its top, is loaded when the command is called or asked for its own help. A new command
-is a file here, with a function of the same name, and a row of `COMMANDS`.
+is a file here, with a function of the same name, or `ACTIONS`, functions that the command's first
+argument names; and a row of `COMMANDS`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ COMMANDS = {
     "convert": "Convert a checkpoint to the native format or to torchmd-net's.",
     "doctor": "Report versions and devices, and explain what does not work.",
     "train": "Train a TensorNet or a TDN, new or from a checkpoint, in a run folder.",
+    "data": "Pack labelled frames into one file for large trainings, or show what it holds.",
     "evaluate": "Compute the errors of a checkpoint on labelled frames.",
     "export": "Write a TorchScript file that needs neither tensormd nor Python.",
     "irreps": "Find out which orders (irreps) of a network matter, and prune it.",
@@ -57,7 +59,8 @@ class _Command(TyperCommand):
         assert self.name is not None
         module = importlib.import_module(f".{self.name}", __package__)
         alone = typer.Typer(add_completion=False)
-        alone.command(self.name)(getattr(module, self.name))
+        for function in getattr(module, "ACTIONS", None) or [getattr(module, self.name)]:
+            alone.command(function.__name__)(function)
         context = typer.main.get_command(alone).make_context(info_name, args, *more, **extra)
         check_options(self.name, context.params, given_options(context))
         return context

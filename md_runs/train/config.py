@@ -81,12 +81,27 @@ def _with_network_sections(cls: type) -> type:
     return cls
 
 
+def _check_entry(entry: str | dict[str, str | float]) -> None:
+    if isinstance(entry, str):
+        return
+    unknown = sorted(set(entry) - {"file", "weight"})
+    if unknown or not isinstance(entry.get("file"), str):
+        wrong = f"the key {unknown[0]}" if unknown else "no file"
+        raise ValueError(f"train has {wrong} in {entry}: expected {{file: a.xyz, weight: 2}}")
+    weight = entry.get("weight", 1.0)
+    if isinstance(weight, str) or not 0 < weight < float("inf"):
+        raise ValueError(f"train has the weight {weight} of {entry['file']}: expected above 0")
+
+
 @one_line_errors
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
     """Frames to train, validate and test on."""
 
-    train: list[str] | str = option("file or files to train on; qm9 is the package qm9pack")
+    train: list[str | dict[str, str | float]] | str = option(
+        "file or files to train on; qm9 is the package qm9pack; {file: a.xyz, weight: 2} gives "
+        "the frames of a file a weight"
+    )
     validation: list[str] | str | None = option(
         "files for validation; null: a part of train", None
     )
@@ -110,10 +125,14 @@ class DataConfig:
         "units of length, energy, forces, stress, ... in the files; null: the format's", None
     )
     keys: dict[str, str | None] | None = option(
-        "names of labels in the files, such as {energy: REF_energy}; null ignores a label", None
+        "names of labels in the files, such as {energy: REF_energy}, and of the weight of a frame "
+        "(config_weight); null ignores a label",
+        None,
     )
 
     def __post_init__(self) -> None:
+        for entry in self.train if isinstance(self.train, list) else ():
+            _check_entry(entry)
         if self.validation is None and self.split is None:
             raise ValueError(
                 "validation is missing: give files, or split: [950, 50] to take a part of train"

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -49,6 +50,14 @@ class Parts:
         return digest.hexdigest()
 
 
+Entries = Sequence[str | dict[str, str | float]] | str
+"""A file, or files, some of which have a weight."""
+
+
+def _file_of(entry: str | dict[str, str | float]) -> str:
+    return entry if isinstance(entry, str) else str(entry["file"])
+
+
 def read_parts(data: DataConfig, cutoff: float) -> Parts:
     """Read what a configuration names.
 
@@ -66,15 +75,20 @@ def read_parts(data: DataConfig, cutoff: float) -> Parts:
         frames for the split.
     """
 
-    def read(paths: Sequence[str] | str) -> Frames:
+    def read(paths: Entries) -> Frames:
+        entries = [paths] if isinstance(paths, str) else paths
         return read_frames(
-            paths,
+            [_file_of(entry) for entry in entries],
             cutoff,
             format=data.format,
             limit=data.limit,
             seed=data.limit_seed,
             units=data.units,
             keys=data.keys,
+            weights=[
+                1.0 if isinstance(entry, str) else float(entry.get("weight", 1.0))
+                for entry in entries
+            ],
         )
 
     files, others = {}, {}
@@ -134,8 +148,12 @@ def absolute_files(data: DataConfig) -> DataConfig:
         file, at, index = (name, "", "") if Path(name).exists() else name.rpartition("@")
         return f"{Path(file).resolve()}{at}{index}" if file and Path(file).exists() else name
 
-    def each(names: list[str] | str | None) -> list[str] | str | None:
-        return [full(n) for n in names] if isinstance(names, list) else names and full(names)
+    def each(names: Any) -> Any:
+        if isinstance(names, list):
+            return [each(name) for name in names]
+        if isinstance(names, dict):
+            return {**names, "file": full(str(names["file"]))}
+        return names and full(names)
 
     split = data.split
     if isinstance(split, str):
@@ -144,7 +162,7 @@ def absolute_files(data: DataConfig) -> DataConfig:
         split = [full(p) if isinstance(p, str) else p for p in split]  # type: ignore[assignment]
     return replace(
         data,
-        train=each(data.train) or data.train,
+        train=each(data.train),
         validation=each(data.validation),
         test=each(data.test),
         split=split,

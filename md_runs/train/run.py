@@ -24,6 +24,7 @@ from ...models.files import write_atomically
 from ...models.potential import Potential
 from ...models.training import (
     BadLossError,
+    BatchPlan,
     Frames,
     Progress,
     QuantityErrors,
@@ -31,6 +32,7 @@ from ...models.training import (
     TrainingStopped,
     quantity_errors,
     start_processes,
+    threads_of_process,
     train,
 )
 from ..reports.runs import write_report
@@ -79,8 +81,7 @@ class Plan:
     def steps(self) -> int:
         """Total number of steps of the optimizer."""
         settings = self.config.settings
-        whole, left = divmod(len(self.parts.training), settings.batch)
-        return settings.epochs * (whole + (settings.keep_last_batch and left > 0))
+        return settings.epochs * BatchPlan(self.parts.training, settings).steps
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -143,12 +144,16 @@ def plan_training(config: TrainConfig, device: str | torch.device | None = None)
     """
     settings = config.settings
     device = _device_of(config) if device is None else parse_device(device)
-    if config.machine.threads is not None:
-        torch.set_num_threads(config.machine.threads)
+    threads = config.machine.threads or threads_of_process()
+    if threads is not None:
+        torch.set_num_threads(threads)
     start = Start(config)
     parts = read_parts(config.data, start.cutoff)
     check_parts(parts, start.elements(parts.training), settings)
-    if len(parts.training) < settings.batch:
+    if settings.batch_atoms or settings.batch_edges:
+        with of_key(f"training.batch_{'atoms' if settings.batch_atoms else 'edges'}"):
+            BatchPlan(parts.training, settings)
+    elif len(parts.training) < settings.batch:
         raise ValueError(
             f"{len(parts.training)} training frames are fewer than training.batch, "
             f"{settings.batch}: expected at least one batch"

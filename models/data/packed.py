@@ -42,6 +42,8 @@ _KINDS = {
 _LARGEST_HEADER = 1 << 20
 _KEPT = 1 << 26
 """Bytes that are read before the pages of the file are given back to the system."""
+_AROUND = 1 << 16
+"""Bytes that the system maps at an access, even if few of them are read."""
 _COPIED = 1 << 22
 
 
@@ -160,7 +162,7 @@ class _Map:
 
     def read(self, size: int) -> None:
         """Count bytes that are about to be read."""
-        self._read += size
+        self._read += size + _AROUND
         if self._read > _KEPT and hasattr(mmap, "MADV_DONTNEED"):
             self._read = 0
             self.data.madvise(mmap.MADV_DONTNEED)

@@ -1,6 +1,7 @@
 """Training: labelled frames, the loss, and a training loop that can resume."""
 
 from ..data.frames import Batch, Frames, Labels
+from ..data.packing import pack_frames
 from ..data.readers import FORMATS, DataUnits, format_of, read_extxyz, read_frames, read_rmd17
 from ..data.splits import Split, split_frames
 from ..data.standardise import Standardisation, standardise
@@ -15,7 +16,8 @@ from ..evaluation.errors import (
     quantity_errors,
 )
 from ..quantities import QUANTITIES
-from .distributed import Processes, start_processes
+from .batches import BatchPlan
+from .distributed import Processes, start_processes, threads_of_process
 from .loop import Progress, TrainingStopped, train
 from .settings import TrainingSettings
 from .state import BadLossError, read_state
@@ -26,6 +28,7 @@ __all__ = [
     "QUANTITIES",
     "BadLossError",
     "Batch",
+    "BatchPlan",
     "Calibration",
     "DataUnits",
     "ErrorStatistics",
@@ -45,6 +48,7 @@ __all__ = [
     "error_statistics",
     "evaluate_errors",
     "format_of",
+    "pack_frames",
     "quantity_errors",
     "read_extxyz",
     "read_frames",
@@ -53,5 +57,6 @@ __all__ = [
     "split_frames",
     "standardise",
     "start_processes",
+    "threads_of_process",
     "train",
 ]

@@ -5,7 +5,8 @@
 Every process holds all weights and draws the same order of frames. Each process evaluates its
 share of a batch. Gradients are summed with the weight of each share, so that a step does not
 depend on the number of processes (except for rounding, because sums are taken in another order,
-and for dropout, which draws other numbers). Only process 0 validates and writes files.
+and for dropout, which draws other numbers). Only process 0 validates and writes files. Each
+process has its share of the cores, see `threads_of_process`.
 """
 
 from __future__ import annotations
@@ -116,6 +117,22 @@ def start_processes(device: str | torch.device = "cpu") -> Iterator[Processes]:
         yield Processes(rank, count, str(device))
     finally:
         dist.destroy_process_group()
+
+
+def threads_of_process() -> int | None:
+    """Share of the processor's cores of each process that torchrun starts on this machine.
+
+    None: there is one process, or ``OMP_NUM_THREADS`` gives a number. torchrun itself sets it to
+    1, which is therefore taken as no number.
+    """
+    count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if count == 1 or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return None
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, cores // count)
 
 
 def current_processes(device: str | torch.device) -> Processes:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..data.frames import Frames
@@ -17,6 +16,7 @@ from ..evaluation.errors import QuantityErrors, errors_of
 from ..evaluation.predictions import check_heads, compare
 from ..potential import Potential, parse_dtype
 from .backends import choose_backend
+from .batches import BatchPlan, prepare_batches
 from .distributed import Processes, current_processes
 from .losses import check_labels, loss_terms
 from .settings import TrainingSettings
@@ -125,9 +125,8 @@ def train(
     """
     processes = current_processes(device)
     _check(potential, fit, validation, settings, processes)
-    per_epoch = len(fit) // settings.batch
-    if settings.keep_last_batch:
-        per_epoch = math.ceil(len(fit) / settings.batch)
+    plan = BatchPlan(fit, settings)
+    per_epoch = plan.steps
     total = per_epoch * settings.epochs
     potential.to(device=torch.device(device), dtype=parse_dtype(settings.dtype))
     state = None
@@ -137,7 +136,7 @@ def train(
     if begun and state_file is not None:
         state = read_state(state_file, settings)
     backend = choose_backend(potential, settings, total, torch.device(device), state)
-    run = Run(potential, settings, per_epoch, backend, processes, fit.partial)
+    run = Run(potential, settings, per_epoch, backend, processes, fit.partial, fit.weighted)
     if state is not None:
         run.load(state)
     began = time.perf_counter() - run.seconds
@@ -146,23 +145,24 @@ def train(
         run.seconds = time.perf_counter() - began
         run.save(state_file)
 
-    while run.epoch < settings.epochs and not run.stopped_early:
-        order = np.random.default_rng([settings.seed, run.epoch]).permutation(len(fit))
-        while run.steps_in_epoch < per_epoch:
-            first = run.steps_in_epoch * settings.batch
-            loss = run.step(fit, order[first : first + settings.batch].tolist())
-            step_done(run.epoch + 1, run.steps_done, total, loss)
-            if processes.any(stop()):
+    upcoming = plan.batches(run.epoch, run.steps_in_epoch)
+    with prepare_batches(lambda index: run.prepare(fit, index), upcoming) as batches:
+        while run.epoch < settings.epochs and not run.stopped_early:
+            while run.steps_in_epoch < per_epoch:
+                index, batch = next(batches)
+                loss = run.step(fit, index, batch=batch)
+                step_done(run.epoch + 1, run.steps_done, total, loss)
+                if processes.any(stop()):
+                    save()
+                    raise TrainingStopped(f"the training was stopped in epoch {run.epoch + 1}")
+            losses = run.end_epoch()
+            if run.epoch % settings.validate_every == 0 or run.epoch == settings.epochs:
+                run.seconds = time.perf_counter() - began
+                progress = _validate(run, validation, losses)
+                if processes.first:
+                    tell(progress)
+                    keep(progress, run.average)
                 save()
-                raise TrainingStopped(f"the training was stopped in epoch {run.epoch + 1}")
-        losses = run.end_epoch()
-        if run.epoch % settings.validate_every == 0 or run.epoch == settings.epochs:
-            run.seconds = time.perf_counter() - began
-            progress = _validate(run, validation, losses)
-            if processes.first:
-                tell(progress)
-                keep(progress, run.average)
-            save()
     return run.result()
 
 
@@ -173,9 +173,8 @@ def _check(
     settings: TrainingSettings,
     processes: Processes,
 ) -> None:
-    if len(fit) < settings.batch:
-        raise ValueError(f"{len(fit)} frames to train on: expected {settings.batch}, a batch")
-    if settings.batch < processes.count:
+    by_size = settings.batch_atoms or settings.batch_edges
+    if not by_size and settings.batch < processes.count:
         raise ValueError(
             f"a batch of {settings.batch} for {processes.count} processes: expected a frame for "
             "each, or more"
@@ -199,7 +198,8 @@ def _validate(run: Run, validation: Frames, losses: dict[str, float]) -> Progres
     if run.processes.first:
         comparison = compare(run.average, validation, list(settings.weights))
         found, wanted, atoms, masks = comparison
-        terms = loss_terms(found, wanted, atoms, settings, masks)
+        weights = validation.row_weights(range(len(validation)))
+        terms = loss_terms(found, wanted, atoms, settings, masks, weights)
         loss = sum(settings.weights[name] * float(term) for name, term in terms.items())
         errors = errors_of(comparison)
     [loss] = run.processes.from_first([loss])

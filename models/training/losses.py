@@ -37,6 +37,11 @@ def check_labels(frames: Frames, settings: TrainingSettings, name: str) -> None:
                 f"the {name} frames have no {quantity}, which the loss asks for: they are "
                 f"labelled with {has}; set {QUANTITIES[quantity].weight} to 0 or label them"
             )
+        if not frames.mean_weights[quantity] > 0:
+            raise ValueError(
+                f"all {name} frames with a label of {quantity} have the weight 0: expected some "
+                "above 0"
+            )
     if "stress" in settings.weights:
         for k in frames.labelled("stress"):
             if not float(torch.linalg.det(frames.structures[k].cell).abs().min()) > 0:
@@ -51,12 +56,13 @@ def loss_terms(
     atoms: Tensor | None,
     settings: TrainingSettings,
     masks: Mapping[str, Tensor] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     r"""Loss of each quantity that has a weight, without the weight.
 
     .. math::
-        L_q = \frac1n \sum_k \|\hat q_k - q_k\| \text{ (norm)}, \quad
-        \frac{1}{n d} \sum_{kc} \ell(\hat q_{kc} - q_{kc}) \text{ (l1, mse, huber)}
+        L_q = \frac1n \sum_k w_k \|\hat q_k - q_k\| \text{ (norm)}, \quad
+        \frac{1}{n d} \sum_{kc} w_k \ell(\hat q_{kc} - q_{kc}) \text{ (l1, mse, huber)}
 
     over n frames (atoms, for forces) that have the label, and d components; 0 if none has it.
 
@@ -71,6 +77,9 @@ def loss_terms(
     masks
         Whether each frame (atom, for forces) has the label, (n,) bool, by quantity; quantities
         that are not listed: all have it.
+    weights
+        Weights w of each frame (atom, for forces), (n,), by quantity; see `Batch.weights`. None:
+        all are 1.
 
     Returns
     -------
@@ -88,7 +97,10 @@ def loss_terms(
         if name == "energy" and settings.energy_per_atom:
             assert atoms is not None
             a, b = a / atoms, b / atoms
-        if settings.loss == "mse":
+        if weights:
+            items = _losses_of_rows(a, b, settings)
+            terms[name] = (weights[name].to(items.dtype) * items).mean()
+        elif settings.loss == "mse":
             terms[name] = F.mse_loss(a, b)
         elif settings.loss == "huber":
             terms[name] = F.huber_loss(a, b, delta=settings.huber_delta)
@@ -100,6 +112,18 @@ def loss_terms(
             rows = mask.to(terms[name].dtype)
             terms[name] = terms[name] * torch.ones_like(rows).sum() / rows.sum().clamp(min=1)
     return terms
+
+
+def _losses_of_rows(a: Tensor, b: Tensor, settings: TrainingSettings) -> Tensor:
+    """Loss of each frame or atom, (n,)."""
+    a, b = a.flatten(1) if a.ndim > 1 else a[:, None], b.flatten(1) if b.ndim > 1 else b[:, None]
+    if settings.loss == "mse":
+        return F.mse_loss(a, b, reduction="none").mean(1)
+    if settings.loss == "huber":
+        return F.huber_loss(a, b, reduction="none", delta=settings.huber_delta).mean(1)
+    if settings.loss == "l1" or a.shape[1] == 1:
+        return F.l1_loss(a, b, reduction="none").mean(1)
+    return torch.linalg.vector_norm(a - b, dim=1)
 
 
 class RunningLosses:

@@ -42,6 +42,13 @@ class TrainingSettings:
 
     epochs: int = option("passes over the training frames", 900, ge=1)
     batch: int = option("frames in one step", 8, "frames", ge=1)
+    batch_atoms: int | None = option(
+        "instead of batch: at most this many atoms in one step", None, "atoms", ge=1
+    )
+    batch_edges: int | None = option(
+        "instead of batch: at most this many edges (ordered pairs within the cutoff) in one step",
+        None, "edges", ge=1,
+    )  # fmt: skip
     # Smaller batches have noisier gradients at the same learning rate.
     keep_last_batch: bool = option(
         "whether the frames left over in an epoch form a last, smaller batch", False
@@ -122,8 +129,25 @@ class TrainingSettings:
             raise ValueError(
                 f"backend is {self.backend}, but compile is {self.compile}: set backend alone"
             )
+        self._check_batches()
         if not self.weights:
             raise ValueError("all weights of the loss are 0: expected at least one that is not")
+
+    def _check_batches(self) -> None:
+        by_size = [n for n in ("batch_atoms", "batch_edges") if getattr(self, n) is not None]
+        if not by_size:
+            return
+        if len(by_size) == 2:
+            raise ValueError(f"batch_edges is {self.batch_edges} beside batch_atoms: give one")
+        if self.batch != 8:
+            raise ValueError(
+                f"batch is {self.batch}, but {by_size[0]} sets the size of batches: give one"
+            )
+        if self.keep_last_batch:
+            raise ValueError(
+                f"keep_last_batch is true, but with {by_size[0]} no batch is the last, smaller "
+                "one: leave it out"
+            )
 
     @property
     def wanted_backend(self) -> str:

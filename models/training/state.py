@@ -54,6 +54,8 @@ class Run:
         Processes that train together.
     masked
         Labels that some training frames lack.
+    weighted
+        Whether training frames have weights.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Run:
         backend: str,
         processes: Processes,
         masked: Sequence[str] = (),
+        weighted: bool = False,
     ) -> None:
         torch.manual_seed(settings.seed + processes.rank)
         self.potential = potential
@@ -85,7 +88,7 @@ class Run:
         )
         self.schedule = Schedule(settings, settings.epochs * steps_per_epoch)
         self.losses = RunningLosses(settings)
-        self.training_step = TrainingStep(potential, settings, backend, masked)
+        self.training_step = TrainingStep(potential, settings, backend, masked, weighted)
         self.epoch = 0
         """Number of epochs done."""
         self.steps_in_epoch = 0
@@ -99,7 +102,7 @@ class Run:
         self.best_weights: dict[str, Tensor] = {}
         self.validations_since_best = 0
 
-    def step(self, frames: Frames, index: Sequence[int]) -> float:
+    def step(self, frames: Frames, index: Sequence[int], *, batch: Batch | None = None) -> float:
         """One step of the optimizer; returns the loss.
 
         Parameters
@@ -108,6 +111,8 @@ class Run:
             Training frames.
         index
             Frames of the batch, for all processes together.
+        batch
+            What `prepare` gave for them; None: it is prepared now.
 
         Raises
         ------
@@ -117,7 +122,7 @@ class Run:
         rate = self.schedule.rate(self.steps_done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        found = self._gradients(frames, index)
+        found = self._gradients(frames, index, batch or self.prepare(frames, index))
         norm = float(
             torch.nn.utils.clip_grad_norm_(
                 [p for p in self.parameters if p.grad is not None], self.settings.largest_gradient
@@ -151,13 +156,16 @@ class Run:
     def _add_to_epoch(self, name: str, value: float) -> None:
         self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
 
-    def _batch(self, frames: Frames, index: Sequence[int]) -> Batch:
-        return frames.batch(index, pairs=self.training_step.reads_pairs)
+    def prepare(self, frames: Frames, index: Sequence[int]) -> Batch | None:
+        """The share of a batch that this process has, for `step`; None if it has none."""
+        own = self.processes.share(index)
+        return frames.batch(own, pairs=self.training_step.reads_pairs) if own else None
 
-    def _gradients(self, frames: Frames, index: Sequence[int]) -> StepLosses:
-        """Losses and gradients of the whole batch."""
+    def _gradients(self, frames: Frames, index: Sequence[int], batch: Batch | None) -> StepLosses:
+        """Losses and gradients of the whole batch, from this process's share of it."""
         if self.processes.count == 1:
-            return self.training_step.step(self._batch(frames, index))
+            assert batch is not None
+            return self.training_step.step(batch)
         own = self.processes.share(index)
         shares = {}
         for name in self.settings.weights:
@@ -165,8 +173,8 @@ class Run:
             whole = frames.count(name, index, atoms=atoms)
             shares[name] = frames.count(name, own, atoms=atoms) / whole if whole else 0.0
         terms = dict.fromkeys(shares, 0.0)
-        if own:
-            terms = self.training_step.step(self._batch(frames, own), shares).terms
+        if batch is not None:
+            terms = self.training_step.step(batch, shares).terms
         else:
             self.optimizer.zero_grad()
         gradients = [p.grad for p in self.parameters]

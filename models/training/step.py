@@ -70,6 +70,8 @@ class TrainingStep:
         otherwise the error is raised.
     masked
         Labels that some frames of the data set lack (`Frames.partial`).
+    weighted
+        Whether frames of the data set have weights (`Frames.weighted`).
 
     Raises
     ------
@@ -90,6 +92,7 @@ class TrainingStep:
         settings: TrainingSettings,
         backend: str = "plain",
         masked: Sequence[str] = (),
+        weighted: bool = False,
     ) -> None:
         use_one_thread_in_forks()
         self.potential = potential
@@ -98,9 +101,10 @@ class TrainingStep:
         self._quantities = list(settings.weights)
         check_heads(potential, self._quantities)
         self._masked = [name for name in self._quantities if name in masked]
+        self._weighted = self._quantities if weighted else []
         of_labels = [
             "atoms" if QUANTITIES[name].per_atom else "systems"
-            for name in (*self._quantities, *self._masked)
+            for name in (*self._quantities, *self._masked, *self._weighted)
         ]
         of_labels += ["systems"] if "stress" in self._quantities else []
         self._axes = [*_GRAPH_AXES, *(Axis(size, 0) for size in of_labels)]
@@ -184,6 +188,11 @@ class TrainingStep:
         for name in self._masked:
             has = torch.ones(len(getattr(batch.labels, name)), dtype=torch.bool)
             labels.append(batch.masks.get(name, has))
+        if batch.weights and not self._weighted:
+            raise ValueError("some frames have weights: expected weighted=True")
+        for name in self._weighted:
+            one = torch.ones(len(getattr(batch.labels, name)), dtype=torch.float64)
+            labels.append(batch.weights.get(name, one))
         volume = []
         if "stress" in weights:
             volumes = torch.linalg.det(graph.cell).abs()
@@ -201,6 +210,7 @@ class TrainingStep:
         factors = next(rest)
         wanted = {name: next(rest) for name in self._quantities}
         masks = {name: next(rest) for name in self._masked}
+        weights = {name: next(rest) for name in self._weighted}
         volume = next(rest, None)
         found = predict(potential, graph, vectors, pairs, self._quantities, volume, self._fused)
         atoms = None
@@ -208,6 +218,6 @@ class TrainingStep:
             atoms = torch.zeros_like(graph.charge).index_add(
                 0, graph.system, torch.ones_like(graph.positions[:, 0])
             )
-        losses = loss_terms(found, wanted, atoms, self.settings, masks)
+        losses = loss_terms(found, wanted, atoms, self.settings, masks, weights)
         terms = torch.stack(list(losses.values()))
         return (factors * terms).sum(), terms
