@@ -308,7 +308,7 @@ def store_of(
         cells=columns["cells"],
         charges=np.array(columns["charges"]),
         isolated=np.array(columns["isolated"]),
-        label_arrays={name: columns[f"label.{name}"] for name in names},
+        label_arrays={name: _label_array(columns, name) for name in names},
         masks={name: np.array(columns[f"mask.{name}"]) for name in names},
         groups=np.array(columns["groups"]).astype(np.int64) if grouped else None,
         weights=np.array(weights) if (weights != 1).any() else None,
@@ -319,6 +319,12 @@ def store_of(
     if read is not None:
         found.read = read
     return found
+
+
+def _label_array(columns: Mapping[str, NDArray[Any]], name: str) -> Floats:
+    """Labels of atoms as they are; those of frames, which are few, in memory."""
+    found = columns[f"label.{name}"]
+    return found if QUANTITIES[name].per_atom else np.array(found)
 
 
 def starts_of(counts: NDArray[Any]) -> Integers:

@@ -413,6 +413,11 @@ class Frames:
             first = 0
             for k, size in zip(places, sizes.tolist(), strict=True):
                 own, shift = self._store.edges(k)
+                if own.size and own.max() >= size:
+                    raise ValueError(
+                        f"frame {k} of the data has the neighbour {own.max()} of {size} atoms: "
+                        "the file is damaged; pack the frames again"
+                    )
                 index.append(own + first)
                 shifts.append(shift)
                 first += size

@@ -40,7 +40,7 @@ _KINDS = {
     "|b1": "BOOL",
 }
 _LARGEST_HEADER = 1 << 20
-_KEPT = 1 << 26
+_KEPT = 1 << 25
 """Bytes that are read before the pages of the file are given back to the system."""
 _AROUND = 1 << 16
 """Bytes that the system maps at an access, even if few of them are read."""

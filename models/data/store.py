@@ -141,9 +141,10 @@ class FrameArrays:
     def geometry(self, k: int) -> Geometry:
         """Atoms of a frame."""
         atoms = slice(self.starts[k], self.starts[k + 1])
-        positions = self.positions[atoms]
-        self.read(positions.nbytes)
-        return Geometry(self.numbers[atoms], positions, self.cells[k], float(self.charges[k]))
+        numbers, positions, cell = self.numbers[atoms], self.positions[atoms], self.cells[k]
+        for each in (numbers, positions, cell):
+            self.read(each.nbytes)
+        return Geometry(numbers, positions, cell, float(self.charges[k]))
 
     def label(self, name: str, k: int) -> Floats:
         """Label of a frame; NaN if it has none."""

@@ -20,19 +20,28 @@ import torch
 torch.set_num_threads(1)
 from support.helpers import System, crystal, ethanol, tiny
 from support.training_frames import labelled, tensornet, water
-from tensormd.models.training import TrainingSettings, TrainingStopped, start_processes, train
+from tensormd.models.training import (
+    Frames, TrainingSettings, TrainingStopped, start_processes, train
+)
 
 folder = Path(sys.argv[1])
 systems = [ethanol(k) if k % 3 else water(k) for k in range(10)] + [crystal(), tiny(2)]
 frames = labelled(systems)
 with start_processes("cpu") as processes:
-    for dtype in ("float32", "float64"):
+    by_number = {{"batch": 5, "keep_last_batch": True}}
+    for name, dtype, batches in (
+        ("float32", "float32", by_number), ("float64", "float64", by_number),
+        ("by atoms", "float64", {{"batch_atoms": 28}}),
+    ):
         settings = TrainingSettings(
-            epochs=4, batch=5, keep_last_batch=True, dtype=dtype, warm_up_steps=0,
+            epochs=4, dtype=dtype, warm_up_steps=0,
             ema_decay=0.0, largest_gradient=1e9, validate_every=2, compile=False,
-            weight_decay=0.1, learning_rate=1e-4,
+            weight_decay=0.1, learning_rate=1e-4, **batches,
         )
-        out, told, steps, losses = folder / dtype, [], [], []
+        out, told, steps, losses = folder / name, [], [], []
+        if name == "by atoms":
+            weights = [1.0 + k % 3 for k in range(len(frames))]
+            frames = Frames(frames.graphs, frames.energies, frames.forces, weights=weights)
 
         def stop():
             steps.append(1)
@@ -95,16 +104,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return made
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-6)])
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("float64", 1e-12), ("float32", 1e-6), ("by atoms", 1e-12)]
+)
 def test_two_processes_take_the_steps_of_one(
-    folders: list[Path], dtype: str, tolerance: float
+    folders: list[Path], name: str, tolerance: float
 ) -> None:
-    """12 frames in batches of 5, 5 and 2: of uneven sizes, and shared unevenly."""
-    one, two = (torch.load(folder / dtype, weights_only=True) for folder in folders)
+    """12 frames in batches of 5, 5 and 2, of uneven sizes and shared unevenly; or weighted."""
+    one, two = (torch.load(folder / name, weights_only=True) for folder in folders)
     assert len(one["losses"]) == 12
     assert one["losses"] == pytest.approx(two["losses"], rel=10 * tolerance)
-    for name, value in one["weights"].items():
+    for key, value in one["weights"].items():
         # AdamW divides by the size of the gradient, and so enlarges its rounding.
         torch.testing.assert_close(
-            two["weights"][name], value, rtol=100 * tolerance, atol=100 * tolerance
+            two["weights"][key], value, rtol=100 * tolerance, atol=100 * tolerance
         )

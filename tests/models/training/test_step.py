@@ -136,8 +136,9 @@ def test_shares_of_a_batch_add_up() -> None:
 
 @pytest.fixture(scope="module")
 def compiled_tensornet() -> TrainingStep:
-    """With masks, which change nothing where every frame has every label."""
-    return TrainingStep(tensornet(layers=0), FORCES, "compiled", masked=("energy", "forces"))
+    """With masks and weights, which change nothing where every frame has every label and 1."""
+    masked = ("energy", "forces")
+    return TrainingStep(tensornet(layers=0), FORCES, "compiled", masked, weighted=True)
 
 
 @compiles
@@ -159,6 +160,16 @@ def test_compiled_with_labels_that_some_frames_lack(compiled_tensornet: Training
     assert terms["energy"] == 0
     assert terms["forces"] > 0
     assert terms["forces"] == pytest.approx(plain.step(lacking.batch([1, 6])).terms["forces"])
+
+
+@compiles
+def test_compiled_with_weights(compiled_tensornet: TrainingStep) -> None:
+    weights = [0.5 * k for k in range(len(MIXED))]
+    weighted = Frames(list(MIXED.graphs), MIXED.energies, MIXED.forces, weights=weights)
+    plain = TrainingStep(compiled_tensornet.potential, FORCES, weighted=True)
+    for index in BATCHES:
+        compare(compiled_tensornet, plain, weighted.batch(index), 1e-12)
+    assert compiled_tensornet.plain_steps == 0
 
 
 @compiles

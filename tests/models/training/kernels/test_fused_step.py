@@ -47,8 +47,9 @@ def gradients(step: TrainingStep, batch: Batch) -> tuple[float, dict[str, torch.
 
 def compare(model: Potential, settings: TrainingSettings, batch: Batch, tolerance: float) -> None:
     """Loss, and every gradient relative to the largest one."""
-    plain, expected = gradients(TrainingStep(model, settings), batch)
-    fused, found = gradients(TrainingStep(model, settings, "fused"), batch)
+    weighted = bool(batch.weights)
+    plain, expected = gradients(TrainingStep(model, settings, weighted=weighted), batch)
+    fused, found = gradients(TrainingStep(model, settings, "fused", weighted=weighted), batch)
     assert fused == pytest.approx(plain, rel=tolerance)
     assert found.keys() == expected.keys()
     largest = max(float(g.abs().max()) for g in expected.values())
@@ -61,6 +62,12 @@ def compare(model: Potential, settings: TrainingSettings, batch: Batch, toleranc
 @pytest.mark.parametrize("index", BATCHES)
 def test_batches(index: list[int]) -> None:
     compare(potential(), EXACT, MIXED.batch(index), 1e-12)
+
+
+def test_weights_of_frames() -> None:
+    weights = [2.0, 0.0, 0.5, 1.0, 1.0, 3.0, 1.0]
+    weighted = Frames(list(MIXED.graphs), MIXED.energies, MIXED.forces, weights=weights)
+    compare(potential(), EXACT, weighted.batch([0, 1, 2, 3]), 1e-12)
 
 
 @pytest.mark.parametrize(
