@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import overload
@@ -14,25 +13,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ..graph import Graph, Pairs, pair_edges
+from ..graph import Graph, pair_edges
 from ..quantities import QUANTITIES
+from .batch import Batch, Labels
 from .columns import Edges, memory_columns, memory_store
 from .store import Floats, Integers, Masks, Store
 
 _FRAMES_AT_ONCE = 4096
-
-
-class Labels(dict[str, Tensor]):
-    """Labels of B systems with N atoms in total, float64, by the names of `QUANTITIES`.
-
-    They are also attributes, None if missing: (B, ...), or (N, 3) for forces; NaN for systems
-    without the label, see `Batch.masks`.
-    """
-
-    def __getattr__(self, name: str) -> Tensor | None:
-        if name not in QUANTITIES:
-            raise AttributeError(f"no label is called {name!r}")
-        return self.get(name)
 
 
 class Frames:
@@ -183,6 +170,16 @@ class Frames:
     def charges(self) -> Floats:
         """Total charge of each frame, (F,), e."""
         return self._store.charges[self._index]
+
+    @property
+    def volumes(self) -> Floats:
+        """Volume of each frame's cell, (F,), Angstrom^3; 0 for a molecule."""
+        found = [np.zeros(0)]
+        for first in range(0, len(self), _FRAMES_AT_ONCE):
+            index = self._index[first : first + _FRAMES_AT_ONCE].tolist()
+            cells = np.stack([self._store.geometry(k).cell for k in index])
+            found.append(np.abs(np.linalg.det(cells)))
+        return np.concatenate(found)
 
     @property
     def elements(self) -> list[int]:
@@ -509,24 +506,3 @@ def checked_weights(weights: ArrayLike) -> Floats:
         k = int(np.argmax(wrong))
         raise ValueError(f"frame {k} has the weight {found[k]}: expected 0 or more")
     return found
-
-
-def join(name: str, values: Sequence[Tensor]) -> Tensor:
-    """Join values of a quantity for several frames into one tensor, (B, ...) or (N, ...)."""
-    return (torch.cat if QUANTITIES[name].per_atom else torch.stack)(list(values))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Frames as one graph of B systems."""
-
-    graph: Graph
-    labels: Labels
-    pairs: Pairs | None
-    """Pairs of the graph's edges; None if nobody reads them."""
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    """Whether systems, (B,), or their atoms, (N,), have a label: of each label that some frames of
-    the data set lack, even if all of this batch have it."""
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    """Weights of systems, (B,), or of their atoms, (N,), by label, divided by their mean over the
-    data set; empty if all frames of the data set have the same weight."""

@@ -1,6 +1,7 @@
 """Training: labelled frames, the loss, and a training loop that can resume."""
 
-from ..data.frames import Batch, Frames, Labels
+from ..data.batch import Batch, Labels
+from ..data.frames import Frames
 from ..data.packing import pack_frames
 from ..data.readers import FORMATS, DataUnits, format_of, read_extxyz, read_frames, read_rmd17
 from ..data.splits import Split, split_frames

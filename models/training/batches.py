@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.frames import Batch, Frames
+from ..data.batch import Batch
+from ..data.frames import Frames
 from ..data.store import Integers
 from .settings import TrainingSettings
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.frames import Batch, Frames
+from ..data.batch import Batch
+from ..data.frames import Frames
 from ..files import replacing
 from ..potential import Potential
 from ..quantities import QUANTITIES

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.frames import Batch
+from ..data.batch import Batch
 from ..evaluation.predictions import check_heads, predict
 from ..graph import Graph, Pairs, pair_edges, within
 from ..inference.forks import use_one_thread_in_forks
