@@ -14,6 +14,7 @@ from ..quantities import QUANTITIES
 from .store import Floats, FrameArrays, Integers, Lists
 
 _ROWS_AT_ONCE = 1 << 16
+_PARTS = 256
 
 
 class Column(Protocol):
@@ -42,6 +43,7 @@ class MemoryColumn:
         self.shape = shape
         self.rows = 0
         self._parts: list[NDArray[Any]] = []
+        self._blocks: list[NDArray[Any]] = []
 
     def append(self, rows: NDArray[Any]) -> None:
         """Add rows, (n, ...)."""
@@ -49,13 +51,16 @@ class MemoryColumn:
         if len(rows):
             own = rows.astype(_smallest(rows) if self.dtype.kind in "iu" else self.dtype)
             self._parts.append(own.reshape(len(rows), *self.shape))
+            if len(self._parts) == _PARTS:  # small arrays take more memory than what they hold
+                self._blocks.append(np.concatenate(self._parts))
+                self._parts = []
 
     def array(self) -> NDArray[Any]:
         """All rows; the column cannot grow any more."""
-        if not self._parts:
+        if not self.rows:
             return np.zeros((0, *self.shape), dtype=self.dtype)
-        found = np.concatenate(self._parts)
-        self._parts = []
+        found = np.concatenate([*self._blocks, *self._parts])
+        self._parts, self._blocks = [], []
         return found
 
 
