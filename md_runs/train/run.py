@@ -262,16 +262,16 @@ def resume_training(
         If there is none, its data or the checkpoint it began with changed since, or ``changes``
         have another key than ``training.epochs``.
     """
+    for change in changes:
+        if change.partition("=")[0].strip() != LENGTH:
+            raise ValueError(
+                f"--set {change} cannot be given with --resume: the run keeps its configuration, "
+                f"but for {LENGTH}; start a new run, from its weights with model.start_from"
+            )
     folder = RunFolder.open(path)
     content = folder.config
     if content["kind"] != "train":
         raise ValueError(f"{path} holds no training, but a run of kind {content['kind']!r}")
-    for change in changes:
-        if change.partition("=")[0].strip() != LENGTH:
-            raise ValueError(
-                f"--set {change}: a resumed run keeps its configuration, but for {LENGTH}; start "
-                "a new run, from the weights of this one with model.start_from"
-            )
     config = configuration_of(folder, changes)
     with start_processes(_device_of(config)) as processes:
         plan = plan_training(config, processes.device)
