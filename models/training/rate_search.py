@@ -27,7 +27,7 @@ SMOOTHING = 0.9
 """Share of the past in the smoothed loss."""
 EXPLODED = 4.0
 """The test ends when the smoothed loss is this many times its lowest value."""
-BELOW = 5.0
+BELOW = 2.0
 """Factor between the rate of the lowest loss and the suggestion."""
 
 
@@ -54,7 +54,7 @@ def search_learning_rate(
 ) -> RateSearch:
     """Raise the learning rate from step to step until the loss explodes.
 
-    The suggestion is a fifth of the rate at which the smoothed loss is lowest, rounded to one
+    The suggestion is half of the rate at which the smoothed loss is lowest, rounded to one
     digit.
 
     Parameters
