@@ -77,7 +77,8 @@ def test_one_command(
     assert (first["steps"], found["steps"]) == (2, 4)
     assert first["rmse"] != found["rmse"]
     checkpoint = work / "tensornet_seed0" / "last.safetensors"
-    for name, file in acac.TESTS.items():
+    for name in ("600 K", "proton"):
+        file = acac.TESTS[name]
         evaluated = evaluate_checkpoint(checkpoint, data / file)
         errors = evaluated.energy_errors
         rmse = found["rmse"][name]
