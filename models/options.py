@@ -140,7 +140,7 @@ def type_text(kind: Any) -> str:
     parts = parts_of(kind)
     if origin is typing.Literal:
         parts = tuple(type(value) for value in arguments)
-    if len(parts) > 1:
+    if len(parts) > 1 or origin is typing.Literal:
         *others, last = dict.fromkeys(map(type_text, parts))
         return f"{', '.join(others)} or {last}" if others else last
     if origin in (dict, Mapping):

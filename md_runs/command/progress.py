@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -141,35 +141,94 @@ def train_progress() -> Iterator[Watcher]:
         yield _TrainBar(bar, task)
 
 
+class Rate:
+    """Speed of the steps and time left, the first step and what came before it left out.
+
+    Parameters
+    ----------
+    now
+        Clock, s.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._first: tuple[float, int] | None = None
+        self._last = (0.0, 0)
+
+    def stepped(self, step: int) -> None:
+        """A step is done."""
+        if self._first is None:
+            self._first = self._last = (self._now(), step)
+
+    def text(self, step: int, steps: int) -> str:
+        """Steps per second since the last text, and time left, validations included."""
+        now = self._now()
+        if self._first is None or step == self._last[1] or now <= self._last[0]:
+            return ""
+        per_second = (step - self._last[1]) / (now - self._last[0])
+        left = (steps - step) * (now - self._first[0]) / (step - self._first[1])
+        self._last = (now, step)
+        return f"{per_second:.3g} steps/s  {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """A time in two units at most: 45 s, 12 min, 3 h 05 min, 2 d 7 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
 class _TrainLines:
     """A line at each validation, and between them every ten seconds."""
 
     def __init__(self) -> None:
-        self._pace = Pace()
+        self._pace, self._rate = Pace(), Rate()
+        self._steps = 0
 
     def stepped(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        self._steps = steps
+        self._rate.stepped(step)
         if self._pace():
-            say(f"epoch {epoch}  step {step} of {steps}  loss {loss:.5g}")
+            rate = self._rate.text(step, steps)
+            say(f"epoch {epoch}  step {step} of {steps}  loss {loss:.5g}  {rate}".rstrip())
 
     def validated(self, progress: TrainingProgress) -> None:
         self._pace.spoken()
-        say(f"epoch {progress.epoch}  {progress.seconds:.0f} s  {_train_note(progress)}")
+        rate = self._rate.text(progress.step, self._steps)
+        note = f"epoch {progress.epoch:g}  {progress.seconds:.0f} s  {_train_note(progress)}"
+        say(f"{note}  {rate}".rstrip())
 
 
 class _TrainBar:
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self._bar, self._task = bar, task
+        self._pace, self._rate = Pace(1.0), Rate()
+        self._speed = self._note = ""
 
     def stepped(self, epoch: int, step: int, steps: int, loss: float) -> None:
-        self._bar.update(self._task, completed=step, total=steps)
+        self._rate.stepped(step)
+        if self._pace():
+            self._speed = self._rate.text(step, steps).partition("  ")[0]
+        note = f"{self._speed}  {self._note}".strip()
+        self._bar.update(self._task, completed=step, total=steps, note=note)
 
     def validated(self, progress: TrainingProgress) -> None:
-        self._bar.update(self._task, note=f"epoch {progress.epoch}  {_train_note(progress)}")
+        self._note = f"epoch {progress.epoch:g}  {_train_note(progress)}"
+        self._bar.update(self._task, note=f"{self._speed}  {self._note}".strip())
+
+
+def error_text(name: str, errors: Mapping[str, Any]) -> str:
+    """Mean absolute error of a quantity: ``energy 9.1 meV (1.0 per atom)``."""
+    per_atom = errors.get("mae_per_atom")
+    behind = "" if per_atom is None else f" ({per_atom:.3g} per atom)"
+    return f"{name} {errors['mae']:.4g} {errors['unit']}{behind}"
 
 
 def _train_note(progress: TrainingProgress) -> str:
     """Loss and validation errors (mean absolute) in one line."""
-    errors = "  ".join(
-        f"{name} {each.mae:.4g} {each.unit}" for name, each in progress.errors.items()
-    )
+    errors = "  ".join(error_text(name, each._asdict()) for name, each in progress.errors.items())
     return f"loss {progress.loss:.5g}  watched {progress.validation_loss:.5g}: {errors}"

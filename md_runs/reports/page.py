@@ -81,8 +81,19 @@ class Section:
     tables: Sequence[Table] = ()
 
 
-def html_page(title: str, sections: list[Section], lead: str = "") -> str:
-    """A page of one or several sections; of one, its title is the page's."""
+def html_page(
+    title: str, sections: list[Section], lead: str = "", reload: int | None = None
+) -> str:
+    """A page of one or several sections; of one, its title is the page's.
+
+    Parameters
+    ----------
+    title, sections, lead
+        Content of the page.
+    reload
+        Seconds after which a browser loads the page again; None: it does not.
+    """
+    refresh = "" if reload is None else f'\n<meta http-equiv="refresh" content="{reload}">'
     alone = len(sections) == 1
     head = "" if alone else f"<h1>{escape(title)}</h1>\n<p class='subtitle'>{escape(lead)}</p>"
     body = "\n".join(_section(section, "h1" if alone else "h2") for section in sections)
@@ -91,7 +102,7 @@ def html_page(title: str, sections: list[Section], lead: str = "") -> str:
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="viewport" content="width=device-width, initial-scale=1">{refresh}
 <title>{escape(title)}</title>
 <style>{STYLE}</style>
 </head>

@@ -28,12 +28,19 @@ Numbers = list[tuple[str, str, float | None, str]]
 """Key for --json, words, value, unit."""
 
 
-def write_report(path: Path | str) -> tuple[Path, dict[str, Any]]:
+def write_report(path: Path | str, reload: int | None = None) -> tuple[Path, dict[str, Any]]:
     """Write RUN_DIR/report.html and RUN_DIR/figures.
 
     The run may still be running, or have been killed: the report covers what it wrote so far. Of a
     folder of runs, such as relaxations, the page has a section for each, with figures in its own
     folder.
+
+    Parameters
+    ----------
+    path
+        Run folder, or a folder of runs.
+    reload
+        Seconds after which a browser loads the page again; None: it does not.
 
     Returns
     -------
@@ -50,14 +57,14 @@ def write_report(path: Path | str) -> tuple[Path, dict[str, Any]]:
     parts = sorted(file.parent for file in path.glob(f"*/{CONFIG}"))
     if not parts or (path / CONFIG).exists():
         section, numbers = section_of(path)
-        write_atomically(page, html_page(section.title, [section]).encode())
+        write_atomically(page, html_page(section.title, [section], reload=reload).encode())
         return page, numbers
     sections = []
     together = {}
     for part in parts:
         section, together[part.name] = section_of(part)
         sections.append(replace(section, title=f"{part.name}: {section.title}"))
-    write_atomically(page, html_page(path.resolve().name, sections).encode())
+    write_atomically(page, html_page(path.resolve().name, sections, reload=reload).encode())
     return page, together
 
 

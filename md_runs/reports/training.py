@@ -11,10 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ..runs.folder import RunFolder
+from ..train.log import whole
 from .figures import FAINT, INK, PALETTE, Columns, canvas
 from .page import Figure, Section, Table
 
 ERRORS = re.compile(r"(\w+)_mae_(\w+)")
+PER_ATOM = "_per_atom"
+"""End of the unit of errors of energies that are divided by the number of atoms."""
 
 
 def train_section(
@@ -33,12 +36,12 @@ def train_section(
     results_file = folder.path / "results.json"
     results = json.loads(results_file.read_text()) if results_file.exists() else None
     values: dict[str, Any] = {
-        "epochs": int(log["epoch"][-1]),
+        "epochs": whole(log["epoch"][-1]),
         "steps": int(log["step"][-1]),
         "seconds": float(log["seconds"][-1]),
         "loss": float(log["loss"][-1]),
         "validation_loss": float(log["validation_loss"][-1]),
-        "best_epoch": int(log["epoch"][log["validation_loss"].argmin()]),
+        "best_epoch": whole(log["epoch"][log["validation_loss"].argmin()]),
     }
     numbers = [
         ("epochs", f"{values['epochs']:,}", ""),
@@ -50,14 +53,13 @@ def train_section(
     for name, unit in errors_in(log):
         column = f"{name}_mae_{unit}"
         values[column] = float(log[column][-1])
-        tested = (results or {}).get("test") or {}
-        if name in tested:
-            values[f"test_{column}"] = tested[name]["mae"]
-            values[f"test_{name}_rmse_{unit}"] = tested[name]["rmse"]
+        tested = ((results or {}).get("test") or {}).get(name, {})
         shown = [f"{log[f'{name}_{kind}_{unit}'][-1]:.4g}" for kind in ("mae", "rmse")]
-        shown += [
-            f"{tested[name][kind]:.4g}" if name in tested else "-" for kind in ("mae", "rmse")
-        ]
+        for kind in ("mae", "rmse"):
+            key = f"{kind}_per_atom" if unit.endswith(PER_ATOM) else kind
+            if key in tested:
+                values[f"test_{name}_{kind}_{unit}"] = tested[key]
+            shown.append(f"{tested[key]:.4g}" if key in tested else "-")
         rows.append([name.replace("_", " "), readable(unit), *shown])
     columns = ["", "unit", "validation MAE", "RMSE", "test MAE", "RMSE"]
     shown_figures = [
@@ -83,21 +85,24 @@ def train_section(
 
 
 def errors_in(log: Columns) -> list[tuple[str, str]]:
-    """Quantities that have errors, and the units as columns spell them."""
-    return [match.groups() for name in log if (match := ERRORS.fullmatch(name))]  # type: ignore[misc]
+    """Quantities that have errors, and the units as columns spell them, by quantity."""
+    found = [match.groups() for name in log if (match := ERRORS.fullmatch(name))]
+    names = list(dict.fromkeys(name for name, _ in found))
+    return sorted(found, key=lambda each: names.index(each[0]))  # type: ignore[arg-type]
 
 
 def readable(unit: str) -> str:
     """A unit as columns spell it, as people do: ``mev_per_a3`` -> ``meV/Å³``."""
     for old, new in (("_per_", "/"), ("mev", "meV"), ("angstrom", "Å"), ("ev", "eV")):
         unit = unit.replace(old, new)
+    unit = unit.replace("/atom", " per atom")
     unit = re.sub(r"(^|[/_])a(\d?)(?=$|[/_])", r"\1Å\2", unit)
     return unit.replace("_", " ").replace("2", "²").replace("3", "³")
 
 
 def learning_curves(path: Path, log: Columns) -> None:
     """Losses above, errors by quantity below, against the epoch."""
-    found = errors_in(log)
+    found = [(name, unit) for name, unit in errors_in(log) if not unit.endswith(PER_ATOM)]
     rows = 1 + (len(found) + 1) // 2
     with canvas(path, 9.0, 2.9 * rows) as figure:
         grid = figure.add_gridspec(rows, 2)

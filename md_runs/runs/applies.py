@@ -51,6 +51,13 @@ PROTEINS = Need(
 CHECKPOINT = Need("is for a checkpoint: give one with --model", lambda v: v["model"] is not None)
 NO_EXAMPLE = Need("cannot be given with --example, which only prints", lambda v: not v["example"])
 
+NO_DRY_RUN = Need(
+    "cannot be given with --dry-run, which trains nothing", lambda v: not v["dry_run"]
+)
+NO_SEARCH = Need(
+    "cannot be given with --find-lr, which writes nothing", lambda v: not v["find_lr"]
+)
+
 
 def _new(why: str) -> Need:
     return Need(f"cannot be given with --resume: {why}", lambda v: v["resume"] is None)
@@ -81,9 +88,11 @@ NEEDS: dict[str, dict[str, tuple[Need, ...]]] = {
     "relax": {"pressure": (CELL,)},
     "train": {
         "config": (NO_EXAMPLE, KEEPS),
-        "out": (NO_EXAMPLE, KEEPS),
-        "change": (NO_EXAMPLE, KEEPS),
+        "out": (NO_EXAMPLE, KEEPS, NO_SEARCH),
+        "change": (NO_EXAMPLE,),
         "dry_run": (NO_EXAMPLE, _new("it starts nothing")),
+        "find_lr": (NO_EXAMPLE, _new("the run keeps its learning rate"), NO_DRY_RUN),
+        "watch": (NO_EXAMPLE, NO_DRY_RUN, NO_SEARCH),
         "resume": (NO_EXAMPLE,),
         "as_json": (NO_EXAMPLE,),
     },

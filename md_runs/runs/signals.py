@@ -14,9 +14,16 @@ class StopRequest:
 
     A second Ctrl-C ends the process at once. Outside the main thread, where Python allows no
     handlers, nothing is caught. Loops ask `asked` after each step.
+
+    Parameters
+    ----------
+    at_once
+        Whether a signal raises KeyboardInterrupt, wherever the process is, until `wait_for_steps`
+        is called: for preparations that take minutes and have nothing to save.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: bool = False) -> None:
+        self._at_once = at_once
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -36,6 +43,10 @@ class StopRequest:
     ) -> None:
         self._restore()
 
+    def wait_for_steps(self) -> None:
+        """Let the process finish its step from here on."""
+        self._at_once = False
+
     def asked(self) -> bool:
         """Whether a signal has arrived."""
         return self._signal is not None
@@ -50,6 +61,8 @@ class StopRequest:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
         self._restore()
+        if self._at_once:
+            raise KeyboardInterrupt
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

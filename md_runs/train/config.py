@@ -200,6 +200,11 @@ class ModelConfig:
         "training frames), or a list of symbols",
         "none",
     )
+    freeze: list[str] = option(
+        "parts of start_from whose weights stay as they are, such as representation or "
+        "representation.layers.0",
+        default_factory=list,
+    )
 
     def __post_init__(self) -> None:
         if self.architecture is not None and self.architecture not in ARCHITECTURES:
@@ -213,8 +218,8 @@ class ModelConfig:
             if self.references != "fit":
                 raise ValueError("references are those of start_from: refit says which to change")
         else:
-            for name in ("start_from_units", "refit"):
-                if getattr(self, name) not in (None, "none"):
+            for name in ("start_from_units", "refit", "freeze"):
+                if getattr(self, name) not in (None, "none", []):
                     raise ValueError(f"{name} is of start_from, which is not given: leave it out")
             for other in ARCHITECTURES:
                 if other != self.name and getattr(self, other) is not None:
@@ -282,6 +287,9 @@ class OutputConfig:
     )
     torchmdnet_ckpt: bool = option(
         "also write the trained TensorNet as a torchmd-net .ckpt", False
+    )
+    logger: typing.Literal["tensorboard", "wandb"] | None = option(
+        "tensorboard or wandb: also send the rows of log.csv there; null: to neither", None
     )
     metadata: dict[str, Any] = option(
         "kept in the checkpoints: name, licence, reference, ...", default_factory=dict

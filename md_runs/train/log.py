@@ -46,14 +46,20 @@ class TrainLog:
                 for k in range(len(found.get("step", [])))
             ]
 
-    def add(self, progress: Progress) -> None:
-        """Write a row, and bring it to the disk."""
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self._rows)
+
+    def add(self, progress: Progress) -> dict[str, float]:
+        """Write a row, bring it to the disk, and return it."""
         row = row_of(progress)
         if self._table is None:
             self._table = Table(self.path, row)
         self._table.add(row)
         self._table.sync()
         self._rows.append(row)
+        return row
 
     def row(self, kept: str) -> dict[str, float]:
         """The ``last`` row, or that of the ``best`` validation loss."""
@@ -86,7 +92,17 @@ def row_of(progress: Progress) -> dict[str, float]:
     for name, errors in progress.errors.items():
         row[f"{name}_mae_{in_names(errors.unit)}"] = errors.mae
         row[f"{name}_rmse_{in_names(errors.unit)}"] = errors.rmse
+    for name, errors in progress.errors.items():  # columns that came later stand behind
+        if errors.mae_per_atom is not None and errors.rmse_per_atom is not None:
+            unit = in_names(f"{errors.unit} per atom")
+            row[f"{name}_mae_{unit}"] = errors.mae_per_atom
+            row[f"{name}_rmse_{unit}"] = errors.rmse_per_atom
     return row
+
+
+def whole(value: float) -> float:
+    """A number as an int where it is a whole one."""
+    return int(value) if float(value).is_integer() else value
 
 
 def in_names(unit: str) -> str:

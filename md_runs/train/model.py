@@ -88,7 +88,13 @@ class Start:
             if self.loaded is None
             else self._further(self.loaded, training, elements)
         )
+        freeze(found, self.config.model.freeze)
         _add_heads(found, self.config.model, training)
+        if not any(p.requires_grad for p in found.parameters()):
+            raise ValueError(
+                f"model.freeze is {self.config.model.freeze}, which leaves nothing to train: "
+                "expected fewer parts"
+            )
         return found.to(parse_dtype(self.config.settings.dtype))
 
     def _new(self, training: Frames, elements: list[int]) -> Potential:
@@ -204,6 +210,38 @@ def tell_isolated(parts: Parts, model: ModelConfig, potential: Potential) -> Non
         UserWarning,
         stacklevel=2,
     )
+
+
+def freeze(potential: Potential, names: Sequence[str]) -> None:
+    """Keep the weights of some parts as they are.
+
+    Parameters
+    ----------
+    potential
+        Potential, changed in place.
+    names
+        Names of modules or parameters, such as ``representation.embedding``.
+
+    Raises
+    ------
+    ValueError
+        If a name is no part of the potential; the message lists the parts.
+    """
+    for name in names:
+        found = [
+            parameter
+            for key, parameter in potential.named_parameters()
+            if key == name or key.startswith(f"{name}.")
+        ]
+        if not found:
+            parts = [
+                key
+                for key, module in potential.named_modules()
+                if key and key.count(".") < 3 and any(True for _ in module.parameters())
+            ]
+            raise ValueError(f"model.freeze has {name!r}: expected of {', '.join(parts)}")
+        for parameter in found:
+            parameter.requires_grad_(False)
 
 
 def _references(model: ModelConfig) -> str | dict[int, float]:

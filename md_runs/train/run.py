@@ -31,12 +31,13 @@ from ...models.training import (
     TrainingSettings,
     TrainingStopped,
     quantity_errors,
+    read_state,
     start_processes,
     threads_of_process,
     train,
 )
 from ..reports.runs import write_report
-from ..runs.errors import RunStopped
+from ..runs.errors import Interrupted, RunStopped
 from ..runs.files import write_json
 from ..runs.folder import LOG, RunFolder, refuse_existing
 from ..runs.models import absolute, weights_digest
@@ -45,7 +46,8 @@ from ..runs.structures import frame_text
 from ..runs.versions import package_version, versions
 from .config import TrainConfig, plain
 from .data import Parts, absolute_files, check_parts, read_parts
-from .log import TrainLog
+from .log import TrainLog, steps_in, whole
+from .loggers import check_logger, make_logger
 from .model import Start, tell_isolated
 from .schema import of_key, parse_config
 
@@ -55,6 +57,10 @@ CONFIG_YAML, STATE, BAD_BATCH, RESULTS = (
     "bad_batch.extxyz",
     "results.json",
 )
+LENGTH = "training.epochs"
+"""The key that a resumed run may change."""
+RELOAD = 10
+"""Seconds after which the page of a running training is loaded again."""
 ALREADY = "resume it with --resume {}, or choose another folder with -o"
 
 
@@ -92,6 +98,9 @@ class Plan:
             "labels": list(self.parts.training.quantities),
             "architecture": potential.architecture,
             "parameters": sum(p.numel() for p in potential.parameters() if p.requires_grad),
+            "frozen_parameters": sum(
+                p.numel() for p in potential.parameters() if not p.requires_grad
+            ),
             "elements": [chemical_symbols[z] for z in potential.elements],
             "cutoff_angstrom": potential.cutoff,
             "properties": list(potential.heads),
@@ -113,7 +122,7 @@ class TrainSummary:
     folder: str
     checkpoint: str
     """The file with the weights that were tested."""
-    epochs: int
+    epochs: float
     steps: int
     seconds: float
     validation: dict[str, dict[str, Any]]
@@ -143,6 +152,7 @@ def plan_training(config: TrainConfig, device: str | torch.device | None = None)
         For anything that would keep the training from beginning; nothing is written.
     """
     settings = config.settings
+    check_logger(config.output.logger)
     device = _device_of(config) if device is None else parse_device(device)
     threads = config.machine.threads or threads_of_process()
     if threads is not None:
@@ -176,7 +186,7 @@ def _device_of(config: TrainConfig) -> torch.device:
 
 
 def start_training(
-    config: TrainConfig, path: Path, watcher: Watcher | None = None
+    config: TrainConfig, path: Path, watcher: Watcher | None = None, *, live: bool = False
 ) -> TrainSummary | None:
     """Train into a new folder.
 
@@ -188,6 +198,8 @@ def start_training(
         The run folder to create.
     watcher
         Observer of steps and validations.
+    live
+        Whether to write the report at every validation, as a page that reloads itself.
 
     Returns
     -------
@@ -212,23 +224,38 @@ def start_training(
             _train(plan, path, first=False)
             return None
         with RunFolder.create(path, ALREADY.format(path)) as folder:
-            content = plain(config)
-            folder.write_config(
-                {
-                    "kind": "train",
-                    "settings": finite(content),
-                    "data": {"frames": plan.parts.counts(), "sha256": plan.parts.digest()},
-                    "model": {**plan.to_json(), "sha256": weights_digest(plan.potential)},
-                    "versions": versions(),
-                }
-            )
-            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-            write_atomically(folder.path / CONFIG_YAML, text.encode())
-            return _run(folder, plan, watcher)
+            content = {
+                "kind": "train",
+                "settings": {},
+                "data": {"frames": plan.parts.counts(), "sha256": plan.parts.digest()},
+                "model": {**plan.to_json(), "sha256": weights_digest(plan.potential)},
+                "versions": versions(),
+            }
+            _write_configuration(folder, content, config)
+            return _run(folder, plan, watcher, live)
 
 
-def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary | None:
+def resume_training(
+    path: Path,
+    watcher: Watcher | None = None,
+    changes: Sequence[str] = (),
+    *,
+    live: bool = False,
+) -> TrainSummary | None:
     """Resume the training in a folder, to the last bit as if it had not been interrupted.
+
+    Parameters
+    ----------
+    path
+        The run folder.
+    watcher
+        Observer of steps and validations.
+    changes
+        ``training.epochs=N``: another length, at least the epochs that have begun. A constant
+        learning rate and one by plateaus give the run of N epochs, to the last bit; a cosine goes
+        on with the learning rates of a run of N epochs.
+    live
+        Whether to write the report at every validation, as a page that reloads itself.
 
     Returns
     -------
@@ -237,29 +264,52 @@ def resume_training(path: Path, watcher: Watcher | None = None) -> TrainSummary 
     Raises
     ------
     ValueError
-        If there is none, or its data or the checkpoint it began with changed since.
+        If there is none, its data or the checkpoint it began with changed since, or ``changes``
+        have another key than ``training.epochs``.
     """
+    for change in changes:
+        if change.partition("=")[0].strip() != LENGTH:
+            raise ValueError(
+                f"--set {change} cannot be given with --resume: the run keeps its configuration, "
+                f"but for {LENGTH}; start a new run, from its weights with model.start_from"
+            )
     folder = RunFolder.open(path)
     content = folder.config
     if content["kind"] != "train":
         raise ValueError(f"{path} holds no training, but a run of kind {content['kind']!r}")
-    config = configuration_of(folder)
+    config = configuration_of(folder, changes)
     with start_processes(_device_of(config)) as processes:
         plan = plan_training(config, processes.device)
         _check_unchanged(plan, content, path)
+        if changes and (path / STATE).exists():
+            read_state(path / STATE, plan.config.settings)
         if not processes.first:
             _train(plan, path, first=False)
             return None
         folder.lock()
         with folder:
-            return _run(folder, plan, watcher)
+            if changes:
+                model = {**content["model"], "steps": plan.steps}
+                _write_configuration(folder, {**content, "model": model}, config)
+                (path / RESULTS).unlink(missing_ok=True)
+            return _run(folder, plan, watcher, live)
 
 
-def configuration_of(folder: RunFolder) -> TrainConfig:
-    """The configuration of the training in a folder."""
+def configuration_of(folder: RunFolder, changes: Sequence[str] = ()) -> TrainConfig:
+    """The configuration of the training in a folder, with changes."""
     # JSON has no infinity: `finite` wrote the word, which YAML quotes.
     text = yaml.safe_dump(folder.config["settings"], sort_keys=False).replace("'.inf'", ".inf")
-    return parse_config(TrainConfig, text, str(folder.path / CONFIG_YAML))
+    return parse_config(TrainConfig, text, str(folder.path / CONFIG_YAML), changes)
+
+
+def _write_configuration(
+    folder: RunFolder, content: Mapping[str, Any], config: TrainConfig
+) -> None:
+    """Write ``config.json``, from which a run resumes, and ``config.yaml``, for people."""
+    settings = plain(config)
+    folder.write_config({**content, "settings": finite(settings)})
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    write_atomically(folder.path / CONFIG_YAML, text.encode())
 
 
 def _with_full_names(config: TrainConfig) -> TrainConfig:
@@ -285,9 +335,10 @@ def _check_unchanged(plan: Plan, content: dict[str, Any], path: Path) -> None:
 
 
 def _train(plan: Plan, path: Path, *, first: bool, **hooks: Any) -> Potential:
-    """The loop, which a signal ends after a step; the first process alone writes."""
+    """The loop, which a signal ends after a step, or at once before the first one."""
+    stop = StopRequest(at_once=True)
     try:
-        with StopRequest() as stop:
+        with stop:
             return train(
                 plan.potential,
                 plan.parts.training,
@@ -295,9 +346,16 @@ def _train(plan: Plan, path: Path, *, first: bool, **hooks: Any) -> Potential:
                 plan.config.settings,
                 path / STATE,
                 device=plan.device,
+                ready=stop.wait_for_steps,
                 stop=stop.asked,
                 **hooks,
             )
+    except KeyboardInterrupt:
+        if not stop.asked():
+            raise
+        raise stop.interrupted(
+            f"stopped before a step was done; go on with: tensormd train --resume {path}"
+        ) from None
     except TrainingStopped as stopped:
         raise stop.interrupted(f"{stopped}; resume with: tensormd train --resume {path}") from None
     except BadLossError as error:
@@ -308,12 +366,18 @@ def _train(plan: Plan, path: Path, *, first: bool, **hooks: Any) -> Potential:
         ) from error
 
 
-def _run(folder: RunFolder, plan: Plan, watcher: Watcher | None) -> TrainSummary:
+def _run(folder: RunFolder, plan: Plan, watcher: Watcher | None, live: bool) -> TrainSummary:
     path = folder.path
     log = TrainLog(path / LOG, path / STATE)
+    settings = folder.config["settings"]
+    logger = make_logger(plan.config.output.logger, path, settings, steps_in(path / STATE))
 
     def tell(progress: Progress) -> None:
-        log.add(progress)
+        row = log.add(progress)
+        if logger is not None:
+            logger.add(row)
+        if live:
+            write_report(path, RELOAD)
         if watcher is not None:
             watcher.validated(progress)
 
@@ -329,8 +393,14 @@ def _run(folder: RunFolder, plan: Plan, watcher: Watcher | None) -> TrainSummary
 
     try:
         trained = _train(plan, path, first=True, tell=tell, keep=keep, step_done=step_done)
+    except (Interrupted, RunStopped):
+        if live and log.rows:
+            write_report(path)  # a page that reloads itself no more
+        raise
     finally:
         log.close()
+        if logger is not None:
+            logger.close()
     return _finish(folder, plan, trained, log)
 
 
@@ -357,7 +427,7 @@ def _finish(folder: RunFolder, plan: Plan, trained: Potential, log: TrainLog) ->
     return TrainSummary(
         folder=str(folder.path),
         checkpoint=str(path),
-        epochs=int(row["epoch"]),
+        epochs=whole(row["epoch"]),
         steps=int(row["step"]),
         seconds=log.seconds,
         validation=validation,
@@ -410,7 +480,7 @@ def _learnt(settings: TrainingSettings) -> list[str]:
 
 def _plain_errors(errors: Mapping[str, QuantityErrors]) -> dict[str, dict[str, Any]]:
     return {
-        name: {"mae": each.mae, "rmse": each.rmse, "unit": each.unit}
+        name: {key: value for key, value in each._asdict().items() if value is not None}
         for name, each in errors.items()
     }
 

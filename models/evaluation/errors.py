@@ -63,6 +63,10 @@ class QuantityErrors(NamedTuple):
     """Root mean square error."""
     unit: str
     """Unit of both errors."""
+    mae_per_atom: float | None = None
+    """Mean absolute error of energies that are divided by the number of atoms; else None."""
+    rmse_per_atom: float | None = None
+    """Root mean square of the same errors."""
 
 
 def error_statistics(errors: ArrayLike) -> ErrorStatistics:
@@ -159,6 +163,10 @@ def errors_of(comparison: Comparison) -> dict[str, QuantityErrors]:
     errors = {}
     for name in comparison.found:
         factor, unit = QUANTITIES[name].reported
-        statistics = error_statistics(comparison.errors(name).numpy())
-        errors[name] = QuantityErrors(factor * statistics.mae, factor * statistics.rmse, unit)
+        difference = comparison.errors(name)
+        values = [error_statistics(difference.numpy())]
+        if name == "energy":
+            values.append(error_statistics((difference / comparison.sizes(name)).numpy()))
+        pairs = [(factor * each.mae, factor * each.rmse) for each in values]
+        errors[name] = QuantityErrors(*pairs[0], unit, *(pairs[1] if len(pairs) > 1 else ()))
     return errors

@@ -165,6 +165,10 @@ class Comparison(NamedTuple):
         errors = self.found[name] - self.wanted[name]
         return errors[self.masks[name]] if name in self.masks else errors
 
+    def sizes(self, name: str) -> Tensor:
+        """Number of atoms of each frame that has a label of a quantity, (K,)."""
+        return self.atoms[self.masks[name]] if name in self.masks else self.atoms
+
 
 def compare(
     potential: nn.Module, frames: Frames, quantities: Sequence[str] | None = None, batch: int = 100

@@ -66,6 +66,21 @@ def compiler_for(device: torch.device) -> str | None:
     return None if shutil.which("ld") else "there is no linker"
 
 
+@contextlib.contextmanager
+def _without_cuda_notice() -> Iterator[None]:
+    """Drop a line that torch logs when it compiles for a CPU beside a CUDA toolkit."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "No CUDA runtime is found" not in record.getMessage()
+
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
+
+
 def _name_the_user() -> None:
     """Give this process a user name if its user id has none, as in many containers.
 
@@ -114,13 +129,18 @@ class CompiledFunction:
             If torch cannot trace or compile the function.
         """
         sizes = Sizes.of(inputs, axes)
-        # torch specialises sizes 0 and 1, so they cannot be symbols; and a graph compiled for a
-        # single system was found to give NaN.
-        if min(sizes) < 2:
-            raise Unfit(f"{sizes}: expected 2 or more of each")
+        if min(sizes) < 1:
+            raise Unfit(f"{sizes}: expected 1 or more of each")
         if self._graph is None:
+            # torch takes a size of 1 for a constant, and Inductor (2.9) then computes sums over
+            # systems wrongly: in
+            #     n = zeros(1).index_add(0, i, ones_like(x))
+            #     zeros(1).index_add(0, i, x / n.index_select(0, i))
+            # it fuses both sums into one loop, which divides by n before n is complete. A graph
+            # for symbolic sizes of 2 or more has two loops, and holds for 1 as well.
+            traced = Sizes(*(max(size, 2) for size in sizes))
             try:
-                self._graph = _trace(self.potential, self.function, inputs, axes, sizes)
+                self._graph = _trace(self.potential, self.function, inputs, axes, traced)
             except Exception as problem:  # of any kind, from deep inside torch
                 reason = f"{type(problem).__name__}: {problem}".splitlines()[0]
                 raise CompilationError(f"the step could not be compiled: {reason}") from problem
@@ -238,6 +258,7 @@ class _Caller(nn.Module):
         return self._function(self.potential, inputs)
 
 
+@_without_cuda_notice()
 def _trace(
     potential: Potential,
     function: Function,

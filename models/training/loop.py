@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from .losses import check_labels, loss_terms
 from .settings import TrainingSettings
 from .state import Run, read_state
 
+log = logging.getLogger("tensormd")
+
 
 class TrainingStopped(Exception):  # noqa: N818
     """The training was asked to stop; its state is saved."""
@@ -31,16 +34,16 @@ class TrainingStopped(Exception):  # noqa: N818
 class Progress:
     """State of a run after a validation."""
 
-    epoch: int
-    """Number of epochs done."""
+    epoch: float
+    """Number of epochs done; a whole number, but for validations within an epoch."""
     step: int
     """Number of steps done."""
     seconds: float
     """Wall time since the start, without interruptions."""
     loss: float
-    """Weighted training loss, mean over the epoch."""
+    """Weighted training loss, mean since the epoch or, if later, the last validation began."""
     losses: dict[str, float]
-    """Training loss of each quantity without its weight, mean over the epoch."""
+    """The same mean of the loss of each quantity, without its weight."""
     validation_loss: float
     """Loss of the averaged weights on the validation frames."""
     best: bool
@@ -74,6 +77,7 @@ def train(
     device: str | torch.device = "cpu",
     *,
     keep: Callable[[Progress, Potential], None] = _ignore,
+    ready: Callable[[], None] = _ignore,
     step_done: Callable[[int, int, int, float], None] = _ignore,
     stop: Callable[[], bool] = lambda: False,
 ) -> Potential:
@@ -92,13 +96,18 @@ def train(
         Settings of the run.
     state_file
         File to which the state is saved after each validation and on stopping. If it exists, the
-        run resumes from it, with the same results as without the interruption.
+        run resumes from it, with the same results as without the interruption. Of the settings
+        only ``epochs`` may differ from those that the run began with: from there on, a cosine has
+        the learning rates of a run of the new length.
     tell
         Function called after each validation, before the state is saved.
     device
         Device to which the potential is moved: ``cpu`` or ``cuda``.
     keep
         Function called after ``tell`` with the averaged weights.
+    ready
+        Function called before the first step, when kernels or graphs are compiled, which may have
+        taken minutes; until then nothing is written, and an exception loses nothing.
     step_done
         Function called after each step with the epoch (from 1), the number of steps done, the
         number of steps of the whole run, and the loss.
@@ -139,31 +148,42 @@ def train(
     run = Run(potential, settings, per_epoch, backend, processes, fit.partial, fit.weighted)
     if state is not None:
         run.load(state)
+        if run.stopped_early and run.steps_done < total:
+            log.warning(
+                "the run ended early, in epoch %g: %d validations without improvement",
+                run.epochs_done, settings.early_stopping,
+            )  # fmt: skip
     began = time.perf_counter() - run.seconds
 
     def save() -> None:
         run.seconds = time.perf_counter() - began
         run.save(state_file)
 
+    if run.steps_done < total and not run.stopped_early:
+        run.rehearse(fit, plan.epoch(0)[0])
+    ready()
     upcoming = plan.batches(run.epoch, run.steps_in_epoch)
     with prepare_batches(lambda index: run.prepare(fit, index), upcoming) as batches:
-        while run.epoch < settings.epochs and not run.stopped_early:
-            while run.steps_in_epoch < per_epoch:
-                index, batch = next(batches)
-                loss = run.step(fit, index, batch=batch)
-                step_done(run.epoch + 1, run.steps_done, total, loss)
-                if processes.any(stop()):
-                    save()
-                    raise TrainingStopped(f"the training was stopped in epoch {run.epoch + 1}")
-            losses = run.end_epoch()
-            if run.epoch % settings.validate_every == 0 or run.epoch == settings.epochs:
+        while True:
+            due = run.validation_is_due()
+            losses = run.mean_losses() if due else {}
+            if run.steps_in_epoch == per_epoch:
+                run.end_epoch()
+            if due:
                 run.seconds = time.perf_counter() - began
                 progress = _validate(run, validation, losses)
                 if processes.first:
                     tell(progress)
                     keep(progress, run.average)
                 save()
-    return run.result()
+            if run.steps_done >= total or run.stopped_early:
+                return run.result()
+            index, batch = next(batches)
+            loss = run.step(fit, index, batch=batch)
+            step_done(run.epoch + 1, run.steps_done, total, loss)
+            if processes.any(stop()):
+                save()
+                raise TrainingStopped(f"the training was stopped in epoch {run.epoch + 1}")
 
 
 def _check(
@@ -205,7 +225,7 @@ def _validate(run: Run, validation: Frames, losses: dict[str, float]) -> Progres
     [loss] = run.processes.from_first([loss])
     best = run.validated(loss)
     return Progress(
-        epoch=run.epoch,
+        epoch=run.epochs_done,
         step=run.steps_done,
         seconds=run.seconds,
         loss=losses.pop("total"),

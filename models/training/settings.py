@@ -105,9 +105,10 @@ class TrainingSettings:
     seed: int = option(
         "seed of the initial weights, the order of the frames and dropout", 0, ge=0, le=2**63 - 1
     )
-    validate_every: int = option(
-        "epochs between validations, at which the state is saved", 20, "epochs", ge=1
-    )
+    validate_every: float = option(
+        "epochs between validations, at which the state is saved; 0.25: four in each epoch",
+        20, "epochs", gt=0,
+    )  # fmt: skip
     backend: Literal["auto", "fused", "compiled", "plain"] = option(
         "how steps run: fused, compiled or plain; auto: the fastest that pays for its start",
         "auto",

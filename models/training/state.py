@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from .losses import RunningLosses
 from .schedules import Schedule
 from .settings import TrainingSettings
 from .step import StepLosses, TrainingStep
+from .watch import LossWatch
+
+log = logging.getLogger("tensormd")
 
 
 class BadLossError(FloatingPointError):
@@ -87,23 +91,37 @@ class Run:
             weight_decay=settings.weight_decay,
             fused=self.parameters[0].device.type in ("cpu", "cuda"),
         )
-        self.schedule = Schedule(settings, settings.epochs * steps_per_epoch)
+        self.steps_per_epoch = steps_per_epoch
+        self.steps = settings.epochs * steps_per_epoch
+        """Number of steps of the whole run."""
+        self.schedule = Schedule(settings, self.steps)
         self.losses = RunningLosses(settings)
+        self.watch = LossWatch()
         self.training_step = TrainingStep(potential, settings, backend, masked, weighted)
         self.epoch = 0
         """Number of epochs done."""
         self.steps_in_epoch = 0
         """Number of steps done in the current epoch."""
         self.epoch_sums: dict[str, float] = {}
-        """Losses of the current epoch, each times its number of frames; ``frames``; and the number
-        of frames with a label that others lack, such as ``forces frames``."""
+        """Losses since the current epoch, or a later validation, began, each times its number of
+        frames; ``frames``; and the number of frames with a label that others lack, such as
+        ``forces frames``."""
         self.steps_done = 0
+        self.validated_step = 0
+        """Number of steps done at the last validation."""
         self.seconds = 0.0
         self.best_loss = math.inf
         self.best_weights: dict[str, Tensor] = {}
         self.validations_since_best = 0
 
-    def step(self, frames: Frames, index: Sequence[int], *, batch: Batch | None = None) -> float:
+    def step(
+        self,
+        frames: Frames,
+        index: Sequence[int],
+        rate: float | None = None,
+        *,
+        batch: Batch | None = None,
+    ) -> float:
         """One step of the optimizer; returns the loss.
 
         Parameters
@@ -112,6 +130,8 @@ class Run:
             Training frames.
         index
             Frames of the batch, for all processes together.
+        rate
+            Learning rate; None: that of the schedule.
         batch
             What `prepare` gave for them; None: it is prepared now.
 
@@ -120,7 +140,8 @@ class Run:
         BadLossError
             If the loss or the norm of the gradient is infinite or NaN.
         """
-        rate = self.schedule.rate(self.steps_done)
+        if rate is None:
+            rate = self.schedule.rate(self.steps_done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         found = self._gradients(frames, index, batch or self.prepare(frames, index))
@@ -152,7 +173,18 @@ class Run:
         for name, count in counts.items():
             self._add_to_epoch(f"{name} frames", count)
         self.steps_in_epoch += 1
+        self._tell_of_a_rise(total)
         return total
+
+    def _tell_of_a_rise(self, loss: float) -> None:
+        rise = self.watch.add(loss)
+        if rise is not None and self.processes.first:
+            log.warning(
+                "the loss rises: in epoch %d, step %d its moving mean is %.1f times the lowest "
+                "one; if it does not fall again, stop the run and start one with a lower "
+                "learning_rate than %g, or more warm_up_steps",
+                self.epoch + 1, self.steps_done, rise, self.settings.learning_rate,
+            )  # fmt: skip
 
     def _add_to_epoch(self, name: str, value: float) -> None:
         self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
@@ -200,19 +232,57 @@ class Run:
         weights = self.settings.weights
         return StepLosses(sum(weights[name] * terms[name] for name in terms), terms)
 
-    def end_epoch(self) -> dict[str, float]:
-        """Finish an epoch; returns its mean losses by quantity, and their ``total``."""
-        sums = self.epoch_sums
-        frames = sums.pop("frames")
+    def rehearse(self, frames: Frames, index: Sequence[int]) -> None:
+        """Compute the gradients of a batch and forget them.
+
+        Graphs and kernels are compiled at their first use; a run is not changed by it.
+        """
+        batch = None
+        if self.training_step.backend != "plain":
+            batch = self.prepare(frames, index)
+        if batch is None:
+            return
+        plain_steps, device = self.training_step.plain_steps, self.parameters[0].device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self.training_step.step(batch)
+        self.training_step.plain_steps = plain_steps
+        self.optimizer.zero_grad()
+
+    def mean_losses(self) -> dict[str, float]:
+        """Mean losses by quantity and their ``total`` since the epoch or a validation began."""
+        sums = dict(self.epoch_sums)
+        frames = sums.pop("frames", 0.0)
         counts = {n: sums.pop(f"{n} frames") for n in list(sums) if f"{n} frames" in sums}
-        means = {name: value / max(counts.get(name, frames), 1) for name, value in sums.items()}
+        return {name: value / max(counts.get(name, frames), 1) for name, value in sums.items()}
+
+    def end_epoch(self) -> None:
+        """Begin the next epoch."""
         self.epoch += 1
         self.steps_in_epoch = 0
         self.epoch_sums = {}
-        return means
+
+    @property
+    def epochs_done(self) -> float:
+        """Number of epochs done; whole at their ends."""
+        part = self.steps_in_epoch / self.steps_per_epoch
+        return self.epoch + round(part, 6) if part else self.epoch
+
+    def validation_is_due(self) -> bool:
+        """Whether the steps done end an interval between validations, or the run."""
+        if self.validated_step == self.steps_done:
+            return False
+        interval = self.settings.validate_every * self.steps_per_epoch
+
+        def intervals(steps: int) -> int:
+            return math.floor(steps / interval + 1e-9)  # 3 * 0.1 is more than 0.3
+
+        done = self.steps_done
+        return done == self.steps or intervals(done) > intervals(done - 1)
 
     def validated(self, loss: float) -> bool:
         """Record a validation loss; returns whether it is the lowest so far."""
+        self.validated_step = self.steps_done
+        self.epoch_sums = {}
         self.schedule.validated(loss)
         best = loss < self.best_loss
         if best:
@@ -257,6 +327,7 @@ class Run:
             "steps_in_epoch": self.steps_in_epoch,
             "epoch_sums": self.epoch_sums,
             "steps_done": self.steps_done,
+            "validated_step": self.validated_step,
             "plain_steps": self.training_step.plain_steps,
             "seconds": self.seconds,
             "best_loss": self.best_loss,
@@ -283,10 +354,26 @@ class Run:
             "validations_since_best",
         ):  # fmt: skip
             setattr(self, name, state[name])
+        # Earlier versions validated at ends of epochs only, and stopped before the validation.
+        between = state["steps_done"] if state["steps_in_epoch"] == 0 else -1
+        self.validated_step = state.get("validated_step", between)
         self.epoch_sums = dict(state["epoch_sums"])
+        self._tell_of_another_length(state["settings"]["epochs"])
         device = self.parameters[0].device
         self.best_weights = {k: v.to(device) for k, v in state["best_weights"].items()}
         self.training_step.plain_steps = state["plain_steps"]
+
+    def _tell_of_another_length(self, epochs: int) -> None:
+        """Say what becomes of the learning rate where the number of epochs was another one."""
+        s, per_epoch = self.settings, self.steps_per_epoch
+        if epochs != s.epochs and s.schedule == "cosine" and self.steps_done < self.steps:
+            earlier = Schedule(s, epochs * per_epoch)
+            before = earlier.rate(min(self.steps_done, epochs * per_epoch))
+            log.warning(
+                "the run now has %d epochs, not %d: its learning rate goes from %.3g to %.3g, "
+                "that of a run of %d epochs at this step",
+                s.epochs, epochs, before, self.schedule.rate(self.steps_done), s.epochs,
+            )  # fmt: skip
 
 
 def read_state(file: Path, settings: TrainingSettings) -> dict[str, Any]:
@@ -295,7 +382,8 @@ def read_state(file: Path, settings: TrainingSettings) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If it is not such a file, or belongs to a run with other settings.
+        If it is not such a file, or belongs to a run with other settings; only ``epochs`` may
+        differ, down to the epochs that have begun.
     """
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
@@ -311,9 +399,14 @@ def read_state(file: Path, settings: TrainingSettings) -> dict[str, Any]:
     defaults = dataclasses.asdict(TrainingSettings())
     for name in ours:
         value = theirs.get(name, defaults[name])
-        if value != ours[name]:
+        if value != ours[name] and name != "epochs":
             raise ValueError(
                 f"{file} belongs to a run with {name} {value}, not {ours[name]}: "
                 "use the same settings, or delete it to start again"
             )
+    begun = state["epoch"] + (state["steps_in_epoch"] > 0)
+    if settings.epochs < begun:
+        raise ValueError(
+            f"epochs is {settings.epochs}, but {begun} have begun: expected {begun} or more"
+        )
     return state

@@ -50,9 +50,9 @@ class TrainingStep:
     edge vectors, loss, and derivatives with respect to the parameters. It is traced with symbolic
     sizes and compiled once by Inductor (C++ on a CPU, Triton on CUDA) for batches of all sizes.
     The conditions on sizes found in tracing are checked for each batch; a batch that does not fit
-    takes the plain step and is counted, as do batches with one system or one pair. On a CPU,
-    matrix products use all threads and other loops one, so that results are bitwise reproducible;
-    several processes (see `distributed`) make better use of more cores.
+    takes the plain step and is counted, as do batches without pairs. On a CPU, matrix products use
+    all threads and other loops one, so that results are bitwise reproducible; several processes
+    (see `distributed`) make better use of more cores.
 
     Gradients are contiguous, because fused optimizers misread others. Parameters on which the
     losses do not depend keep the gradient None.

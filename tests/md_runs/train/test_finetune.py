@@ -221,3 +221,45 @@ def test_dipoles_are_learnt(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     )
     assert run("train", "d.yaml", "-o", "out2") == 2
     assert "beside the energy it would lose dipole" in capsys.readouterr().err
+
+
+def test_frozen_parts_keep_their_weights(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = ["representation.embedding", "readout.norm.weight"]
+    training = {"epochs": 2, "validate_every": 1}
+    configuration(
+        here / "c.yaml",
+        model={**NONE, "start_from": "tiny.safetensors", "freeze": parts},
+        training=training,
+    )
+    assert run("train", "c.yaml", "-o", "out", "--set", "training.epochs=1") == 0
+    assert run("train", "--resume", "out", "--set", "training.epochs=2") == 0
+    before = load_potential("tiny.safetensors").state_dict()
+    potential = load_potential("out/last.safetensors")
+    for name, value in potential.named_parameters():
+        frozen = name.startswith("representation.embedding.") or name == parts[1]
+        assert torch.equal(value, before[name].double()) == frozen, name
+    plan = json.loads((here / "out" / "config.json").read_text())["model"]
+    count = sum(p.numel() for p in potential.parameters())
+    assert plan["parameters"] + plan["frozen_parameters"] == count
+    assert plan["frozen_parameters"] > 100
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"freeze": ["embedding"]}, "model.freeze has 'embedding': expected of representation, "),
+        ({"freeze": ["representation", "readout"]}, "which leaves nothing to train"),
+        (
+            {"freeze": ["readout"], "start_from": None, "tensornet": {"channels": 4}},
+            "freeze is of start_from, which is not given",
+        ),
+    ],
+)
+def test_what_cannot_be_frozen(
+    model: dict[str, Any], message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {**NONE, "start_from": "tiny.safetensors", **model}
+    configuration(here / "c.yaml", model=changes)
+    assert run("train", "c.yaml", "-o", "out") == 2
+    assert message in capsys.readouterr().err
+    assert not (here / "out").exists()

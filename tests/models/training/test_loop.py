@@ -30,6 +30,7 @@ from tensormd.models.training import (
     read_state,
     train,
 )
+from tensormd.models.training.compiled import CompiledFunction, Unfit
 from tensormd.models.units import kcal_per_mol_in_ev
 
 CUTOFF = 4.5
@@ -325,3 +326,126 @@ def test_bad_labels(frames: Frames, tmp_path: Path) -> None:
         train(potential, frames, frames, SETTINGS)
     with pytest.raises(ValueError, match="expected 40, a batch"):
         train(student(frames), frames, frames, TrainingSettings(batch=40))
+
+
+def test_validations_within_epochs_are_exact_on_resume(frames: Frames, tmp_path: Path) -> None:
+    """Four steps an epoch, and a validation every three of them."""
+    settings = dataclasses.replace(SETTINGS, epochs=5, validate_every=0.75)
+    fit, held = frames.split([16, 8], seed=0)
+    told: dict[bool, list[Progress]] = {True: [], False: []}
+    steps: list[float] = []
+    whole = train(
+        student(frames), fit, held, settings, tell=told[True].append,
+        step_done=lambda *done: steps.append(done[3]),
+    )  # fmt: skip
+    assert [p.step for p in told[True]] == [3, 6, 9, 12, 15, 18, 20]
+    assert [p.epoch for p in told[True]] == [0.75, 1.5, 2.25, 3, 3.75, 4.5, 5]
+    # The mean since the epoch or a later validation began, whose steps these are:
+    since = [steps[0:3], steps[4:6], steps[8:9], steps[9:12], steps[12:15], steps[16:18],
+             steps[18:20]]  # fmt: skip
+    np.testing.assert_allclose([p.loss for p in told[True]], [np.mean(part) for part in since])
+    for ends in (6, 8):  # before a validation within an epoch, and at the end of an epoch
+        state, left = tmp_path / f"{ends}.pt", iter(range(1, 99))
+        told[False].clear()
+        with pytest.raises(TrainingStopped):
+            train(
+                student(frames), fit, held, settings, state, told[False].append,
+                stop=lambda at=ends, left=left: next(left) == at,  # type: ignore[misc]
+            )  # fmt: skip
+        same(whole, train(student(frames), fit, held, settings, state, told[False].append))
+        plain = [dataclasses.replace(p, seconds=0) for p in told[True]]
+        assert plain == [dataclasses.replace(p, seconds=0) for p in told[False]]
+
+
+def test_intervals_are_not_lost_to_rounding(frames: Frames) -> None:
+    settings = dataclasses.replace(SETTINGS, epochs=1, batch=1, validate_every=0.1)
+    few = frames.select(range(10))
+    seen: list[Progress] = []
+    train(student(frames), few, frames.select([11]), settings, tell=seen.append)
+    assert [p.step for p in seen] == list(range(1, 11))
+
+
+def test_a_longer_run_is_the_long_run(frames: Frames, tmp_path: Path) -> None:
+    long = dataclasses.replace(SETTINGS, schedule="plateau", plateau_patience=0)
+    short = dataclasses.replace(long, epochs=6)
+    fit, held = frames.split([16, 8], seed=0)
+    seen: list[Progress] = []
+    whole = train(student(frames), fit, held, long)
+    first = train(student(frames), fit, held, short, tmp_path / "a.pt")
+    longer = train(student(frames), fit, held, long, tmp_path / "a.pt", seen.append)
+    same(whole, longer)
+    assert [p.epoch for p in seen] == [9, 12]
+    assert not torch.equal(first.readout.norm.weight, longer.readout.norm.weight)
+    with pytest.raises(ValueError, match="epochs is 7, but 12 have begun: expected 12 or more"):
+        train(student(frames), fit, held, dataclasses.replace(long, epochs=7), tmp_path / "a.pt")
+
+
+def test_a_longer_cosine_has_the_rates_of_the_new_length(
+    frames: Frames, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Shortened, in the middle of an epoch, as well."""
+    fit, held = frames.split([16, 8], seed=0)
+    rates: dict[int, list[float]] = {}
+    for epochs in (4, 8):
+        seen: list[Progress] = []
+        settings = dataclasses.replace(SETTINGS, epochs=epochs, validate_every=1)
+        train(student(frames), fit, held, settings, tell=seen.append)
+        rates[epochs] = [p.learning_rate for p in seen]
+    seen = []
+    for epochs in (4, 8):
+        settings = dataclasses.replace(SETTINGS, epochs=epochs, validate_every=1)
+        train(student(frames), fit, held, settings, tmp_path / "a.pt", tell=seen.append)
+    assert [p.learning_rate for p in seen] == [*rates[4], *rates[8][4:]]
+    assert rates[8][4] > 10 * rates[4][3]
+    [record] = caplog.records
+    assert "now has 8 epochs, not 4: its learning rate goes from 5e-05 to" in record.getMessage()
+
+
+def test_a_run_that_ended_early_stays_ended(
+    frames: Frames, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit, held = frames.split([16, 8], seed=0)
+    settings = dataclasses.replace(
+        SETTINGS, epochs=40, learning_rate=0.3, schedule="constant", validate_every=0.5,
+        early_stopping=3, ema_decay=0.0,
+    )  # fmt: skip
+    seen: list[Progress] = []
+    ended = train(student(frames), fit, held, settings, tmp_path / "a.pt", seen.append)
+    assert len(seen) < 80
+    longer = dataclasses.replace(settings, epochs=50)
+    same(ended, train(student(frames), fit, held, longer, tmp_path / "a.pt"))
+    assert "ended early" in caplog.text
+
+
+def test_compiling_changes_nothing_and_nothing_is_written_before(
+    frames: Frames, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network with dropout; no batch fits a graph, so that compiled steps are plain ones."""
+
+    def network() -> Potential:
+        torch.manual_seed(1)
+        network = TDN(channels=4, layers=1, heads=2, radial_functions=4, max_number=9, dropout=0.5)
+        return Potential(network, ScalarReadout(4), elements=frames.elements)
+
+    calls: list[int] = []
+
+    def unfit(*_: object) -> None:
+        calls.append(1)
+        raise Unfit("as every batch")
+
+    fit, held = frames.split([16, 8], seed=0)
+    settings = dataclasses.replace(SETTINGS, epochs=2, validate_every=1)
+    plain = train(network(), fit, held, settings)
+    monkeypatch.setattr(CompiledFunction, "__call__", unfit)
+    monkeypatch.setattr("tensormd.models.training.backends.compiler_for", lambda _: None)
+    compiled = dataclasses.replace(settings, compile="auto", backend="compiled")
+    before: list[tuple[bool, int]] = []
+    seen: list[Progress] = []
+    state = tmp_path / "a.pt"
+    found = train(
+        network(), fit, held, compiled, state, seen.append,
+        ready=lambda: before.append((state.exists(), len(calls))),
+    )  # fmt: skip
+    same(plain, found)
+    assert before == [(False, 1)]  # a batch was evaluated, and forgotten
+    assert [(p.backend, p.plain_steps) for p in seen] == [("compiled", 4), ("compiled", 8)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from tensormd.models.training import (
     Progress,
     TrainingSettings,
     TrainingStep,
+    compiled,
     train,
 )
 from tensormd.models.training.compiled import (
@@ -48,6 +50,8 @@ def atom() -> System:
 MIXED = labelled(
     [ethanol(1), water(1), crystal(1.0), atom(), slab(), tiny(2), ethanol(2), water(2), atom()]
 )
+PAIR = System(np.array([8, 1]), np.array([[0.0, 0.0, 0.0], [0.9, 0.3, 0.1]]))
+ONE_SYSTEM = labelled([ethanol(1), PAIR, crystal(1.0), atom()])
 BATCHES = [[0, 1, 2, 3], [6, 0], [1, 7], [4, 5, 2, 6, 3, 8], [8, 1]]
 
 
@@ -173,12 +177,19 @@ def test_compiled_with_weights(compiled_tensornet: TrainingStep) -> None:
 
 
 @compiles
+def test_compiled_batches_of_one_system(compiled_tensornet: TrainingStep) -> None:
+    """A graph traced for one system gave infinite losses: Inductor sums wrongly over a size 1."""
+    plain = TrainingStep(compiled_tensornet.potential, FORCES)
+    for index in ([0], [1], [2]):  # the second has one pair of atoms
+        compare(compiled_tensornet, plain, ONE_SYSTEM.batch(index), 1e-12)
+    assert compiled_tensornet.plain_steps == 0
+
+
+@compiles
 def test_what_fits_no_graph_runs_plainly_and_is_counted(compiled_tensornet: TrainingStep) -> None:
     plain = TrainingStep(compiled_tensornet.potential, FORCES)
-    for index in ([3], [0], [2]):  # of one system; the first has no edge
-        before = compiled_tensornet.plain_steps
-        compare(compiled_tensornet, plain, MIXED.batch(index), 1e-12)
-        assert compiled_tensornet.plain_steps == before + 1
+    compare(compiled_tensornet, plain, ONE_SYSTEM.batch([3]), 1e-12)  # it has no edge
+    assert compiled_tensornet.plain_steps == 1
     compiled_tensornet.plain_steps = 0
 
 
@@ -220,7 +231,7 @@ def test_traced_steps(name: str, inductor: bool, monkeypatch: pytest.MonkeyPatch
     step = TrainingStep(TRACED[name](), FORCES, "compiled")
     plain = TrainingStep(step.potential, FORCES)
     tolerance = 1e-12 if step.potential.dtype == torch.float64 else 1e-5
-    for index in BATCHES:
+    for index in ([0], *BATCHES):  # traced for any number of systems, though the first has one
         compare(step, plain, MIXED.batch(index), tolerance)
     assert step.plain_steps == 0
 
@@ -258,6 +269,19 @@ def test_dropout_draws_what_plain_steps_draw() -> None:
         assert 0 < expected.count_nonzero() < atoms
         assert torch.equal(beside, expected)
         assert gradient == expected.sum()
+
+
+def test_torch_says_nothing_of_cuda_while_it_compiles(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    with compiled._without_cuda_notice():
+        logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local/cuda")
+        logger.warning("something else")
+    logger.warning("No CUDA runtime is found")
+    assert [record.getMessage() for record in caplog.records] == [
+        "something else", "No CUDA runtime is found"
+    ]  # fmt: skip
 
 
 @compiles
