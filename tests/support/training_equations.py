@@ -19,7 +19,7 @@ from tensormd.models.training.kernels.batch import Batch, Memory
 from tensormd.models.training.kernels.edges import Edges
 from tensormd.models.training.kernels.network import Dense, Functions, Weights
 
-ATOMS, CHANNELS, ROWS, LAYERS = 6, 16, 9, 2
+ATOMS, SPECIES, CHANNELS, ROWS, LAYERS = 6, 3, 16, 9, 2
 """Channels fill a chunk: padding is a matter of `FusedEnergies`."""
 
 
@@ -57,20 +57,21 @@ def random_case(irreps: str, dtype: torch.dtype, parity_conserving: bool = True)
     pairs, n, kinds = int(of_pair.max()) + 1, sum(COMPONENTS[k] for k in irreps), len(irreps)
     row = torch.randint(0, ROWS - 3, (pairs,), generator=generator)[of_pair]
     edges = Edges(
+        torch.randint(0, SPECIES, (ATOMS,), generator=generator).numpy(),
         torch.searchsorted(i, torch.arange(ATOMS + 1)).numpy(),
         j.contiguous().numpy(),
         row.numpy(),
-        normal(pairs, 4).detach()[of_pair].numpy(),
-        normal(pairs, 4).detach()[of_pair].numpy(),
+        normal(pairs, 4).detach()[of_pair].flatten().numpy(),
+        normal(pairs, 4).detach()[of_pair].flatten().numpy(),
         of_both(normal(pairs, n).detach(), irreps, i < j, of_pair).reshape(-1).numpy(),
     )
     charge = 1 + 0.1 * normal(ATOMS).detach()
     batch = Batch(irreps, CHANNELS, parity_conserving, edges, charge, Memory())
     f, wide = CHANNELS, kinds * CHANNELS
     weights = Weights(
-        receiver=normal(ATOMS, f),
-        sender=normal(ATOMS, f),
-        tables=[normal(ROWS, kinds, f) for _ in range(LAYERS + 1)],
+        receiver=normal(SPECIES, f),
+        sender=normal(SPECIES, f),
+        tables=[normal(1, ROWS, kinds, f) for _ in range(LAYERS + 1)],
         at_zero=[normal(kinds, f) for _ in range(LAYERS + 1)],
         mixes=[normal(kinds, f, f) for _ in range(2 * LAYERS + 1)],
         gate=Dense(
@@ -99,12 +100,12 @@ def outputs(case: Case, lengths: Tensor, directions: Tensor) -> Tensor:
     algebra = TensorAlgebra(case.irreps)
     i, j = case.receivers, torch.from_numpy(edges.sender)
     charge = torch.from_numpy(case.batch.charge).unsqueeze(1)
-    values, slopes = (torch.from_numpy(x) for x in (edges.weights, edges.slopes))
+    values, slopes = (torch.from_numpy(x).view(-1, 4) for x in (edges.weights, edges.slopes))
     rows = torch.from_numpy(edges.row)[:, None] + torch.arange(4)
 
     def factors(table: Tensor) -> Tensor:
         weights = values + slopes * lengths.unsqueeze(1)
-        return torch.einsum("em,emkf->kef", weights, table[rows])
+        return torch.einsum("em,emkf->kef", weights, table[0, rows])
 
     def dense(of: Dense, x: Tensor, activations: list[nn.Module]) -> Tensor:
         x = nn.functional.layer_norm(x, x.shape[-1:], of.norm_weight, of.norm_bias)
@@ -118,9 +119,11 @@ def outputs(case: Case, lengths: Tensor, directions: Tensor) -> Tensor:
     def sums(edges_: Tensor) -> Tensor:
         return edges_.new_zeros(len(edges_), ATOMS, CHANNELS).index_add(1, i, edges_)
 
-    pair = w.receiver[i] + w.sender[j]
+    species = torch.from_numpy(edges.species)
+    receiver, sender = w.receiver[species], w.sender[species]
+    pair = receiver[i] + sender[j]
     x = sums(scale_irreps(directions.T.unsqueeze(2), factors(w.tables[0]) * pair))
-    own = 3**0.5 * w.at_zero[0][0] * (w.receiver + w.sender)
+    own = 3**0.5 * w.at_zero[0][0] * (receiver + sender)
     x = torch.cat([x[:1] + own, x[1:]])
     scale = dense(w.gate, norm_squared(x), case.functions.gate)
     x = scale_irreps(mix(x, w.mixes[0]), scale.view(ATOMS, irreps, CHANNELS).transpose(0, 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,21 +14,12 @@ from ...inference.kernels.cpu.components import shape_of
 from ...inference.kernels.cpu.dense import pack_matrix
 from ...inference.kernels.cpu.simd import LANES
 from ...maths.cartesian import COMPONENTS
-from .atoms import Layout
 from .edges import Edges
 from .launch import launch
+from .layout import Layout, add_products
 
 Features = NDArray[Any]
-"""Components of all atoms and channels, flat; see `Layout`."""
-
-
-class Pair(NamedTuple):
-    """Two features behind each other, which a matrix product takes at once."""
-
-    first: Features
-    second: Features
-    both: Tensor
-    """(components, 2 N, F)."""
+"""Components of all atoms and channels, flat; see `layout`."""
 
 
 class Memory:
@@ -79,20 +70,19 @@ class Batch:
         self.channels, self.edges, self.dtype = channels, edges, charge.dtype
         self.charge: NDArray[Any] = charge.numpy()
         self.sizes = [COMPONENTS[irrep] for irrep in irreps]
-        atoms, width, components = len(charge), -(-channels // LANES) * LANES, sum(self.sizes)
-        row = components * width
-        places = row * np.arange(atoms)[:, None] + width * np.arange(components)
-        rows = np.zeros((len(irreps), max(self.sizes) * atoms), np.int64)
+        self.width = -(-channels // LANES) * LANES
+        components = sum(self.sizes)
+        places = LANES * np.arange(components * len(charge)).reshape(-1, components)
+        rows = np.zeros((len(irreps), max(self.sizes) * len(charge)), np.int64)
         for k, part in enumerate(np.split(places, np.cumsum(self.sizes)[:-1], axis=1)):
             rows[k, : part.size] = part.ravel()
         self.layout = Layout(
             shape=shape_of(components),
-            atoms=atoms,
-            width=width,
-            row=row,
+            atoms=len(charge),
+            chunks=self.width // LANES,
             sizes=np.array(self.sizes),
             rows=rows,
-            zeros=np.zeros(width, self.charge.dtype),
+            zeros=np.zeros(self.width, self.charge.dtype),
             parity_conserving=parity_conserving,
         )
 
@@ -112,19 +102,12 @@ class Batch:
 
     def new(self, count: int) -> list[Features]:
         """Features without values."""
-        size = self.layout.atoms * self.layout.row
+        size = self.layout.atoms * sum(self.sizes) * self.width
         return [self.memory.take(size, self.dtype).numpy() for _ in range(count)]
-
-    def new_pair(self) -> Pair:
-        """Two features without values."""
-        buffer = self.memory.take(2 * self.layout.atoms * self.layout.row, self.dtype)
-        both = buffer.view(2 * self.layout.atoms, -1, self.layout.width).transpose(0, 1)
-        first, second = buffer.view(2, -1).numpy()
-        return Pair(first, second, both)
 
     def new_factors(self) -> Tensor:
         """Factors of irreps, (N, irreps, width), without values."""
-        return torch.empty(self.layout.atoms, len(self.sizes), self.layout.width, dtype=self.dtype)
+        return torch.empty(self.layout.atoms, len(self.sizes), self.width, dtype=self.dtype)
 
     def factors(self, x: Tensor) -> Tensor:
         """(N, irreps F) -> factors of irreps, (N, irreps, width)."""
@@ -136,26 +119,25 @@ class Batch:
 
     def padded(self, x: Tensor) -> Tensor:
         """(..., F) -> (..., width)."""
-        missing = self.layout.width - x.shape[-1]
+        missing = self.width - x.shape[-1]
         return nn.functional.pad(x, (0, missing)) if missing else x
 
     # Matrices
 
     def padded_matrices(self, matrices: Tensor) -> Tensor:
         """(irreps, F, F) -> (irreps, width, width)."""
-        missing = self.layout.width - self.channels
+        missing = self.width - self.channels
         return nn.functional.pad(matrices, (0, missing, 0, missing)) if missing else matrices
 
-    def add_products(self, matrices: Tensor, g: Pair, x: Pair) -> None:
-        r"""Add the gradients :math:`\tilde y x^T + \bar y \dot x^T` of matrices W in y = W x.
+    def products(self, g: Features, dg: Features, x: Features, dx: Features) -> Tensor:
+        r"""The gradients :math:`\tilde y x^T + \bar y \dot x^T` of matrices W in y = W x.
 
-        ``g`` are the tangent of the gradient of y, and this gradient; ``x`` is x and its tangent.
+        ``g`` and ``dg`` are the gradient of y and its tangent.
         """
-        component = 0
-        for matrix, size in zip(matrices, self.sizes, strict=True):
-            for c in range(component, component + size):
-                matrix.addmm_(g.both[c].t(), x.both[c])
-            component += size
+        found = torch.zeros(len(self.sizes), self.width, self.width, dtype=self.dtype)
+        self.run(add_products, dg, x, found)
+        self.run(add_products, g, dx, found)
+        return found
 
 
 def flat(x: Tensor) -> NDArray[Any]:

@@ -5,8 +5,8 @@ rows of a table T, and the tensor D of its direction:
 
 .. math:: f_k = \sum_m w_m T_{row + m, k}, \qquad f'_k = \sum_m w'_m T_{row + m, k}
 
-For splines these are four rows, w and w' the spline's weights; with w = (1, 0) and w' = (0, 1),
-the rows of a pair hold its factors and their slopes themselves (see `radial`). The notation is
+There are four rows: w and w' are a spline's weights, or select the factors of a pair and their
+slopes from the first two (see `radial`). The notation is
 that of `atoms`; :math:`\dot r` and :math:`\dot D` are tangents of an edge's length and tensor.
 Each pair is listed in both directions, with equal lengths and tangents of these.
 
@@ -64,14 +64,18 @@ from ...inference.kernels.cpu.components import (
 from ...inference.kernels.cpu.simd import LANES, like, splat, total
 from ...inference.kernels.cpu.simd import load as load_one
 from ...inference.kernels.cpu.simd import store as store_one
-from .atoms import Layout, load, store
+from .layout import Layout, load, place, store, width
 
 ROOT_3 = 3**0.5
+ROWS = 4
+"""Rows of a table that an edge reads."""
 
 
 class Edges(NamedTuple):
     """Edges, sorted by receiver."""
 
+    species: NDArray[np.int64]
+    """(N,), rows of the species factors."""
     offsets: NDArray[np.int64]
     """(N + 1,), first edge of each receiver, and E."""
     sender: NDArray[np.int64]
@@ -79,41 +83,58 @@ class Edges(NamedTuple):
     row: NDArray[np.int64]
     """(E,), first row of the tables."""
     weights: NDArray[Any]
-    """(E, rows per edge): w."""
+    """Flat (E, 4): w."""
     slopes: NDArray[Any]
-    """(E, rows per edge): w'."""
+    """Flat (E, 4): w'."""
     directions: NDArray[Any]
     """Flat (E, n): D."""
 
 
 @internal
 def table_row(layout: Layout) -> int:
-    """Count of numbers per row of a table, (irreps, width)."""
-    return irreps_of(layout.shape) * layout.width
+    """Count of numbers per row of a table, (chunks, rows, irreps, 16)."""
+    return irreps_of(layout.shape) * LANES
 
 
 @internal
-def lookup(layout: Layout, table: Any, c: int, row: int, weights: Any, edge: int) -> Any:
-    """One sum over the rows of an edge per irrep, for channels from c on."""
-    at, step = row * table_row(layout) + c, table_row(layout)
-    found = times(splat(weights[edge, 0]), load_irreps(layout.shape, table, at, layout.width))
-    for m in range(1, weights.shape[1]):
-        here = load_irreps(layout.shape, table, at + m * step, layout.width)
-        found = plus_times(found, splat(weights[edge, m]), here)
-    return found
+def start(layout: Layout, table: Any, chunk: int) -> int:
+    """Where the part of a table for a chunk begins."""
+    return chunk * (table.size // layout.chunks)
+
+
+@internal
+def rows_of(layout: Layout, table: Any, first: int, edges: Edges, e: int) -> Any:
+    """The rows of an edge."""
+    at, step = first + edges.row[e] * table_row(layout), table_row(layout)
+    return (
+        load_irreps(layout.shape, table, at, LANES),
+        load_irreps(layout.shape, table, at + step, LANES),
+        load_irreps(layout.shape, table, at + 2 * step, LANES),
+        load_irreps(layout.shape, table, at + 3 * step, LANES),
+    )
+
+
+@internal
+def summed(rows: Any, weights: Any, e: int) -> Any:
+    """The sum over the rows of an edge, for each irrep."""
+    w = e * ROWS
+    found = times(splat(weights[w]), rows[0])
+    found = plus_times(found, splat(weights[w + 1]), rows[1])
+    found = plus_times(found, splat(weights[w + 2]), rows[2])
+    return plus_times(found, splat(weights[w + 3]), rows[3])
 
 
 @internal
 def spread(
-    layout: Layout, g_table: Any, c: int, edges: Edges, edge: int, g_factor: Any, g_slope: Any
+    layout: Layout, g_table: Any, first: int, edges: Edges, e: int, g_factor: Any, g_slope: Any
 ) -> None:
     """Add the gradients of an edge's factors and their slopes to the rows they came from."""
-    at, step = edges.row[edge] * table_row(layout) + c, table_row(layout)
-    for m in range(edges.weights.shape[1]):
-        here = load_irreps(layout.shape, g_table, at + m * step, layout.width)
-        here = plus_times(here, splat(edges.weights[edge, m]), g_factor)
-        here = plus_times(here, splat(edges.slopes[edge, m]), g_slope)
-        store_apart(g_table, at + m * step, layout.width, here)
+    at, step = first + edges.row[e] * table_row(layout), table_row(layout)
+    for m in range(ROWS):
+        here = load_irreps(layout.shape, g_table, at + m * step, LANES)
+        here = plus_times(here, splat(edges.weights[e * ROWS + m]), g_factor)
+        here = plus_times(here, splat(edges.slopes[e * ROWS + m]), g_slope)
+        store_apart(g_table, at + m * step, LANES, here)
 
 
 # Interaction
@@ -121,15 +142,15 @@ def spread(
 
 def gather(layout: Layout, edges: Edges, table: Any, at_zero: Any, y: Any, m: Any) -> None:
     """The messages M."""
-    for chunk in prange(layout.width // LANES):
-        c = chunk * LANES
-        own = load_irreps(layout.shape, at_zero, c, layout.width)
+    for chunk in prange(layout.chunks):
+        c, part = chunk * LANES, start(layout, table, chunk)
+        own = load_irreps(layout.shape, at_zero, c, width(layout))
         for i in range(layout.atoms):
-            here = i * layout.row + c
+            here = place(layout, chunk, i)
             found = scaled(own, load(layout, y, here))
             for e in range(edges.offsets[i], edges.offsets[i + 1]):
-                f = lookup(layout, table, c, edges.row[e], edges.weights, e)
-                y_j = load(layout, y, edges.sender[e] * layout.row + c)
+                f = summed(rows_of(layout, table, part, edges, e), edges.weights, e)
+                y_j = load(layout, y, place(layout, chunk, edges.sender[e]))
                 found = plus_scaled(found, f, y_j)
             store(layout, m, here, found)
 
@@ -139,19 +160,19 @@ def gather_back(
     g_y: Any, g_length: Any,
 ) -> None:  # fmt: skip
     """Gradient of y, sums + what those of the messages give; adds to dE/dr, (chunks, E)."""
-    for chunk in prange(layout.width // LANES):
-        c = chunk * LANES
-        own = load_irreps(layout.shape, at_zero, c, layout.width)
+    for chunk in prange(layout.chunks):
+        c, part = chunk * LANES, start(layout, table, chunk)
+        own = load_irreps(layout.shape, at_zero, c, width(layout))
         for i in range(layout.atoms):
-            here = i * layout.row + c
+            here = place(layout, chunk, i)
             y_i = load(layout, y, here)
             found = plus_scaled(load(layout, sums, here), own, load(layout, g_m, here))
             for e in range(edges.offsets[i], edges.offsets[i + 1]):
-                f = lookup(layout, table, c, edges.row[e], edges.weights, e)
-                slopes = lookup(layout, table, c, edges.row[e], edges.slopes, e)
-                g_j = load(layout, g_m, edges.sender[e] * layout.row + c)
+                rows = rows_of(layout, table, part, edges, e)
+                f, df = summed(rows, edges.weights, e), summed(rows, edges.slopes, e)
+                g_j = load(layout, g_m, place(layout, chunk, edges.sender[e]))
                 found = plus_scaled(found, f, g_j)
-                g_length[chunk, e] += total(weighted(slopes, dots(g_j, y_i)))
+                g_length[chunk, e] += total(weighted(df, dots(g_j, y_i)))
             store(layout, g_y, here, found)
 
 
@@ -159,16 +180,16 @@ def gather_tangent(
     layout: Layout, edges: Edges, table: Any, at_zero: Any, dr: Any, y: Any, dy: Any, dm: Any
 ) -> None:
     """Tangent of `gather`."""
-    for chunk in prange(layout.width // LANES):
-        c = chunk * LANES
-        own = load_irreps(layout.shape, at_zero, c, layout.width)
+    for chunk in prange(layout.chunks):
+        c, part = chunk * LANES, start(layout, table, chunk)
+        own = load_irreps(layout.shape, at_zero, c, width(layout))
         for i in range(layout.atoms):
-            here = i * layout.row + c
+            here = place(layout, chunk, i)
             found = scaled(own, load(layout, dy, here))
             for e in range(edges.offsets[i], edges.offsets[i + 1]):
-                there = edges.sender[e] * layout.row + c
-                f = lookup(layout, table, c, edges.row[e], edges.weights, e)
-                df = lookup(layout, table, c, edges.row[e], edges.slopes, e)
+                there = place(layout, chunk, edges.sender[e])
+                rows = rows_of(layout, table, part, edges, e)
+                f, df = summed(rows, edges.weights, e), summed(rows, edges.slopes, e)
                 found = plus_scaled(found, f, load(layout, dy, there))
                 found = plus_scaled(found, times(splat(dr[e]), df), load(layout, y, there))
             store(layout, dm, here, found)
@@ -179,49 +200,55 @@ def gather_back_tangent(
     dg_m: Any, sums: Any, dg_y: Any, g_table: Any, g_zero: Any,
 ) -> None:  # fmt: skip
     """Tangent of the gradient of y; adds dL/dT to ``g_table`` and dL/da to ``g_zero``."""
-    for chunk in prange(layout.width // LANES):
-        c = chunk * LANES
-        own = load_irreps(layout.shape, at_zero, c, layout.width)
+    for chunk in prange(layout.chunks):
+        c, part = chunk * LANES, start(layout, table, chunk)
+        own = load_irreps(layout.shape, at_zero, c, width(layout))
         for i in range(layout.atoms):
-            here = i * layout.row + c
+            here = place(layout, chunk, i)
             y_i, dy_i = load(layout, y, here), load(layout, dy, here)
             g_i, dg_i = load(layout, g_m, here), load(layout, dg_m, here)
-            g_own = load_irreps(layout.shape, g_zero, c, layout.width)
+            g_own = load_irreps(layout.shape, g_zero, c, width(layout))
             g_own = plus(g_own, plus(dots(dg_i, y_i), dots(g_i, dy_i)))
-            store_apart(g_zero, c, layout.width, g_own)
+            store_apart(g_zero, c, width(layout), g_own)
             found = plus_scaled(load(layout, sums, here), own, dg_i)
             for e in range(edges.offsets[i], edges.offsets[i + 1]):
-                there = edges.sender[e] * layout.row + c
-                f = lookup(layout, table, c, edges.row[e], edges.weights, e)
-                df = lookup(layout, table, c, edges.row[e], edges.slopes, e)
+                there = place(layout, chunk, edges.sender[e])
+                rows = rows_of(layout, table, part, edges, e)
+                f, df = summed(rows, edges.weights, e), summed(rows, edges.slopes, e)
                 g_j, dg_j = load(layout, g_m, there), load(layout, dg_m, there)
                 r = splat(dr[e])
                 found = plus_scaled(plus_scaled(found, f, dg_j), times(r, df), g_j)
                 g_factor = plus(dots(dg_j, y_i), dots(g_j, dy_i))
                 g_slope = times(r, dots(g_j, y_i))
-                spread(layout, g_table, c, edges, e, g_factor, g_slope)
+                spread(layout, g_table, part, edges, e, g_factor, g_slope)
             store(layout, dg_y, here, found)
 
 
 # Embedding
 
 
+@internal
+def species(layout: Layout, edges: Edges, i: int) -> int:
+    """Where the species factors of an atom begin."""
+    return edges.species[i] * width(layout)
+
+
 def embed(layout: Layout, edges: Edges, table: Any, at_zero: Any, p: Any, q: Any, x: Any) -> None:
     """X of the species factors p and q."""
-    for chunk in prange(layout.width // LANES):
-        c = chunk * LANES
+    for chunk in prange(layout.chunks):
+        c, part = chunk * LANES, start(layout, table, chunk)
         own = load_one(at_zero, c)
         for i in range(layout.atoms):
-            here = i * layout.width + c
+            here = species(layout, edges, i) + c
             p_i = load_one(p, here)
             first = like(own, ROOT_3) * own * (p_i + load_one(q, here))
             zero = own - own
             found = only(layout.shape, (first, zero, zero, zero, zero, zero, zero, zero, zero))
             for e in range(edges.offsets[i], edges.offsets[i + 1]):
-                pair = p_i + load_one(q, edges.sender[e] * layout.width + c)
-                f = lookup(layout, table, c, edges.row[e], edges.weights, e)
+                pair = p_i + load_one(q, species(layout, edges, edges.sender[e]) + c)
+                f = summed(rows_of(layout, table, part, edges, e), edges.weights, e)
                 found = plus_scaled(found, times(pair, f), direction(layout, edges.directions, e))
-            store(layout, x, i * layout.row + c, found)
+            store(layout, x, place(layout, chunk, i), found)
 
 
 @internal
@@ -241,14 +268,15 @@ def embed_back(
             d = direction(layout, edges.directions, e)
             v = times(d[0] - d[0], d)
             along = d[0] - d[0]
-            for c in range(0, layout.width, LANES):
-                here = i * layout.width + c
-                pair = load_one(p, here) + load_one(q, edges.sender[e] * layout.width + c)
-                g = load(layout, g_x, i * layout.row + c)
-                f = lookup(layout, table, c, edges.row[e], edges.weights, e)
-                slopes = lookup(layout, table, c, edges.row[e], edges.slopes, e)
+            for chunk in range(layout.chunks):
+                c, part = chunk * LANES, start(layout, table, chunk)
+                here = species(layout, edges, i) + c
+                pair = load_one(p, here) + load_one(q, species(layout, edges, edges.sender[e]) + c)
+                g = load(layout, g_x, place(layout, chunk, i))
+                rows = rows_of(layout, table, part, edges, e)
+                f, df = summed(rows, edges.weights, e), summed(rows, edges.slopes, e)
                 v = plus_scaled(v, times(pair, f), g)
-                along = along + pair * weighted(slopes, dots(g, d))
+                along = along + pair * weighted(df, dots(g, d))
             g_length[e] += total(along)
             for k in range(components):
                 g_direction[e * components + k] = total(v[k])
@@ -258,21 +286,21 @@ def embed_tangent(
     layout: Layout, edges: Edges, table: Any, dr: Any, d_directions: Any, p: Any, q: Any, dx: Any
 ) -> None:
     """Tangent of `embed`."""
-    for chunk in prange(layout.width // LANES):
-        c = chunk * LANES
+    for chunk in prange(layout.chunks):
+        c, part = chunk * LANES, start(layout, table, chunk)
         for i in range(layout.atoms):
-            here = i * layout.width + c
+            here = species(layout, edges, i) + c
             p_i = load_one(p, here)
             zero = p_i - p_i
             found = only(layout.shape, (zero, zero, zero, zero, zero, zero, zero, zero, zero))
             for e in range(edges.offsets[i], edges.offsets[i + 1]):
-                pair = p_i + load_one(q, edges.sender[e] * layout.width + c)
-                f = times(pair, lookup(layout, table, c, edges.row[e], edges.weights, e))
-                df = times(pair, lookup(layout, table, c, edges.row[e], edges.slopes, e))
-                df = times(splat(dr[e]), df)
+                pair = p_i + load_one(q, species(layout, edges, edges.sender[e]) + c)
+                rows = rows_of(layout, table, part, edges, e)
+                f = times(pair, summed(rows, edges.weights, e))
+                df = times(pair * splat(dr[e]), summed(rows, edges.slopes, e))
                 found = plus_scaled(found, f, direction(layout, d_directions, e))
                 found = plus_scaled(found, df, direction(layout, edges.directions, e))
-            store(layout, dx, i * layout.row + c, found)
+            store(layout, dx, place(layout, chunk, i), found)
 
 
 def embed_table(
@@ -280,29 +308,30 @@ def embed_table(
     q: Any, g_x: Any, dg_x: Any, g_p: Any, g_q: Any, g_table: Any, g_zero: Any,
 ) -> None:  # fmt: skip
     """Add dL/dp, dL/dq, dL/dT and dL/da."""
-    for chunk in prange(layout.width // LANES):
-        c = chunk * LANES
+    for chunk in prange(layout.chunks):
+        c, part = chunk * LANES, start(layout, table, chunk)
         own = load_one(at_zero, c)
         for i in range(layout.atoms):
-            here = i * layout.width + c
+            here = species(layout, edges, i) + c
             p_i, q_i = load_one(p, here), load_one(q, here)
-            own_row = i * layout.row + c
+            own_row = place(layout, chunk, i)
             g, dg = load(layout, g_x, own_row), load(layout, dg_x, own_row)
             first = like(own, ROOT_3) * dg[0]
             store_one(g_zero, c, load_one(g_zero, c) + first * (p_i + q_i))
             sums = first * own
             store_one(g_q, here, load_one(g_q, here) + sums)
             for e in range(edges.offsets[i], edges.offsets[i + 1]):
-                there = edges.sender[e] * layout.width + c
+                there = species(layout, edges, edges.sender[e]) + c
                 pair = p_i + load_one(q, there)
                 d = direction(layout, edges.directions, e)
-                f = lookup(layout, table, c, edges.row[e], edges.weights, e)
-                df = lookup(layout, table, c, edges.row[e], edges.slopes, e)
+                rows = rows_of(layout, table, part, edges, e)
+                f, df = summed(rows, edges.weights, e), summed(rows, edges.slopes, e)
                 dd = direction(layout, d_directions, e)
                 g_factor = plus(dots(dg, d), dots(g, dd))
                 g_slope = times(splat(dr[e]), dots(g, d))
                 g_pair = weighted(f, g_factor) + weighted(df, g_slope)
                 sums = sums + g_pair
                 store_one(g_q, there, load_one(g_q, there) + g_pair)
-                spread(layout, g_table, c, edges, e, times(pair, g_factor), times(pair, g_slope))
+                g_factor, g_slope = times(pair, g_factor), times(pair, g_slope)
+                spread(layout, g_table, part, edges, e, g_factor, g_slope)
             store_one(g_p, here, load_one(g_p, here) + sums)

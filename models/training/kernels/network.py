@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ...inference.kernels.cpu.simd import LANES
 from .batch import Batch
 from .layers import NormTangents, PerceptronTangents
 from .stages import EmbeddingStage, InteractionStage, ReadoutStage
@@ -60,11 +59,11 @@ class Weights:
     """The tensors for which there are gradients; ``width`` are channels, padded."""
 
     receiver: Tensor
-    """(N, width), species factor of each atom as receiver."""
+    """(species, width), factors of atoms as receivers."""
     sender: Tensor
-    """(N, width)."""
+    """(species, width)."""
     tables: list[Tensor]
-    """(rows, irreps, width): the embedding's, then each layer's."""
+    """(chunks, rows, irreps, 16): the embedding's, then each layer's."""
     at_zero: list[Tensor]
     """(irreps, width), factors of an atom's message to itself."""
     mixes: list[Tensor]
@@ -132,7 +131,7 @@ class Evaluation:
         outputs = self.readout.value(x)
 
         g = self.readout.back(torch.ones_like(outputs))
-        chunks, edges = self.batch.layout.width // LANES, len(self.batch.edges.sender)
+        chunks, edges = self.batch.layout.chunks, len(self.batch.edges.sender)
         by_chunk = np.zeros((chunks, edges), self.batch.charge.dtype)
         for layer in reversed(self.layers):
             g = layer.back(g, by_chunk)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...graph import Graph, Pairs
 from ...heads.energy import EnergyReadout, LinearHead, MLPHead
+from ...inference.kernels.cpu.simd import LANES
 from ...networks.tensornet import Interaction, TensorNet
 from ...potential import Potential, edge_gradient
 from .batch import Batch, Memory
@@ -75,11 +76,12 @@ class FusedEnergies:
             assert pairs is not None
             radial = radial_at_pairs(network, lengths.detach(), pairs)
         edges = Edges(
+            graph.numbers.numpy(),
             torch.searchsorted(receivers, torch.arange(len(graph.numbers) + 1)).numpy(),
             senders.contiguous().numpy(),
             radial.row.numpy(),
-            radial.weights.numpy(),
-            radial.slopes.numpy(),
+            radial.weights.numpy().reshape(-1),
+            radial.slopes.numpy().reshape(-1),
             directions.detach().contiguous().numpy().reshape(-1),
         )
         charge = 1 + 0.1 * graph.charge.to(potential.dtype).index_select(0, graph.system)
@@ -87,7 +89,7 @@ class FusedEnergies:
         batch = Batch(
             network.irreps, network.channels, parity_conserving, edges, charge, self.memory
         )
-        weights = self._weights(batch, graph.numbers, radial)
+        weights = self._weights(batch, radial)
         outputs, by_length, by_direction = Energies.apply(  # type: ignore[no-untyped-call]
             batch, self.functions, weights, *weights.tensors()
         )
@@ -106,19 +108,23 @@ class FusedEnergies:
             gradient = gradient + edge_gradient(repulsion, short) / potential.length_in_angstrom
         return energies * potential.energy_in_ev, gradient * potential.energy_in_ev
 
-    def _weights(self, batch: Batch, numbers: Tensor, radial: Radial) -> Weights:
+    def _weights(self, batch: Batch, radial: Radial) -> Weights:
         embedding, channels = self.network.embedding, self.network.channels
         pair, species = embedding.species_pair, embedding.species.weight
         # Products of a few rows would depend on the number of threads in the last digit.
         species = nn.functional.pad(species, (0, 0, 0, -len(species) % 16))
 
-        def of_atoms(matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-            each = nn.functional.linear(species, matrix, bias)
-            return batch.padded(each.index_select(0, numbers))
+        def of_species(matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+            return batch.padded(nn.functional.linear(species, matrix, bias)).contiguous()
 
         def by_irrep(x: Tensor) -> Tensor:
             parts = x.view(*x.shape[:-1], len(self.network.irreps), channels)
             return batch.padded(parts).contiguous()
+
+        def by_chunk(table: Tensor) -> Tensor:
+            parts = by_irrep(table)
+            parts = parts.view(*parts.shape[:2], -1, LANES)
+            return parts.permute(2, 0, 1, 3).contiguous()
 
         mixes = [embedding.mix.weight]
         for layer in cast("list[Interaction]", list(self.network.layers)):
@@ -127,9 +133,9 @@ class FusedEnergies:
         if not embedding.self_interaction:
             at_zero = [torch.zeros_like(x) for x in at_zero]
         return Weights(
-            receiver=of_atoms(pair.weight[:, :channels], pair.bias),
-            sender=of_atoms(pair.weight[:, channels:]),
-            tables=[by_irrep(table) for table in radial.tables],
+            receiver=of_species(pair.weight[:, :channels], pair.bias),
+            sender=of_species(pair.weight[:, channels:]),
+            tables=[by_chunk(table) for table in radial.tables],
             at_zero=[by_irrep(row) for row in at_zero],
             mixes=[batch.padded_matrices(mix) for mix in mixes],
             gate=self.gate,

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from numba import prange
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...graph import Pairs
 from ...inference.kernels.cpu.neighbors import spline_weights as weights_of
 from ...networks.tensornet import TensorNet
+from .edges import ROWS
 from .launch import launch
 
 COLUMNS = 128
@@ -32,9 +33,9 @@ class Radial(NamedTuple):
     row: Tensor
     """(E,) int64."""
     weights: Tensor
-    """(E, rows per edge)."""
+    """(E, 4)."""
     slopes: Tensor
-    """(E, rows per edge)."""
+    """(E, 4)."""
     tables: list[Tensor]
     """(rows, irreps F), the embedding's, then each layer's."""
     at_zero: list[Tensor]
@@ -49,13 +50,19 @@ def radial_at_pairs(network: TensorNet, distances: Tensor, pairs: Pairs) -> Radi
         return tuple(network.edge_factors(r))
 
     values, slopes = torch.func.jvp(factors, (lengths,), (torch.ones_like(lengths),))
-    edges = len(distances)
+
+    def chosen(row: int) -> Tensor:
+        weights = distances.new_zeros(len(distances), ROWS)
+        weights[:, row] = 1
+        return weights
+
     return Radial(
         row=2 * pairs.of_edge,
-        weights=distances.new_tensor([1.0, 0.0]).expand(edges, 2).contiguous(),
-        slopes=distances.new_tensor([0.0, 1.0]).expand(edges, 2).contiguous(),
-        tables=[
-            torch.stack([f, df], dim=1).flatten(0, 1) for f, df in zip(values, slopes, strict=True)
+        weights=chosen(0),
+        slopes=chosen(1),
+        tables=[  # with two rows more, which the last pair reads and multiplies by zero
+            nn.functional.pad(torch.stack([f, df], dim=1).flatten(0, 1), (0, 0, 0, 2))
+            for f, df in zip(values, slopes, strict=True)
         ],
         at_zero=[f[0] for f in network.edge_factors(distances.new_zeros(1))],
     )

@@ -26,9 +26,9 @@ class EmbeddingStage:
     batch
         The batch.
     receiver, sender
-        Species factors of atoms, (N, width).
+        Species factors, (species, width).
     table
-        (rows, irreps, width).
+        (chunks, rows, irreps, 16).
     at_zero
         Factors of an atom's message to itself, (irreps, width).
     mix
@@ -48,8 +48,8 @@ class EmbeddingStage:
 
     def value(self) -> Features:
         """The features."""
-        batch, self.sums = self.batch, self.batch.new_pair()
-        sums = self.sums.first
+        batch = self.batch
+        [self.sums] = [sums] = batch.new(1)
         batch.run(
             edges.embed, batch.edges, self.table, self.at_zero, self.receiver, self.sender, sums
         )
@@ -59,24 +59,22 @@ class EmbeddingStage:
         return x
 
     def _inner(self, x: Features, y: Features) -> Tensor:
-        found = torch.empty(
-            self.batch.layout.atoms, self.batch.layout.width, dtype=self.batch.dtype
-        )
+        found = torch.empty(self.batch.layout.atoms, self.batch.width, dtype=self.batch.dtype)
         self.batch.run(atoms.inner, x, y, found)
         return found[:, : self.batch.channels]
 
     def back(self, g: Features, g_lengths: Tensor) -> Tensor:
         """Gradients of the directions, (E, n), from those of the features; adds to (E,)."""
         batch = self.batch
-        self.g, self.g_mixed, g_scale = g, batch.new_pair(), batch.new_factors()
-        [self.g_sums] = batch.new(1)
+        self.g, g_scale = g, batch.new_factors()
+        self.g_mixed, self.g_sums = batch.new(2)
         batch.run(
             atoms.embed_out_back, g, self.transposes, self.scale, self.mixed, g_scale,
-            self.g_mixed.second, self.g_sums,
+            self.g_mixed, self.g_sums,
         )  # fmt: skip
         g_norms = self.norm.back(self.gate.back(batch.side_by_side(g_scale)))
         self.g_norms = 2 * batch.padded(g_norms)
-        batch.run(atoms.add_times, self.g_norms, self.sums.first, self.g_sums)
+        batch.run(atoms.add_times, self.g_norms, self.sums, self.g_sums)
         g_directions = torch.empty(len(batch.edges.sender), sum(batch.sizes), dtype=batch.dtype)
         batch.run(
             edges.embed_back, batch.edges, self.table, self.receiver, self.sender, self.g_sums,
@@ -86,7 +84,8 @@ class EmbeddingStage:
 
     def tangent(self, d_lengths: Tensor, d_directions: Tensor) -> Features:
         """Tangent of the features from those of lengths and directions."""
-        batch, sums, d_sums = self.batch, self.sums.first, self.sums.second
+        batch, sums = self.batch, self.sums
+        [self.d_sums] = [d_sums] = batch.new(1)
         self.d_lengths, self.d_directions = d_lengths, d_directions
         batch.run(
             edges.embed_tangent, batch.edges, self.table, d_lengths, d_directions, self.receiver,
@@ -104,16 +103,15 @@ class EmbeddingStage:
     def back_tangent(self, dg: Features) -> None:
         """Gradients of the weights from the tangent of the features' gradient."""
         batch, dg_scale = self.batch, self.batch.new_factors()
-        [dg_sums] = batch.new(1)
+        dg_mixed, dg_sums = batch.new(2)
         batch.run(
             atoms.embed_out_back_tangent, self.g, dg, self.transposes, self.scale, self.d_scale,
-            self.mixed, self.d_mixed, dg_scale, self.g_mixed.first, dg_sums,
+            self.mixed, self.d_mixed, dg_scale, dg_mixed, dg_sums,
         )  # fmt: skip
-        self.g_mix = torch.zeros_like(self.mix)
-        batch.add_products(self.g_mix, self.g_mixed, self.sums)
+        self.g_mix = batch.products(self.g_mixed, dg_mixed, self.sums, self.d_sums)
         dg_norms = self.norm.back_tangent(self.gate.back_tangent(batch.side_by_side(dg_scale)))
-        batch.run(atoms.add_times, 2 * batch.padded(dg_norms), self.sums.first, dg_sums)
-        batch.run(atoms.add_times, self.g_norms, self.sums.second, dg_sums)
+        dg_norms = 2 * batch.padded(dg_norms)
+        batch.run(atoms.add_times_tangent, self.g_norms, dg_norms, self.sums, self.d_sums, dg_sums)
         self.g_receiver, self.g_sender, self.g_table, self.g_at_zero = (
             torch.zeros_like(x) for x in (self.receiver, self.sender, self.table, self.at_zero)
         )
@@ -146,12 +144,11 @@ class InteractionStage:
     def value(self, x: Features) -> Features:
         """Features after the layer from those before it."""
         batch, self.x = self.batch, x
-        self.u, self.t = batch.new_pair(), batch.new_pair()
-        self.y, self.m, self.delta, after = batch.new(4)
-        batch.run(atoms.enter, x, self.u.first, self.matrices[0], self.y)
+        self.u, self.y, self.m, self.c, self.t, self.delta, after = batch.new(7)
+        batch.run(atoms.enter, x, self.u, self.matrices[0], self.y)
         batch.run(edges.gather, batch.edges, self.table, self.at_zero, self.y, self.m)
         batch.run(
-            atoms.interact, self.u.first, self.y, self.m, batch.charge, self.t.first,
+            atoms.interact, self.u, self.y, self.m, batch.charge, self.c, self.t,
             self.matrices[1], self.delta, after,
         )  # fmt: skip
         return after
@@ -159,54 +156,51 @@ class InteractionStage:
     def back(self, g: Features, g_lengths: NDArray[Any]) -> Features:
         """Gradient of the features before from that of those after; adds to (chunks, E)."""
         batch, self.g = self.batch, g
-        self.g_delta, self.g_y = batch.new_pair(), batch.new_pair()
-        self.g_t, self.g_m, self.g_u, direct, g_x = batch.new(5)
+        self.g_delta, self.g_y, self.g_t, self.g_m, self.g_u, direct, g_x = batch.new(7)
         batch.run(
-            atoms.interact_back, self.y, self.m, batch.charge, self.delta, g, self.g_delta.second,
-            self.transposes[1], self.g_t, direct, self.g_m,
+            atoms.interact_back, self.y, self.m, batch.charge, self.c, self.delta, g,
+            self.g_delta, self.transposes[1], self.g_t, direct, self.g_m,
         )  # fmt: skip
         batch.run(
             edges.gather_back, batch.edges, self.table, self.at_zero, self.y, self.g_m, direct,
-            self.g_y.second, g_lengths,
+            self.g_y, g_lengths,
         )  # fmt: skip
-        batch.run(atoms.enter_back, self.x, self.g_y.second, self.transposes[0], g, self.g_u, g_x)
+        batch.run(atoms.enter_back, self.x, self.g_y, self.transposes[0], g, self.g_u, g_x)
         return g_x
 
     def tangent(self, dx: Features, d_lengths: Tensor) -> Features:
         """Tangent of `value`."""
         batch, self.dx, self.d_lengths = self.batch, dx, d_lengths
-        self.dy, self.dm, self.d_delta, after = batch.new(4)
-        batch.run(atoms.enter_tangent, self.x, dx, self.u.second, self.matrices[0], self.dy)
+        self.du, self.dy, self.dm, self.dc, self.dt, self.d_delta, after = batch.new(7)
+        batch.run(atoms.enter_tangent, self.x, dx, self.du, self.matrices[0], self.dy)
         batch.run(
             edges.gather_tangent, batch.edges, self.table, self.at_zero, d_lengths, self.y,
             self.dy, self.dm,
         )  # fmt: skip
         batch.run(
-            atoms.interact_tangent, self.u.second, self.y, self.dy, self.m, self.dm, batch.charge,
-            self.t.second, self.matrices[1], self.delta, self.d_delta, after,
+            atoms.interact_tangent, self.du, self.y, self.dy, self.m, self.dm, batch.charge,
+            self.c, self.dc, self.dt, self.matrices[1], self.delta, self.d_delta, after,
         )  # fmt: skip
         return after
 
     def back_tangent(self, dg: Features) -> Features:
         """Tangent of `back`, and the gradients of the weights."""
         batch = self.batch
-        self.g_mix_in, self.g_mix_out, self.g_table, self.g_at_zero = (
-            torch.zeros_like(x) for x in (self.mix_in, self.mix_out, self.table, self.at_zero)
-        )
-        direct, dg_m, dg_x = batch.new(3)
+        self.g_table, self.g_at_zero = map(torch.zeros_like, (self.table, self.at_zero))
+        dg_delta, dg_y, dg_m, direct, dg_x = batch.new(5)
         batch.run(
             atoms.interact_back_tangent, self.y, self.dy, self.m, self.dm, batch.charge,
-            self.delta, self.d_delta, self.g, dg, self.g_delta.first, self.transposes[1],
+            self.c, self.dc, self.delta, self.d_delta, self.g, dg, dg_delta, self.transposes[1],
             self.g_t, direct, dg_m,
         )  # fmt: skip
-        batch.add_products(self.g_mix_out, self.g_delta, self.t)
+        self.g_mix_out = batch.products(self.g_delta, dg_delta, self.t, self.dt)
         batch.run(
             edges.gather_back_tangent, batch.edges, self.table, self.at_zero, self.d_lengths,
-            self.y, self.dy, self.g_m, dg_m, direct, self.g_y.first, self.g_table, self.g_at_zero,
+            self.y, self.dy, self.g_m, dg_m, direct, dg_y, self.g_table, self.g_at_zero,
         )  # fmt: skip
-        batch.add_products(self.g_mix_in, self.g_y, self.u)
+        self.g_mix_in = batch.products(self.g_y, dg_y, self.u, self.du)
         batch.run(
-            atoms.enter_back_tangent, self.x, self.dx, self.g_y.first, self.transposes[0], dg,
+            atoms.enter_back_tangent, self.x, self.dx, dg_y, self.transposes[0], dg,
             self.g_u, dg_x,
         )  # fmt: skip
         return dg_x
@@ -252,6 +246,5 @@ class ReadoutStage:
         """Tangent of the features' gradient from that of the outputs'."""
         [dg_x] = self.batch.new(1)
         dg_norms = 2 * self.batch.factors(self.norm.back_tangent(self.head.back_tangent(dg)))
-        self.batch.run(atoms.times_irreps, dg_norms, self.x, dg_x)
-        self.batch.run(atoms.add_times_irreps, self.g_norms, self.dx, dg_x)
+        self.batch.run(atoms.times_irreps_tangent, self.g_norms, dg_norms, self.x, self.dx, dg_x)
         return dg_x
