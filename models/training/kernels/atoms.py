@@ -35,12 +35,21 @@ from ...inference.kernels.cpu.algebra import (
     transposed,
 )
 from ...inference.kernels.cpu.compiled import internal
-from ...inference.kernels.cpu.components import plus, plus_times, store_apart, times
-from ...inference.kernels.cpu.simd import LANES, like, splat
+from ...inference.kernels.cpu.components import plus, plus_times, times
+from ...inference.kernels.cpu.simd import like, splat
 from ...inference.kernels.cpu.simd import load as load_one
 from ...inference.kernels.cpu.simd import store as store_one
 from ...inference.kernels.cpu.tensornet_nodes import compressed, compressed_back, interaction
-from .layout import Layout, factor_place, load, load_factors, mix, place, store, width
+from .layout import (
+    Layout,
+    factor_place,
+    load,
+    load_factors,
+    mix,
+    place,
+    store,
+    store_factors,
+)
 
 
 @internal
@@ -70,64 +79,61 @@ BLOCK = 12
 """Atoms in a block, a multiple of the rows of a tile of `dense`."""
 
 
-# Invariants and factors of irreps: arrays (N, irreps, width), or (N, width) for all irreps alike
+# Squared norms, of all components or of each irrep
 
 
-def inner(layout: Layout, x: Any, y: Any, products: Any) -> None:
-    """Inner products of all components."""
+def inner(layout: Layout, x: Any, y: Any, factor: float, products: Any) -> None:
+    """Inner products of all components, times a factor."""
     for i in prange(layout.atoms):
         for chunk in range(layout.chunks):
             at = place(layout, chunk, i)
             found = dot(load(layout, x, at), load(layout, y, at))
-            store_one(products, i * width(layout) + chunk * LANES, found)
+            store_one(products, factor_place(layout, chunk, i), like(found, factor) * found)
 
 
-def inner_by_irrep(layout: Layout, x: Any, y: Any, products: Any) -> None:
-    """Inner products of each irrep."""
+def inner_by_irrep(layout: Layout, x: Any, y: Any, factor: float, products: Any) -> None:
+    """Inner products of each irrep, times a factor."""
     for i in prange(layout.atoms):
         for chunk in range(layout.chunks):
             at = place(layout, chunk, i)
             found = dots(load(layout, x, at), load(layout, y, at))
-            store_apart(products, factor_place(layout, chunk, i), width(layout), found)
+            store_factors(layout, products, chunk, i, times(like(found[0], factor), found))
 
 
-def add_times(layout: Layout, factors: Any, x: Any, sums: Any) -> None:
-    """Sums += f x."""
+def add_inner_back(layout: Layout, g: Any, x: Any, g_x: Any) -> None:
+    """Add the gradient of x, 2 g x, from that of its squared norm."""
     for i in prange(layout.atoms):
         for chunk in range(layout.chunks):
-            at, f = place(layout, chunk, i), load_one(factors, i * width(layout) + chunk * LANES)
-            store(layout, sums, at, plus_times(load(layout, sums, at), f, load(layout, x, at)))
+            at, f = place(layout, chunk, i), load_one(g, factor_place(layout, chunk, i))
+            store(layout, g_x, at, plus_times(load(layout, g_x, at), f + f, load(layout, x, at)))
 
 
-def add_times_tangent(
-    layout: Layout, factors: Any, dfactors: Any, x: Any, dx: Any, dsums: Any
-) -> None:
-    """Tangent of `add_times`."""
+def add_inner_back_tangent(layout: Layout, g: Any, dg: Any, x: Any, dx: Any, dg_x: Any) -> None:
+    """Tangent of `add_inner_back`."""
     for i in prange(layout.atoms):
         for chunk in range(layout.chunks):
-            at, c = place(layout, chunk, i), i * width(layout) + chunk * LANES
-            found = plus_times(load(layout, dsums, at), load_one(dfactors, c), load(layout, x, at))
-            found = plus_times(found, load_one(factors, c), load(layout, dx, at))
-            store(layout, dsums, at, found)
+            at, factor = place(layout, chunk, i), factor_place(layout, chunk, i)
+            f, df = load_one(g, factor), load_one(dg, factor)
+            found = plus_times(load(layout, dg_x, at), df + df, load(layout, x, at))
+            store(layout, dg_x, at, plus_times(found, f + f, load(layout, dx, at)))
 
 
-def times_irreps(layout: Layout, factors: Any, x: Any, y: Any) -> None:
-    """Y = f x, with a factor for each irrep."""
+def irreps_back(layout: Layout, g: Any, x: Any, g_x: Any) -> None:
+    """Gradient of x, 2 g x, from those of the squared norms of its irreps."""
     for i in prange(layout.atoms):
         for chunk in range(layout.chunks):
-            at, f = place(layout, chunk, i), load_factors(layout, factors, chunk, i)
-            store(layout, y, at, scaled(f, load(layout, x, at)))
+            at, f = place(layout, chunk, i), load_factors(layout, g, chunk, i)
+            store(layout, g_x, at, scaled(plus(f, f), load(layout, x, at)))
 
 
-def times_irreps_tangent(
-    layout: Layout, factors: Any, dfactors: Any, x: Any, dx: Any, dy: Any
-) -> None:
-    """Tangent of `times_irreps`."""
+def irreps_back_tangent(layout: Layout, g: Any, dg: Any, x: Any, dx: Any, dg_x: Any) -> None:
+    """Tangent of `irreps_back`."""
     for i in prange(layout.atoms):
         for chunk in range(layout.chunks):
-            at, f = place(layout, chunk, i), load_factors(layout, factors, chunk, i)
-            found = scaled(load_factors(layout, dfactors, chunk, i), load(layout, x, at))
-            store(layout, dy, at, plus_scaled(found, f, load(layout, dx, at)))
+            at, f = place(layout, chunk, i), load_factors(layout, g, chunk, i)
+            df = load_factors(layout, dg, chunk, i)
+            found = scaled(plus(df, df), load(layout, x, at))
+            store(layout, dg_x, at, plus_scaled(found, plus(f, f), load(layout, dx, at)))
 
 
 # Embedding: x = s mix(sums)
@@ -157,7 +163,7 @@ def embed_out_back(
                 x = load(layout, g, at)
                 store(layout, g_mixed, at, scaled(s, x))
                 found = dots(x, load(layout, mixed, at))
-                store_apart(g_scale, factor_place(layout, chunk, i), width(layout), found)
+                store_factors(layout, g_scale, chunk, i, found)
         mix(layout, transposes, g_mixed, g_sums, first, last)
 
 
@@ -194,7 +200,7 @@ def embed_out_back_tangent(
                 store(layout, dg_mixed, at, plus_scaled(scaled(ds, x), s, dx))
                 found = dots(dx, load(layout, mixed, at))
                 found = plus(found, dots(x, load(layout, dmixed, at)))
-                store_apart(dg_scale, factor_place(layout, chunk, i), width(layout), found)
+                store_factors(layout, dg_scale, chunk, i, found)
         mix(layout, transposes, dg_mixed, dg_sums, first, last)
 
 
