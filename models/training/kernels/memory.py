@@ -9,28 +9,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
+LINE = 64
+"""Bytes of a cache line: an array begins with one, so that no vector is in two."""
+
+
 class Memory:
     """Arrays that one batch after the other uses: new ones would cost as much as their use."""
 
     def __init__(self) -> None:
-        self._arrays: list[NDArray[Any]] = []
+        self._bytes = np.empty(0, np.uint8)
         self._taken = 0
         self.uses = 0
         """Number of batches that have used it."""
 
     def start(self) -> None:
         """Let all arrays be taken again."""
-        self._taken = 0
+        if self._taken > self._bytes.size:  # the last batch found too few
+            self._bytes = np.empty(self._taken + self._taken // 4, np.uint8)
+        self._taken = -self._bytes.ctypes.data % LINE
         self.uses += 1
 
     def take(self, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         """An array (size,) without values, until the next start."""
-        if self._taken == len(self._arrays):
-            self._arrays.append(np.empty(0, dtype))
-        if self._arrays[self._taken].size < size:
-            self._arrays[self._taken] = np.empty(size + size // 4, dtype)
-        self._taken += 1
-        return self._arrays[self._taken - 1][:size]
+        count = size * dtype.itemsize
+        first, self._taken = self._taken, self._taken + -(-count // LINE) * LINE
+        if self._taken > self._bytes.size:
+            return np.empty(count + LINE, np.uint8)[:count].view(dtype)
+        return self._bytes[first : first + count].view(dtype)
 
 
 def flat(x: Tensor) -> NDArray[Any]:

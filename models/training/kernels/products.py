@@ -11,6 +11,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from ...inference.kernels.cpu.compiled import internal
+from ...inference.kernels.cpu.components import load_apart, shape_of, store_apart
 from ...inference.kernels.cpu.dense import WIDTHS, full_width
 from ...inference.kernels.cpu.simd import (
     LANES,
@@ -18,6 +19,7 @@ from ...inference.kernels.cpu.simd import (
     call_lanewise,
     element_type,
     from_type,
+    unrolled,
     vector_pointer,
 )
 
@@ -130,6 +132,10 @@ def add_product(
                     chunk += 1
 
 
+SIXTEEN = shape_of(LANES)
+"""Tells `load_apart` to load sixteen vectors."""
+
+
 def pack(chunks: Any, weights: Any, matrices: Any, transposes: Any) -> None:
     """Pack matrices one behind the other, W^T and W, as `dense.pack_matrix` does.
 
@@ -139,24 +145,43 @@ def pack(chunks: Any, weights: Any, matrices: Any, transposes: Any) -> None:
         inputs, outputs, at = chunks[layer], chunks[layer + 1], 0
         for k in range(layer):
             at += chunks[k] * chunks[k + 1] * LANES * LANES
-        pack_one(weights, 1, inputs * LANES, inputs, outputs, matrices, at)
-        pack_one(weights, inputs * LANES, 1, outputs, inputs, transposes, at)
+        for block in range(inputs * outputs):
+            output, column = block // inputs, block % inputs
+            first = at + (output * inputs * LANES + column) * LANES
+            square = load_apart(SIXTEEN, weights, first, inputs * LANES)
+            to, step = packed_place(weights, outputs, inputs, column, output)
+            store_apart(transposes, at + to, step, square)
+            to, step = packed_place(weights, inputs, outputs, output, column)
+            store_apart(matrices, at + to, step, transposed_square(square))
 
 
 @internal
-def pack_one(
-    weights: Any, row: int, column: int, inputs: int, outputs: int, packed: Any, at: int
-) -> None:
-    """Pack a matrix whose rows and columns are so far apart; it and the result begin at ``at``."""
-    width = full_width(weights)
-    chunk = 0
-    while chunk < outputs:
-        step = width if chunk + width <= outputs else 1
-        start = at + chunk * LANES * inputs * LANES
-        for part in range(step):
-            first = at + (chunk + part) * LANES * column
-            for k in range(inputs * LANES):
-                to, of = start + (k * step + part) * LANES, first + k * row
-                for lane in range(LANES):
-                    packed[to + lane] = weights[of + lane * column]
-        chunk += step
+def packed_place(array: Any, inputs: int, outputs: int, chunk: int, block: int) -> Any:
+    """Where a packed matrix has rows of sixteen numbers of a chunk of outputs, and their distance.
+
+    The first of sixteen rows of a block of inputs is meant.
+    """
+    width = full_width(array)
+    first = chunk // width * width
+    if first + width > outputs:  # the last tiles are narrow
+        first, width = chunk, 1
+    row = width * LANES
+    return first * inputs * LANES * LANES + block * LANES * row + (chunk - first) * LANES, row
+
+
+@unrolled(lambda rows: rows)
+def transposed_square(builder: Any, rows: Any) -> Any:
+    """Sixteen vectors -> the vectors of their first lanes, their second lanes and so on."""
+    for bit in (1, 2, 4, 8):
+        lanes = range(LANES)
+        low = [k if not k & bit else LANES + k - bit for k in lanes]
+        high = [k + bit if not k & bit else LANES + k for k in lanes]
+        found = list(rows)
+        for k in lanes:
+            if not k & bit:
+                both = rows[k], rows[k + bit]
+                for place, mask in ((k, low), (k + bit, high)):
+                    index = ir.Constant(ir.VectorType(ir.IntType(32), LANES), mask)
+                    found[place] = builder.shuffle_vector(*both, index)
+        rows = found
+    return rows
