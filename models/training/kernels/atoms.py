@@ -37,8 +37,6 @@ from ...inference.kernels.cpu.algebra import (
 from ...inference.kernels.cpu.compiled import internal
 from ...inference.kernels.cpu.components import plus, plus_times, times
 from ...inference.kernels.cpu.simd import like, splat
-from ...inference.kernels.cpu.simd import load as load_one
-from ...inference.kernels.cpu.simd import store as store_one
 from ...inference.kernels.cpu.tensornet_nodes import compressed, compressed_back, interaction
 from .layout import (
     Layout,
@@ -79,16 +77,7 @@ BLOCK = 12
 """Atoms in a block, a multiple of the rows of a tile of `dense`."""
 
 
-# Squared norms, of all components or of each irrep
-
-
-def inner(layout: Layout, x: Any, y: Any, factor: float, products: Any) -> None:
-    """Inner products of all components, times a factor."""
-    for i in prange(layout.atoms):
-        for chunk in range(layout.chunks):
-            at = place(layout, chunk, i)
-            found = dot(load(layout, x, at), load(layout, y, at))
-            store_one(products, factor_place(layout, chunk, i), like(found, factor) * found)
+# Squared norms of irreps
 
 
 def inner_by_irrep(layout: Layout, x: Any, y: Any, factor: float, products: Any) -> None:
@@ -97,43 +86,32 @@ def inner_by_irrep(layout: Layout, x: Any, y: Any, factor: float, products: Any)
         for chunk in range(layout.chunks):
             at = place(layout, chunk, i)
             found = dots(load(layout, x, at), load(layout, y, at))
-            store_factors(layout, products, chunk, i, times(like(found[0], factor), found))
-
-
-def add_inner_back(layout: Layout, g: Any, x: Any, g_x: Any) -> None:
-    """Add the gradient of x, 2 g x, from that of its squared norm."""
-    for i in prange(layout.atoms):
-        for chunk in range(layout.chunks):
-            at, f = place(layout, chunk, i), load_one(g, factor_place(layout, chunk, i))
-            store(layout, g_x, at, plus_times(load(layout, g_x, at), f + f, load(layout, x, at)))
-
-
-def add_inner_back_tangent(layout: Layout, g: Any, dg: Any, x: Any, dx: Any, dg_x: Any) -> None:
-    """Tangent of `add_inner_back`."""
-    for i in prange(layout.atoms):
-        for chunk in range(layout.chunks):
-            at, factor = place(layout, chunk, i), factor_place(layout, chunk, i)
-            f, df = load_one(g, factor), load_one(dg, factor)
-            found = plus_times(load(layout, dg_x, at), df + df, load(layout, x, at))
-            store(layout, dg_x, at, plus_times(found, f + f, load(layout, dx, at)))
+            store_factors(
+                layout,
+                products,
+                factor_place(layout, chunk, i),
+                times(like(found[0], factor), found),
+            )
 
 
 def irreps_back(layout: Layout, g: Any, x: Any, g_x: Any) -> None:
     """Gradient of x, 2 g x, from those of the squared norms of its irreps."""
     for i in prange(layout.atoms):
         for chunk in range(layout.chunks):
-            at, f = place(layout, chunk, i), load_factors(layout, g, chunk, i)
-            store(layout, g_x, at, scaled(plus(f, f), load(layout, x, at)))
+            at, c = place(layout, chunk, i), factor_place(layout, chunk, i)
+            f = load_factors(layout, g, c)
+            store(g_x, at, scaled(plus(f, f), load(layout, x, at)))
 
 
 def irreps_back_tangent(layout: Layout, g: Any, dg: Any, x: Any, dx: Any, dg_x: Any) -> None:
     """Tangent of `irreps_back`."""
     for i in prange(layout.atoms):
         for chunk in range(layout.chunks):
-            at, f = place(layout, chunk, i), load_factors(layout, g, chunk, i)
-            df = load_factors(layout, dg, chunk, i)
+            at, c = place(layout, chunk, i), factor_place(layout, chunk, i)
+            f = load_factors(layout, g, c)
+            df = load_factors(layout, dg, c)
             found = scaled(plus(df, df), load(layout, x, at))
-            store(layout, dg_x, at, plus_scaled(found, plus(f, f), load(layout, dx, at)))
+            store(dg_x, at, plus_scaled(found, plus(f, f), load(layout, dx, at)))
 
 
 # Embedding: x = s mix(sums)
@@ -146,8 +124,9 @@ def embed_out(layout: Layout, sums: Any, matrices: Any, scale: Any, mixed: Any, 
         mix(layout, matrices, sums, mixed, first, last)
         for chunk in range(layout.chunks):
             for i in range(first, last):
-                at, s = place(layout, chunk, i), load_factors(layout, scale, chunk, i)
-                store(layout, x, at, scaled(s, load(layout, mixed, at)))
+                at, f = place(layout, chunk, i), factor_place(layout, chunk, i)
+                s = load_factors(layout, scale, f)
+                store(x, at, scaled(s, load(layout, mixed, at)))
 
 
 def embed_out_back(
@@ -159,11 +138,12 @@ def embed_out_back(
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         for chunk in range(layout.chunks):
             for i in range(first, last):
-                at, s = place(layout, chunk, i), load_factors(layout, scale, chunk, i)
+                at, f = place(layout, chunk, i), factor_place(layout, chunk, i)
+                s = load_factors(layout, scale, f)
                 x = load(layout, g, at)
-                store(layout, g_mixed, at, scaled(s, x))
+                store(g_mixed, at, scaled(s, x))
                 found = dots(x, load(layout, mixed, at))
-                store_factors(layout, g_scale, chunk, i, found)
+                store_factors(layout, g_scale, f, found)
         mix(layout, transposes, g_mixed, g_sums, first, last)
 
 
@@ -177,11 +157,10 @@ def embed_out_tangent(
         mix(layout, matrices, dsums, dmixed, first, last)
         for chunk in range(layout.chunks):
             for i in range(first, last):
-                at = place(layout, chunk, i)
-                s = load_factors(layout, scale, chunk, i)
-                ds = load_factors(layout, dscale, chunk, i)
+                at, f = place(layout, chunk, i), factor_place(layout, chunk, i)
+                s, ds = load_factors(layout, scale, f), load_factors(layout, dscale, f)
                 x = scaled(ds, load(layout, mixed, at))
-                store(layout, dx, at, plus_scaled(x, s, load(layout, dmixed, at)))
+                store(dx, at, plus_scaled(x, s, load(layout, dmixed, at)))
 
 
 def embed_out_back_tangent(
@@ -193,14 +172,13 @@ def embed_out_back_tangent(
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         for chunk in range(layout.chunks):
             for i in range(first, last):
-                at = place(layout, chunk, i)
-                s = load_factors(layout, scale, chunk, i)
-                ds = load_factors(layout, dscale, chunk, i)
+                at, f = place(layout, chunk, i), factor_place(layout, chunk, i)
+                s, ds = load_factors(layout, scale, f), load_factors(layout, dscale, f)
                 x, dx = load(layout, g, at), load(layout, dg, at)
-                store(layout, dg_mixed, at, plus_scaled(scaled(ds, x), s, dx))
+                store(dg_mixed, at, plus_scaled(scaled(ds, x), s, dx))
                 found = dots(dx, load(layout, mixed, at))
                 found = plus(found, dots(x, load(layout, dmixed, at)))
-                store_factors(layout, dg_scale, chunk, i, found)
+                store_factors(layout, dg_scale, f, found)
         mix(layout, transposes, dg_mixed, dg_sums, first, last)
 
 
@@ -214,7 +192,7 @@ def enter(layout: Layout, x: Any, u: Any, matrices: Any, y: Any) -> None:
         for chunk in range(layout.chunks):
             for i in range(first, last):
                 at = place(layout, chunk, i)
-                store(layout, u, at, compressed(load(layout, x, at)))
+                store(u, at, compressed(load(layout, x, at)))
         mix(layout, matrices, u, y, first, last)
 
 
@@ -230,14 +208,14 @@ def interact(
                 at, q = place(layout, chunk, i), splat(charge[i])
                 both = load(layout, y, at), load(layout, m, at)
                 found = interaction(both[0], both[1], q, layout.parity_conserving)
-                store(layout, c, at, found)
-                store(layout, t, at, compressed(found))
+                store(c, at, found)
+                store(t, at, compressed(found))
         mix(layout, matrices, t, delta, first, last)
         for chunk in range(layout.chunks):
             for i in range(first, last):
                 at, q = place(layout, chunk, i), splat(charge[i])
                 d = load(layout, delta, at)
-                store(layout, x, at, plus_times(plus(load(layout, u, at), d), q, product(d, d)))
+                store(x, at, plus_times(plus(load(layout, u, at), d), q, product(d, d)))
 
 
 def interact_back(
@@ -254,7 +232,7 @@ def interact_back(
             for i in range(first, last):
                 at, q = place(layout, chunk, i), splat(charge[i])
                 x, d = load(layout, g, at), load(layout, delta, at)
-                store(layout, g_delta, at, plus_times(x, q, anticommutator(x, transposed(d))))
+                store(g_delta, at, plus_times(x, q, anticommutator(x, transposed(d))))
         mix(layout, transposes, g_delta, g_t, first, last)
         for chunk in range(layout.chunks):
             for i in range(first, last):
@@ -262,8 +240,8 @@ def interact_back(
                 a, b = load(layout, y, at), load(layout, m, at)
                 g_c = compressed_back(load(layout, c, at), load(layout, g_t, at))
                 g_a, g_b = interaction_back(layout.parity_conserving, a, b, q, g_c)
-                store(layout, g_y, at, g_a)
-                store(layout, g_m, at, g_b)
+                store(g_y, at, g_a)
+                store(g_m, at, g_b)
 
 
 def enter_back(
@@ -277,8 +255,8 @@ def enter_back(
             for i in range(first, last):
                 at = place(layout, chunk, i)
                 both = plus(load(layout, g_u, at), load(layout, g, at))
-                store(layout, g_u, at, both)
-                store(layout, g_x, at, compressed_back(load(layout, x, at), both))
+                store(g_u, at, both)
+                store(g_x, at, compressed_back(load(layout, x, at), both))
 
 
 # Tangents
@@ -291,7 +269,7 @@ def enter_tangent(layout: Layout, x: Any, dx: Any, du: Any, matrices: Any, dy: A
         for chunk in range(layout.chunks):
             for i in range(first, last):
                 at = place(layout, chunk, i)
-                store(layout, du, at, compressed_back(load(layout, x, at), load(layout, dx, at)))
+                store(du, at, compressed_back(load(layout, x, at), load(layout, dx, at)))
         mix(layout, matrices, du, dy, first, last)
 
 
@@ -311,15 +289,15 @@ def interact_tangent(
                     interaction(load(layout, dy, at), b, q, parity),
                     interaction(a, load(layout, dm, at), q, parity),
                 )
-                store(layout, dc, at, found)
-                store(layout, dt, at, compressed_back(load(layout, c, at), found))
+                store(dc, at, found)
+                store(dt, at, compressed_back(load(layout, c, at), found))
         mix(layout, matrices, dt, ddelta, first, last)
         for chunk in range(layout.chunks):
             for i in range(first, last):
                 at, q = place(layout, chunk, i), splat(charge[i])
                 d, dd = load(layout, delta, at), load(layout, ddelta, at)
                 sums = plus(load(layout, du, at), dd)
-                store(layout, dx, at, plus_times(sums, q, anticommutator(d, dd)))
+                store(dx, at, plus_times(sums, q, anticommutator(d, dd)))
 
 
 def interact_back_tangent(
@@ -336,7 +314,7 @@ def interact_back_tangent(
                 x, dx = load(layout, g, at), load(layout, dg, at)
                 d, dd = load(layout, delta, at), load(layout, ddelta, at)
                 both = plus(anticommutator(dx, transposed(d)), anticommutator(x, transposed(dd)))
-                store(layout, dg_delta, at, plus_times(dx, q, both))
+                store(dg_delta, at, plus_times(dx, q, both))
         mix(layout, transposes, dg_delta, dg_y, first, last)  # that of t, for the loop below
         for chunk in range(layout.chunks):
             for i in range(first, last):
@@ -350,8 +328,8 @@ def interact_back_tangent(
                 )
                 one = interaction_back(parity, a, b, q, dg_c)
                 two = interaction_back(parity, da, db, q, g_c)
-                store(layout, dg_y, at, plus(one[0], two[0]))
-                store(layout, dg_m, at, plus(one[1], two[1]))
+                store(dg_y, at, plus(one[0], two[0]))
+                store(dg_m, at, plus(one[1], two[1]))
 
 
 def enter_back_tangent(
@@ -368,4 +346,4 @@ def enter_back_tangent(
                 found = compressed_back_tangent(
                     load(layout, x, at), load(layout, dx, at), load(layout, g_u, at), of_u
                 )
-                store(layout, dg_x, at, found)
+                store(dg_x, at, found)

@@ -32,7 +32,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic
+from numba.np import arrayobj
 from numpy.typing import NDArray
 
 from ...inference.kernels.cpu.compiled import internal
@@ -53,6 +56,7 @@ from ...inference.kernels.cpu.simd import (
     total,
 )
 from ...maths.activations import LOG_2
+from .layout import number
 from .products import add_product
 
 BLOCK = 12
@@ -147,29 +151,26 @@ def softplus(x: Any) -> Any:
     return maximum(x, like(x, 0.0)) + log(like(x, 1.0) + exp(-absolute(x)))
 
 
-@internal
-def place(layers: Layers, chunk: int, row: int) -> int:
-    """Where sixteen numbers of a row begin."""
-    return (chunk * layers.rows.size + row) * LANES
+@intrinsic
+def place(typing: Any, layers: Any, chunk: Any, row: Any) -> Any:
+    """Where sixteen numbers of a row begin; not a call, see `layout`."""
+    kind = layers.types[layers.fields.index("rows")]
 
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows = arrayobj.make_array(kind)(
+            context, builder, number(builder, layers, args[0], "rows")
+        ).nitems
+        found = builder.add(builder.mul(args[1], rows), args[2])
+        return builder.mul(found, ir.Constant(found.type, LANES))
 
-@internal
-def product(
-    layers: Layers, first: int, last: int, x: Any, at: int, chunks: int, matrices: Any, w: int,
-    biases: Any, b: int, y: Any, to: int, outputs: int,
-) -> None:  # fmt: skip
-    """Y = x W + b for some rows; arrays begin at the places behind them."""
-    stride = place(layers, 1, 0)
-    multiply(
-        x, at, stride, layers.rows[first:last], last - first, matrices, w, biases, b, chunks,
-        outputs, y, to, stride,
-    )  # fmt: skip
+    return types.intp(layers, types.intp, types.intp), generate
 
 
 def value(layers: Layers, raw: Any, v: Values) -> None:
     """Outputs of all layers from the inputs ``raw``, those of the layer norm."""
     for block in prange((layers.rows.size + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layers.rows.size)
+        stride = place(layers, 1, 0)
         if layers.norm_weight.size > 0:
             for row in range(first, last):
                 normalise(layers, row, raw, v)
@@ -177,9 +178,9 @@ def value(layers: Layers, raw: Any, v: Values) -> None:
         for k in range(layers.activations.size):
             inputs, outputs = layers.chunks[k], layers.chunks[k + 1]
             after = at + place(layers, inputs, 0)
-            product(
-                layers, first, last, v.x, at, inputs, layers.matrices, w, layers.biases, b, v.x,
-                after, outputs,
+            multiply(
+                v.x, at, stride, layers.rows[first:last], last - first, layers.matrices, w,
+                layers.biases, b, inputs, outputs, v.x, after, stride,
             )  # fmt: skip
             for chunk in range(outputs):
                 for row in range(first, last):
@@ -225,6 +226,7 @@ def back(layers: Layers, v: Values) -> None:
     """Gradients of all numbers from that of the outputs, the last part of ``v.g``."""
     for block in prange((layers.rows.size + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layers.rows.size)
+        stride = place(layers, 1, 0)
         at, out = v.g.size, v.g_z.size
         w = layers.transposes.size
         for k in range(layers.activations.size - 1, -1, -1):
@@ -235,9 +237,9 @@ def back(layers: Layers, v: Values) -> None:
                 for row in range(first, last):
                     here = place(layers, chunk, row)
                     store(v.g_z, out + here, load(v.slopes, out + here) * load(v.g, at + here))
-            product(
-                layers, first, last, v.g_z, out, outputs, layers.transposes, w, layers.zeros, 0,
-                v.g, at - place(layers, inputs, 0), inputs,
+            multiply(
+                v.g_z, out, stride, layers.rows[first:last], last - first, layers.transposes, w,
+                layers.zeros, 0, outputs, inputs, v.g, at - place(layers, inputs, 0), stride,
             )  # fmt: skip
         if layers.norm_weight.size > 0:
             for row in range(first, last):
@@ -267,14 +269,15 @@ def tangent(layers: Layers, draw: Any, v: Values, d: Tangents) -> None:
     """Tangents of `value`."""
     for block in prange((layers.rows.size + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layers.rows.size)
+        stride = place(layers, 1, 0)
         for row in range(first, last):
             normalise_tangent(layers, row, draw, v, d)
         at, out, w = 0, 0, 0
         for k in range(layers.activations.size):
             inputs, outputs = layers.chunks[k], layers.chunks[k + 1]
-            product(
-                layers, first, last, d.x, at, inputs, layers.matrices, w, layers.zeros, 0, d.z,
-                out, outputs,
+            multiply(
+                d.x, at, stride, layers.rows[first:last], last - first, layers.matrices, w,
+                layers.zeros, 0, inputs, outputs, d.z, out, stride,
             )  # fmt: skip
             at += place(layers, inputs, 0)
             for chunk in range(outputs):
@@ -309,6 +312,7 @@ def back_tangent(layers: Layers, v: Values, d: Tangents) -> None:
     """Tangents of `back`."""
     for block in prange((layers.rows.size + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layers.rows.size)
+        stride = place(layers, 1, 0)
         at, out = v.g.size, v.g_z.size
         w = layers.transposes.size
         for k in range(layers.activations.size - 1, -1, -1):
@@ -321,9 +325,9 @@ def back_tangent(layers: Layers, v: Values, d: Tangents) -> None:
                     dz = load(v.curvatures, out + here) * load(d.z, out + here)
                     dg_z = load(v.slopes, out + here) * load(d.g, at + here)
                     store(d.g_z, out + here, fma(dz, load(v.g, at + here), dg_z))
-            product(
-                layers, first, last, d.g_z, out, outputs, layers.transposes, w, layers.zeros, 0,
-                d.g, at - place(layers, inputs, 0), inputs,
+            multiply(
+                d.g_z, out, stride, layers.rows[first:last], last - first, layers.transposes, w,
+                layers.zeros, 0, outputs, inputs, d.g, at - place(layers, inputs, 0), stride,
             )  # fmt: skip
         for row in range(first, last):
             normalise_back_tangent(layers, row, v, d)

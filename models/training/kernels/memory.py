@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-
 LINE = 64
 """Bytes of a cache line: an array begins with one, so that no vector is in two."""
 

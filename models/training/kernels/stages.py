@@ -72,9 +72,9 @@ class EmbeddingStage:
         self.sums, self.mixed, x = batch.new(3)
         norms = batch.new_factors()
         batch.run(
-            edges.embed, batch.edges, *self.radial.both, self.receiver, self.sender, self.sums
-        )
-        batch.run(atoms.inner, self.sums, self.sums, 1.0, norms)
+            edges.embed, batch.edges, *self.radial.both, self.receiver, self.sender, self.sums,
+            norms,
+        )  # fmt: skip
         self.scale = self.gate.value(norms)
         batch.run(atoms.embed_out, self.sums, self.matrices, self.scale, self.mixed, x)
         return x
@@ -88,11 +88,10 @@ class EmbeddingStage:
             self.g_mixed, self.g_sums,
         )  # fmt: skip
         self.g_norms = self.gate.back()
-        batch.run(atoms.add_inner_back, self.g_norms, self.sums, self.g_sums)
         g_directions = batch.memory.take(batch.edges.directions.size, g.dtype)
         batch.run(
             edges.embed_back, batch.edges, self.radial.table, self.receiver, self.sender,
-            self.g_sums, g_lengths, g_directions,
+            self.g_norms, self.sums, self.g_sums, g_lengths, g_directions,
         )  # fmt: skip
         return g_directions
 
@@ -104,9 +103,8 @@ class EmbeddingStage:
         d_norms = batch.new_factors()
         batch.run(
             edges.embed_tangent, batch.edges, self.radial.table, d_lengths, d_directions,
-            self.receiver, self.sender, self.d_sums,
+            self.receiver, self.sender, self.sums, self.d_sums, d_norms,
         )  # fmt: skip
-        batch.run(atoms.inner, self.sums, self.d_sums, 2.0, d_norms)
         self.d_scale = self.gate.tangent(d_norms)
         batch.run(
             atoms.embed_out_tangent, self.d_sums, self.matrices, self.scale, self.d_scale,
@@ -124,13 +122,10 @@ class EmbeddingStage:
         )  # fmt: skip
         self.g_mix = batch.products(self.g_mixed, dg_mixed, self.sums, self.d_sums)
         batch.run(
-            atoms.add_inner_back_tangent, self.g_norms, self.gate.back_tangent(), self.sums,
-            self.d_sums, dg_sums,
-        )  # fmt: skip
-        batch.run(
             edges.embed_table, batch.edges, *self.radial.both, self.d_lengths, self.d_directions,
-            self.receiver, self.sender, self.g_sums, dg_sums, flat(self.g_receiver),
-            flat(self.g_sender), *self.radial.gradients,
+            self.receiver, self.sender, self.g_norms, self.gate.back_tangent(), self.sums,
+            self.d_sums, self.g_sums, dg_sums, flat(self.g_receiver), flat(self.g_sender),
+            *self.radial.gradients,
         )  # fmt: skip
 
 

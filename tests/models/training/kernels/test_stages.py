@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,13 @@ from numpy.typing import NDArray
 from support.training_equations import Case, of_both, outputs, perceptron, random_case
 from torch import Tensor, nn
 
+from tensormd.models.inference.kernels.cpu.dense import pack_matrix
 from tensormd.models.inference.kernels.cpu.perceptron import ACTIVATIONS
 from tensormd.models.maths.activations import activation
 from tensormd.models.maths.cartesian import TensorAlgebra
 from tensormd.models.training.kernels import geometry
 from tensormd.models.training.kernels.launch import launch
-from tensormd.models.training.kernels.memory import Memory, flat
+from tensormd.models.training.kernels.memory import LINE, Memory, flat
 from tensormd.models.training.kernels.network import Evaluation
 from tensormd.models.training.kernels.perceptrons import (
     Dense,
@@ -23,6 +26,7 @@ from tensormd.models.training.kernels.perceptrons import (
     dense_layers,
     padded,
 )
+from tensormd.models.training.kernels.products import pack
 
 
 def derivatives(case: Case) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,6 +122,32 @@ def test_directions(irreps: str) -> None:
         found.numpy(),
     )  # fmt: skip
     near(found, gradient, 1e-14)
+
+
+def test_matrices_are_packed_as_in_inference() -> None:
+    rng = np.random.default_rng(0)
+    chunks = [2, 5, 7, 1]
+    given = [rng.normal(size=(16 * o, 16 * i)) for i, o in itertools.pairwise(chunks)]
+    raw = np.concatenate([w.ravel() for w in given])
+    matrices, transposes = np.empty_like(raw), np.empty_like(raw)
+    launch(pack, np.array(chunks), raw, matrices, transposes)
+    expected = [pack_matrix(np.ascontiguousarray(w.T)) for w in given]
+    np.testing.assert_array_equal(matrices, np.concatenate(expected))
+    np.testing.assert_array_equal(transposes, np.concatenate([pack_matrix(w) for w in given]))
+
+
+def test_arrays_of_a_step_begin_at_cache_lines_and_are_used_again() -> None:
+    memory = Memory()
+    for count in range(3):
+        memory.start()
+        found = [memory.take(size, np.dtype(np.float32)) for size in (7, 100, 33)]
+        assert [x.size for x in found] == [7, 100, 33]
+        if count:  # in the first batch their sizes are not known
+            assert all(x.ctypes.data % LINE == 0 for x in found)
+            places = [x.ctypes.data for x in found]
+            assert len({*places}) == 3
+    memory.start()
+    assert memory.take(7, np.dtype(np.float64)).ctypes.data == places[0]
 
 
 @pytest.mark.parametrize("kind", range(len(ACTIVATIONS)))
