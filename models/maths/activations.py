@@ -43,36 +43,3 @@ def activation(name: str) -> nn.Module:
     if name not in _ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}: expected one of {', '.join(ACTIVATIONS)}")
     return _ACTIVATIONS[name]()
-
-
-def with_derivatives(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """An activation, and its first and second derivative, for any shape.
-
-    Raises
-    ------
-    ValueError
-        If the module is none of the activations of `activation`, or `torch.nn.Identity`.
-    """
-    if isinstance(module, nn.Identity):
-        return x, torch.ones_like(x), torch.zeros_like(x)
-    if isinstance(module, nn.Tanh):
-        t = x.tanh()
-        slope = 1 - t * t
-        return t, slope, -2 * t * slope
-    s = x.sigmoid()
-    slope = s * (1 - s)
-    if isinstance(module, nn.Sigmoid):
-        return s, slope, slope * (1 - 2 * s)
-    if isinstance(module, ShiftedSoftplus):
-        return module(x), s, slope
-    if isinstance(module, nn.SiLU):
-        curvature = slope * (2 + x * (1 - 2 * s))
-        return x * s, s + x * slope, curvature
-    if isinstance(module, nn.Mish):
-        t = torch.nn.functional.softplus(x).tanh()
-        rest = 1 - t * t
-        dt = rest * s
-        return x * t, t + x * dt, 2 * dt + x * (rest * slope - 2 * t * dt * s)
-    raise ValueError(
-        f"{type(module).__name__} is no activation: expected {', '.join(ACTIVATIONS)}"
-    )

@@ -15,81 +15,39 @@ tangents that the product rule gives; those used here, with :math:`v = 1 / (|x|^
     & \bar Y = q (\bar C M^T + M^T \bar C), \quad
     \tilde Y = q (\tilde C M^T + M^T \tilde C + \bar C \dot M^T + \dot M^T \bar C)
 
-and the same with Y and M exchanged. The features of an atom are adjacent, its components
-one after the other, with channels padded to a multiple of sixteen (`Layout`). Kernels take a block
-of atoms at a time through all operations between two sums over neighbours, so that it stays in the
-cache.
+and the same with Y and M exchanged. Kernels take a block of atoms at a time through all
+operations between two sums over neighbours, so that it stays in the cache.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from numba import prange
-from numpy.typing import NDArray
 
 from ...inference.kernels.cpu.algebra import (
     anticommutator,
     dot,
     dots,
-    irreps_of,
-    load_irreps,
     plus_scaled,
     product,
     scaled,
     transposed,
 )
 from ...inference.kernels.cpu.compiled import internal
-from ...inference.kernels.cpu.components import load_apart, plus, plus_times, store_apart, times
-from ...inference.kernels.cpu.dense import multiply
-from ...inference.kernels.cpu.simd import LANES, like, splat
-from ...inference.kernels.cpu.simd import load as load_one
-from ...inference.kernels.cpu.simd import store as store_one
+from ...inference.kernels.cpu.components import plus, plus_times, times
+from ...inference.kernels.cpu.simd import like, splat
 from ...inference.kernels.cpu.tensornet_nodes import compressed, compressed_back, interaction
-
-
-class Layout(NamedTuple):
-    """Where features have their numbers: atom * row + component * width + channel."""
-
-    shape: NDArray[Any]
-    """Empty array that tells compiled functions the number of components (see `components`)."""
-    atoms: int
-    width: int
-    """Channels, padded."""
-    row: int
-    """Numbers of an atom."""
-    sizes: NDArray[np.int64]
-    """Components of each irrep."""
-    rows: NDArray[np.int64]
-    """(irreps, 5 N), places of the components of each irrep, atom by atom."""
-    zeros: NDArray[Any]
-    """(width,), bias of products without bias."""
-    parity_conserving: bool
-
-
-@internal
-def load(layout: Layout, x: Any, at: int) -> Any:
-    """The components of an atom and sixteen channels."""
-    return load_apart(layout.shape, x, at, layout.width)
-
-
-@internal
-def store(layout: Layout, x: Any, at: int, value: Any) -> None:
-    """Write the components of an atom and sixteen channels."""
-    store_apart(x, at, layout.width, value)
-
-
-@internal
-def mix(layout: Layout, matrices: Any, x: Any, y: Any, first: int, last: int) -> None:
-    """Y = x W for the channels of each irrep of atoms, with packed matrices."""
-    chunks = layout.width // LANES
-    for k in range(layout.sizes.size):
-        begin, end = first * layout.sizes[k], last * layout.sizes[k]
-        multiply(
-            x, 0, LANES, layout.rows[k, begin:end], end - begin, matrices,
-            k * layout.width * layout.width, layout.zeros, 0, chunks, chunks, y, 0, LANES,
-        )  # fmt: skip
+from .layout import (
+    Layout,
+    factor_place,
+    load,
+    load_factors,
+    mix,
+    place,
+    store,
+    store_factors,
+)
 
 
 @internal
@@ -115,66 +73,45 @@ def interaction_back(parity_conserving: bool, y: Any, m: Any, q: Any, g: Any) ->
     return product(g, transposed(m)), product(transposed(y), g)
 
 
-BLOCK = 16
-"""Atoms in a block."""
+BLOCK = 12
+"""Atoms in a block, a multiple of the rows of a tile of `dense`."""
 
 
-# Invariants and factors of irreps: arrays (N, irreps, width), or (N, width) for all irreps alike
+# Squared norms of irreps
 
 
-def inner(layout: Layout, x: Any, y: Any, products: Any) -> None:
-    """Inner products of all components."""
+def inner_by_irrep(layout: Layout, x: Any, y: Any, factor: float, products: Any) -> None:
+    """Inner products of each irrep, times a factor."""
     for i in prange(layout.atoms):
-        for c in range(0, layout.width, LANES):
-            at = i * layout.row + c
-            store_one(
-                products, i * layout.width + c, dot(load(layout, x, at), load(layout, y, at))
+        for chunk in range(layout.chunks):
+            at = place(layout, chunk, i)
+            found = dots(load(layout, x, at), load(layout, y, at))
+            store_factors(
+                layout,
+                products,
+                factor_place(layout, chunk, i),
+                times(like(found[0], factor), found),
             )
 
 
-def inner_by_irrep(layout: Layout, x: Any, y: Any, products: Any) -> None:
-    """Inner products of each irrep."""
+def irreps_back(layout: Layout, g: Any, x: Any, g_x: Any) -> None:
+    """Gradient of x, 2 g x, from those of the squared norms of its irreps."""
     for i in prange(layout.atoms):
-        for c in range(0, layout.width, LANES):
-            at = i * layout.row + c
-            found = dots(load(layout, x, at), load(layout, y, at))
-            store_apart(products, factor_place(layout, i, c), layout.width, found)
+        for chunk in range(layout.chunks):
+            at, c = place(layout, chunk, i), factor_place(layout, chunk, i)
+            f = load_factors(layout, g, c)
+            store(g_x, at, scaled(plus(f, f), load(layout, x, at)))
 
 
-def add_times(layout: Layout, factors: Any, x: Any, sums: Any) -> None:
-    """Sums += f x."""
+def irreps_back_tangent(layout: Layout, g: Any, dg: Any, x: Any, dx: Any, dg_x: Any) -> None:
+    """Tangent of `irreps_back`."""
     for i in prange(layout.atoms):
-        for c in range(0, layout.width, LANES):
-            at, f = i * layout.row + c, load_one(factors, i * layout.width + c)
-            store(layout, sums, at, plus_times(load(layout, sums, at), f, load(layout, x, at)))
-
-
-def times_irreps(layout: Layout, factors: Any, x: Any, y: Any) -> None:
-    """Y = f x, with a factor for each irrep."""
-    for i in prange(layout.atoms):
-        for c in range(0, layout.width, LANES):
-            at, f = i * layout.row + c, load_factors(layout, factors, i, c)
-            store(layout, y, at, scaled(f, load(layout, x, at)))
-
-
-def add_times_irreps(layout: Layout, factors: Any, x: Any, y: Any) -> None:
-    """Y += f x, with a factor for each irrep."""
-    for i in prange(layout.atoms):
-        for c in range(0, layout.width, LANES):
-            at, f = i * layout.row + c, load_factors(layout, factors, i, c)
-            store(layout, y, at, plus_scaled(load(layout, y, at), f, load(layout, x, at)))
-
-
-@internal
-def factor_place(layout: Layout, i: int, c: int) -> int:
-    """Where the factors of an atom begin, for channels from c on."""
-    return i * irreps_of(layout.shape) * layout.width + c
-
-
-@internal
-def load_factors(layout: Layout, factors: Any, i: int, c: int) -> Any:
-    """The factors of an atom and sixteen channels."""
-    return load_irreps(layout.shape, factors, factor_place(layout, i, c), layout.width)
+        for chunk in range(layout.chunks):
+            at, c = place(layout, chunk, i), factor_place(layout, chunk, i)
+            f = load_factors(layout, g, c)
+            df = load_factors(layout, dg, c)
+            found = scaled(plus(df, df), load(layout, x, at))
+            store(dg_x, at, plus_scaled(found, plus(f, f), load(layout, dx, at)))
 
 
 # Embedding: x = s mix(sums)
@@ -185,10 +122,11 @@ def embed_out(layout: Layout, sums: Any, matrices: Any, scale: Any, mixed: Any, 
     for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         mix(layout, matrices, sums, mixed, first, last)
-        for i in range(first, last):
-            for c in range(0, layout.width, LANES):
-                at, s = i * layout.row + c, load_factors(layout, scale, i, c)
-                store(layout, x, at, scaled(s, load(layout, mixed, at)))
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at, f = place(layout, chunk, i), factor_place(layout, chunk, i)
+                s = load_factors(layout, scale, f)
+                store(x, at, scaled(s, load(layout, mixed, at)))
 
 
 def embed_out_back(
@@ -198,13 +136,14 @@ def embed_out_back(
     """Gradients of s, mixed and sums from g, that of x."""
     for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
-        for i in range(first, last):
-            for c in range(0, layout.width, LANES):
-                at, s = i * layout.row + c, load_factors(layout, scale, i, c)
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at, f = place(layout, chunk, i), factor_place(layout, chunk, i)
+                s = load_factors(layout, scale, f)
                 x = load(layout, g, at)
-                store(layout, g_mixed, at, scaled(s, x))
+                store(g_mixed, at, scaled(s, x))
                 found = dots(x, load(layout, mixed, at))
-                store_apart(g_scale, factor_place(layout, i, c), layout.width, found)
+                store_factors(layout, g_scale, f, found)
         mix(layout, transposes, g_mixed, g_sums, first, last)
 
 
@@ -216,12 +155,12 @@ def embed_out_tangent(
     for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         mix(layout, matrices, dsums, dmixed, first, last)
-        for i in range(first, last):
-            for c in range(0, layout.width, LANES):
-                at = i * layout.row + c
-                s, ds = load_factors(layout, scale, i, c), load_factors(layout, dscale, i, c)
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at, f = place(layout, chunk, i), factor_place(layout, chunk, i)
+                s, ds = load_factors(layout, scale, f), load_factors(layout, dscale, f)
                 x = scaled(ds, load(layout, mixed, at))
-                store(layout, dx, at, plus_scaled(x, s, load(layout, dmixed, at)))
+                store(dx, at, plus_scaled(x, s, load(layout, dmixed, at)))
 
 
 def embed_out_back_tangent(
@@ -231,15 +170,15 @@ def embed_out_back_tangent(
     """Tangents of `embed_out_back`."""
     for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
-        for i in range(first, last):
-            for c in range(0, layout.width, LANES):
-                at = i * layout.row + c
-                s, ds = load_factors(layout, scale, i, c), load_factors(layout, dscale, i, c)
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at, f = place(layout, chunk, i), factor_place(layout, chunk, i)
+                s, ds = load_factors(layout, scale, f), load_factors(layout, dscale, f)
                 x, dx = load(layout, g, at), load(layout, dg, at)
-                store(layout, dg_mixed, at, plus_scaled(scaled(ds, x), s, dx))
+                store(dg_mixed, at, plus_scaled(scaled(ds, x), s, dx))
                 found = dots(dx, load(layout, mixed, at))
                 found = plus(found, dots(x, load(layout, dmixed, at)))
-                store_apart(dg_scale, factor_place(layout, i, c), layout.width, found)
+                store_factors(layout, dg_scale, f, found)
         mix(layout, transposes, dg_mixed, dg_sums, first, last)
 
 
@@ -250,36 +189,37 @@ def enter(layout: Layout, x: Any, u: Any, matrices: Any, y: Any) -> None:
     """U = x / (|x|^2 + 1), y = mix(u)."""
     for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
-        for i in range(first, last):
-            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
-                store(layout, u, at, compressed(load(layout, x, at)))
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at = place(layout, chunk, i)
+                store(u, at, compressed(load(layout, x, at)))
         mix(layout, matrices, u, y, first, last)
 
 
 def interact(
-    layout: Layout, u: Any, y: Any, m: Any, charge: Any, t: Any, matrices: Any, delta: Any,
-    x: Any,
+    layout: Layout, u: Any, y: Any, m: Any, charge: Any, c: Any, t: Any, matrices: Any,
+    delta: Any, x: Any,
 ) -> None:  # fmt: skip
-    """T = c / (|c|^2 + 1) of the interaction c, delta = mix(t), x = u + delta + q delta^2."""
+    """C, t = c / (|c|^2 + 1), delta = mix(t), x = u + delta + q delta^2."""
     for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
-        for i in range(first, last):
-            q = splat(charge[i])
-            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
-                c = interaction(
-                    load(layout, y, at), load(layout, m, at), q, layout.parity_conserving
-                )
-                store(layout, t, at, compressed(c))
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at, q = place(layout, chunk, i), splat(charge[i])
+                both = load(layout, y, at), load(layout, m, at)
+                found = interaction(both[0], both[1], q, layout.parity_conserving)
+                store(c, at, found)
+                store(t, at, compressed(found))
         mix(layout, matrices, t, delta, first, last)
-        for i in range(first, last):
-            q = splat(charge[i])
-            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at, q = place(layout, chunk, i), splat(charge[i])
                 d = load(layout, delta, at)
-                store(layout, x, at, plus_times(plus(load(layout, u, at), d), q, product(d, d)))
+                store(x, at, plus_times(plus(load(layout, u, at), d), q, product(d, d)))
 
 
 def interact_back(
-    layout: Layout, y: Any, m: Any, charge: Any, delta: Any, g: Any, g_delta: Any,
+    layout: Layout, y: Any, m: Any, charge: Any, c: Any, delta: Any, g: Any, g_delta: Any,
     transposes: Any, g_t: Any, g_y: Any, g_m: Any,
 ) -> None:  # fmt: skip
     """Gradients of delta, t, y and m from g, that of x; the gradient of u is g itself.
@@ -288,21 +228,20 @@ def interact_back(
     """
     for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
-        for i in range(first, last):
-            q = splat(charge[i])
-            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at, q = place(layout, chunk, i), splat(charge[i])
                 x, d = load(layout, g, at), load(layout, delta, at)
-                store(layout, g_delta, at, plus_times(x, q, anticommutator(x, transposed(d))))
+                store(g_delta, at, plus_times(x, q, anticommutator(x, transposed(d))))
         mix(layout, transposes, g_delta, g_t, first, last)
-        for i in range(first, last):
-            q = splat(charge[i])
-            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at, q = place(layout, chunk, i), splat(charge[i])
                 a, b = load(layout, y, at), load(layout, m, at)
-                c = interaction(a, b, q, layout.parity_conserving)
-                g_c = compressed_back(c, load(layout, g_t, at))
+                g_c = compressed_back(load(layout, c, at), load(layout, g_t, at))
                 g_a, g_b = interaction_back(layout.parity_conserving, a, b, q, g_c)
-                store(layout, g_y, at, g_a)
-                store(layout, g_m, at, g_b)
+                store(g_y, at, g_a)
+                store(g_m, at, g_b)
 
 
 def enter_back(
@@ -312,11 +251,12 @@ def enter_back(
     for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         mix(layout, transposes, g_y, g_u, first, last)
-        for i in range(first, last):
-            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at = place(layout, chunk, i)
                 both = plus(load(layout, g_u, at), load(layout, g, at))
-                store(layout, g_u, at, both)
-                store(layout, g_x, at, compressed_back(load(layout, x, at), both))
+                store(g_u, at, both)
+                store(g_x, at, compressed_back(load(layout, x, at), both))
 
 
 # Tangents
@@ -326,69 +266,70 @@ def enter_tangent(layout: Layout, x: Any, dx: Any, du: Any, matrices: Any, dy: A
     """Tangents of `enter`."""
     for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
-        for i in range(first, last):
-            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
-                store(layout, du, at, compressed_back(load(layout, x, at), load(layout, dx, at)))
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at = place(layout, chunk, i)
+                store(du, at, compressed_back(load(layout, x, at), load(layout, dx, at)))
         mix(layout, matrices, du, dy, first, last)
 
 
 def interact_tangent(
-    layout: Layout, du: Any, y: Any, dy: Any, m: Any, dm: Any, charge: Any, dt: Any,
-    matrices: Any, delta: Any, ddelta: Any, dx: Any,
+    layout: Layout, du: Any, y: Any, dy: Any, m: Any, dm: Any, charge: Any, c: Any, dc: Any,
+    dt: Any, matrices: Any, delta: Any, ddelta: Any, dx: Any,
 ) -> None:  # fmt: skip
     """Tangents of `interact`."""
     parity = layout.parity_conserving
     for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
-        for i in range(first, last):
-            q = splat(charge[i])
-            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at, q = place(layout, chunk, i), splat(charge[i])
                 a, b = load(layout, y, at), load(layout, m, at)
-                c = interaction(a, b, q, parity)
-                dc = plus(
+                found = plus(
                     interaction(load(layout, dy, at), b, q, parity),
                     interaction(a, load(layout, dm, at), q, parity),
                 )
-                store(layout, dt, at, compressed_back(c, dc))
+                store(dc, at, found)
+                store(dt, at, compressed_back(load(layout, c, at), found))
         mix(layout, matrices, dt, ddelta, first, last)
-        for i in range(first, last):
-            q = splat(charge[i])
-            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at, q = place(layout, chunk, i), splat(charge[i])
                 d, dd = load(layout, delta, at), load(layout, ddelta, at)
                 sums = plus(load(layout, du, at), dd)
-                store(layout, dx, at, plus_times(sums, q, anticommutator(d, dd)))
+                store(dx, at, plus_times(sums, q, anticommutator(d, dd)))
 
 
 def interact_back_tangent(
-    layout: Layout, y: Any, dy: Any, m: Any, dm: Any, charge: Any, delta: Any, ddelta: Any,
-    g: Any, dg: Any, dg_delta: Any, transposes: Any, g_t: Any, dg_y: Any, dg_m: Any,
+    layout: Layout, y: Any, dy: Any, m: Any, dm: Any, charge: Any, c: Any, dc: Any, delta: Any,
+    ddelta: Any, g: Any, dg: Any, dg_delta: Any, transposes: Any, g_t: Any, dg_y: Any, dg_m: Any,
 ) -> None:  # fmt: skip
     """Tangents of `interact_back`."""
     parity = layout.parity_conserving
     for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
-        for i in range(first, last):
-            q = splat(charge[i])
-            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at, q = place(layout, chunk, i), splat(charge[i])
                 x, dx = load(layout, g, at), load(layout, dg, at)
                 d, dd = load(layout, delta, at), load(layout, ddelta, at)
                 both = plus(anticommutator(dx, transposed(d)), anticommutator(x, transposed(dd)))
-                store(layout, dg_delta, at, plus_times(dx, q, both))
+                store(dg_delta, at, plus_times(dx, q, both))
         mix(layout, transposes, dg_delta, dg_y, first, last)  # that of t, for the loop below
-        for i in range(first, last):
-            q = splat(charge[i])
-            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at, q = place(layout, chunk, i), splat(charge[i])
                 a, b = load(layout, y, at), load(layout, m, at)
                 da, db = load(layout, dy, at), load(layout, dm, at)
-                c = interaction(a, b, q, parity)
-                dc = plus(interaction(da, b, q, parity), interaction(a, db, q, parity))
-                of_t = load(layout, g_t, at)
-                g_c = compressed_back(c, of_t)
-                dg_c = compressed_back_tangent(c, dc, of_t, load(layout, dg_y, at))
+                here, of_t = load(layout, c, at), load(layout, g_t, at)
+                g_c = compressed_back(here, of_t)
+                dg_c = compressed_back_tangent(
+                    here, load(layout, dc, at), of_t, load(layout, dg_y, at)
+                )
                 one = interaction_back(parity, a, b, q, dg_c)
                 two = interaction_back(parity, da, db, q, g_c)
-                store(layout, dg_y, at, plus(one[0], two[0]))
-                store(layout, dg_m, at, plus(one[1], two[1]))
+                store(dg_y, at, plus(one[0], two[0]))
+                store(dg_m, at, plus(one[1], two[1]))
 
 
 def enter_back_tangent(
@@ -398,10 +339,11 @@ def enter_back_tangent(
     for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         mix(layout, transposes, dg_y, dg_x, first, last)  # that of u, for the loop below
-        for i in range(first, last):
-            for at in range(i * layout.row, i * layout.row + layout.width, LANES):
+        for chunk in range(layout.chunks):
+            for i in range(first, last):
+                at = place(layout, chunk, i)
                 of_u = plus(load(layout, dg_x, at), load(layout, dg, at))
                 found = compressed_back_tangent(
                     load(layout, x, at), load(layout, dx, at), load(layout, g_u, at), of_u
                 )
-                store(layout, dg_x, at, found)
+                store(dg_x, at, found)

@@ -37,8 +37,7 @@ def launch(function: Callable[..., None], *args: Any) -> None:
 def kind(argument: Any) -> Any:
     """What Numba compiles a kernel for."""
     if isinstance(argument, np.ndarray):
-        flags = argument.flags
-        return argument.dtype, argument.ndim, flags.c_contiguous, flags.writeable, flags.aligned
+        return argument.dtype, argument.ndim, argument.flags.num
     if isinstance(argument, tuple):
         return (type(argument), *map(kind, argument))
     return type(argument)

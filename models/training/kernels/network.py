@@ -23,36 +23,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...inference.kernels.cpu.simd import LANES
 from .batch import Batch
-from .layers import NormTangents, PerceptronTangents
+from .geometry import directions_back, directions_tangent
+from .launch import launch
+from .perceptrons import Dense, DenseTangents, Kinds, joined
+from .products import pack
 from .stages import EmbeddingStage, InteractionStage, ReadoutStage
-
-
-@dataclass
-class Dense:
-    """A layer norm and the dense layers behind it."""
-
-    norm_weight: Tensor
-    norm_bias: Tensor
-    weights: list[Tensor]
-    biases: list[Tensor]
 
 
 @dataclass
 class Functions:
     """What is known of the dense layers besides their weights."""
 
-    gate: list[nn.Module]
-    """Activations of the embedding's gate."""
-    head: list[nn.Module]
-    norm_size: int
-    """Count of numbers in the readout's layer norm."""
-    epsilon: float
-    """Of both layer norms."""
+    gate: Kinds
+    """Those of the embedding's gate."""
+    head: Kinds
 
 
 @dataclass
@@ -60,11 +50,11 @@ class Weights:
     """The tensors for which there are gradients; ``width`` are channels, padded."""
 
     receiver: Tensor
-    """(N, width), species factor of each atom as receiver."""
+    """(species, width), factors of atoms as receivers."""
     sender: Tensor
-    """(N, width)."""
+    """(species, width)."""
     tables: list[Tensor]
-    """(rows, irreps, width): the embedding's, then each layer's."""
+    """(chunks, rows, irreps, 16): the embedding's, then each layer's."""
     at_zero: list[Tensor]
     """(irreps, width), factors of an atom's message to itself."""
     mixes: list[Tensor]
@@ -75,21 +65,16 @@ class Weights:
     def tensors(self) -> list[Tensor]:
         """All tensors in a fixed order."""
         found = [self.receiver, self.sender, *self.tables, *self.at_zero, *self.mixes]
-        for dense in (self.gate, self.head):
-            found += [dense.norm_weight, dense.norm_bias, *dense.weights, *dense.biases]
-        return found
+        return [*found, *self.gate.tensors(), *self.head.tensors()]
 
     def filled(self, tensors: Iterable[Tensor]) -> Weights:
         """Other tensors, in that order."""
         rest: Iterator[Tensor] = iter(tensors)
 
         def dense(like: Dense) -> Dense:
-            return Dense(
-                next(rest),
-                next(rest),
-                [next(rest) for _ in like.weights],
-                [next(rest) for _ in like.biases],
-            )
+            norm = next(rest), next(rest)
+            weights = [next(rest) for _ in like.weights]
+            return Dense(weights, [next(rest) for _ in like.biases], *norm)
 
         return Weights(
             receiver=next(rest),
@@ -108,81 +93,110 @@ class Evaluation:
     def __init__(self, batch: Batch, functions: Functions, weights: Weights) -> None:
         w = self.weights = weights
         self.batch = batch
-        gate, head, epsilon = w.gate, w.head, functions.epsilon
+        layout, size = batch.layout, len(batch.sizes) * batch.width**2
+        raw = joined(w.mixes)
+        packed = [batch.memory.take(raw.size, raw.dtype) for _ in range(2)]
+        sides = np.full(1 + len(w.mixes) * len(batch.sizes), layout.chunks)
+        launch(pack, sides, raw, *packed)
+        matrices, transposes = ([x[k : k + size] for k in range(0, x.size, size)] for x in packed)
+        gate = DenseTangents(w.gate, functions.gate, layout.atoms, batch.memory)
         self.embedding = EmbeddingStage(
-            batch, w.receiver, w.sender, w.tables[0], w.at_zero[0], w.mixes[0],
-            NormTangents(gate.norm_weight, gate.norm_bias, batch.channels, epsilon),
-            PerceptronTangents(gate.weights, gate.biases, functions.gate),
+            batch, w.receiver, w.sender, w.tables[0], w.at_zero[0], matrices[0], transposes[0],
+            gate,
         )  # fmt: skip
         self.layers = [
-            InteractionStage(batch, *each)
-            for each in zip(w.tables[1:], w.at_zero[1:], w.mixes[1::2], w.mixes[2::2], strict=True)
+            InteractionStage(
+                batch, table, at_zero, *(x[1 + 2 * k : 3 + 2 * k] for x in (matrices, transposes))
+            )
+            for k, (table, at_zero) in enumerate(zip(w.tables[1:], w.at_zero[1:], strict=True))
         ]
-        self.readout = ReadoutStage(
-            batch,
-            NormTangents(head.norm_weight, head.norm_bias, functions.norm_size, epsilon),
-            PerceptronTangents(head.weights, head.biases, functions.head),
-        )
+        head = DenseTangents(w.head, functions.head, layout.atoms, batch.memory)
+        self.readout = ReadoutStage(batch, head)
 
-    def values(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs (N,), and the derivatives of their sum by lengths (E,) and directions (E, n)."""
+    def values(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Outputs (N,), and derivatives of their sum by lengths (E,) and directions, flat (E, n).
+
+        They are valid until the next batch.
+        """
         x = self.embedding.value()
         for layer in self.layers:
             x = layer.value(x)
-        outputs = self.readout.value(x)
-
-        g = self.readout.back(torch.ones_like(outputs))
-        chunks, edges = self.batch.layout.width // LANES, len(self.batch.edges.sender)
+        outputs = of_rows(self.readout.value(x))
+        of_rows(self.readout.head.g)[:] = 1
+        g = self.readout.back()
+        chunks, edges = self.batch.layout.chunks, len(self.batch.edges.sender)
         by_chunk = np.zeros((chunks, edges), self.batch.charge.dtype)
         for layer in reversed(self.layers):
             g = layer.back(g, by_chunk)
-        g_lengths = torch.from_numpy(by_chunk.sum(0))
-        return outputs.squeeze(1), g_lengths, self.embedding.back(g, g_lengths)
+        g_lengths = by_chunk.sum(0)
+        g_directions = self.embedding.back(g, g_lengths)
+        return outputs, g_lengths, g_directions
 
-    def gradients(self, c: Tensor, d_lengths: Tensor, d_directions: Tensor) -> Weights:
+    def gradients(
+        self, c: NDArray[Any], d_lengths: NDArray[Any], d_directions: NDArray[Any]
+    ) -> Weights:
         """Gradients of the loss from its derivatives by the results of `values`."""
         self.batch.check()
-        d_lengths = d_lengths.contiguous()
-        dx = self.embedding.tangent(d_lengths, d_directions.contiguous())
+        dx = self.embedding.tangent(d_lengths, d_directions)
         for layer in self.layers:
             dx = layer.tangent(dx, d_lengths)
         self.readout.tangent(dx)
 
-        dg = self.readout.back_tangent(c.unsqueeze(1))
+        of_rows(self.readout.head.dg)[:] = c
+        dg = self.readout.back_tangent()
         for layer in reversed(self.layers):
             dg = layer.back_tangent(dg)
         self.embedding.back_tangent(dg)
-        embedding, readout = self.embedding, self.readout
+        embedding, radial = self.embedding, [self.embedding.radial]
+        radial += [layer.radial for layer in self.layers]
         mixes = [m for layer in self.layers for m in (layer.g_mix_in, layer.g_mix_out)]
         return Weights(
             receiver=embedding.g_receiver,
             sender=embedding.g_sender,
-            tables=[embedding.g_table, *(layer.g_table for layer in self.layers)],
-            at_zero=[embedding.g_at_zero, *(layer.g_at_zero for layer in self.layers)],
+            tables=[each.g_table for each in radial],
+            at_zero=[each.g_at_zero for each in radial],
             mixes=[embedding.g_mix, *mixes],
-            gate=gradients_of(embedding.norm, embedding.gate),
-            head=gradients_of(readout.norm, readout.head),
+            gate=embedding.gate.gradients_of_tangents(),
+            head=self.readout.head.gradients_of_tangents(),
         )
 
 
-def gradients_of(norm: NormTangents, perceptron: PerceptronTangents) -> Dense:
-    """The gradients that both have computed."""
-    return Dense(norm.g_weight, norm.g_bias, perceptron.g_weights, perceptron.g_biases)
+def of_rows(x: NDArray[Any]) -> NDArray[Any]:
+    """The first of sixteen numbers of each row; sets the others to zero."""
+    rows = x.reshape(-1, LANES)
+    rows[:, 1:] = 0
+    return rows[:, 0]
 
 
 class Energies(torch.autograd.Function):
-    """`Evaluation` for autograd: (batch, functions, weights, their tensors) -> its values."""
+    """Outputs (N,), and derivatives of their sum by the vectors of edges, (E, 3) float64.
+
+    From the batch, what is known of the dense layers, the vectors, the weights, and all tensors of
+    these, for which there are gradients.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, batch: Batch, functions: Functions, like: Weights, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any, batch: Batch, functions: Functions, vectors: NDArray[np.float64],
+        like: Weights, *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """See `Evaluation.values`."""
+        ctx.vectors, ctx.batch = vectors, batch
         ctx.evaluation = Evaluation(batch, functions, like.filled(tensors))
-        return ctx.evaluation.values()
+        outputs, *derivatives = ctx.evaluation.values()
+        gradient = np.empty_like(vectors)
+        g_lengths, g_directions = derivatives
+        launch(directions_back, vectors, g_lengths, sum(batch.sizes), g_directions, gradient)
+        return torch.from_numpy(outputs.copy()), torch.from_numpy(gradient)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *derivatives: Tensor) -> tuple[Tensor | None, ...]:
-        """See `Evaluation.gradients`."""
-        return None, None, None, *ctx.evaluation.gradients(*derivatives).tensors()
+    def backward(ctx: Any, c: Tensor, d_vectors: Tensor) -> tuple[Tensor | None, ...]:
+        """See `Evaluation.gradients`; the derivative by the gradient is a tangent of vectors."""
+        batch, components = ctx.batch, sum(ctx.batch.sizes)
+        lengths = batch.memory.take(len(ctx.vectors), batch.charge.dtype)
+        directions = batch.memory.take(components * len(ctx.vectors), batch.charge.dtype)
+        tangents = d_vectors.contiguous().numpy()
+        launch(directions_tangent, ctx.vectors, tangents, lengths, components, directions)
+        gradients = ctx.evaluation.gradients(c.numpy(), lengths, directions)
+        return None, None, None, None, *gradients.tensors()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -10,11 +9,16 @@ from torch import Tensor, nn
 
 from ...graph import Graph, Pairs
 from ...heads.energy import EnergyReadout, LinearHead, MLPHead
+from ...maths.cartesian import COMPONENTS
 from ...networks.tensornet import Interaction, TensorNet
 from ...potential import Potential, edge_gradient
-from .batch import Batch, Memory
+from .batch import Batch
 from .edges import Edges
-from .network import Dense, Energies, Functions, Weights
+from .geometry import directions
+from .launch import launch
+from .memory import Memory
+from .network import Energies, Functions, Weights
+from .perceptrons import dense_layers, padded
 from .radial import Knots, Radial, radial_at_pairs
 
 
@@ -37,17 +41,10 @@ class FusedEnergies:
         self.knots = Knots(network, intervals) if intervals else None
         self.reads_pairs = self.knots is None
         self.memory = Memory()
-        self.gate, gate_activations = dense(network.embedding.norm, network.embedding.gate)
+        self.readout = readout
         head = readout.head
         assert isinstance(head, (MLPHead, LinearHead))
-        modules = head.network if isinstance(head, MLPHead) else [head.linear]
-        self.head, head_activations = dense(readout.norm, modules)
-        self.functions = Functions(
-            gate=gate_activations,
-            head=head_activations,
-            norm_size=readout.norm_size,
-            epsilon=readout.norm.eps,
-        )
+        self.head = head.network if isinstance(head, MLPHead) else [head.linear]
 
     def __call__(
         self, graph: Graph, vectors: Tensor, pairs: Pairs | None
@@ -65,37 +62,35 @@ class FusedEnergies:
         receivers, senders = graph.edge_index
         if not (receivers[1:] >= receivers[:-1]).all():
             raise ValueError("edges are not sorted by receiver: expected a Graph of NeighborList")
-        own = (vectors.detach() / potential.length_in_angstrom).requires_grad_()
-        narrow = own.to(potential.dtype)
-        lengths = torch.linalg.vector_norm(narrow, dim=1)
-        directions = network.embedding.algebra.directions(-narrow / lengths.unsqueeze(1)).t()
+        own = (vectors.detach().double() / potential.length_in_angstrom).contiguous()
+        components = sum(COMPONENTS[irrep] for irrep in network.irreps)
+        lengths = torch.empty(len(own), dtype=torch.float64)
+        tensors = torch.empty(len(own) * components, dtype=potential.dtype)
+        launch(directions, own.numpy(), lengths.numpy(), components, tensors.numpy())
         if self.knots is not None:
-            radial = self.knots(torch.linalg.vector_norm(own.detach(), dim=1))
+            radial = self.knots(lengths)
         else:
             assert pairs is not None
-            radial = radial_at_pairs(network, lengths.detach(), pairs)
+            radial = radial_at_pairs(network, lengths.to(potential.dtype), pairs)
         edges = Edges(
+            graph.numbers.numpy(),
             torch.searchsorted(receivers, torch.arange(len(graph.numbers) + 1)).numpy(),
             senders.contiguous().numpy(),
             radial.row.numpy(),
-            radial.weights.numpy(),
-            radial.slopes.numpy(),
-            directions.detach().contiguous().numpy().reshape(-1),
+            radial.weights.numpy().reshape(-1),
+            radial.slopes.numpy().reshape(-1),
+            tensors.numpy(),
         )
+        self.memory.start()
         charge = 1 + 0.1 * graph.charge.to(potential.dtype).index_select(0, graph.system)
         parity_conserving = network.config["group"] == "O(3)"
         batch = Batch(
             network.irreps, network.channels, parity_conserving, edges, charge, self.memory
         )
-        weights = self._weights(batch, graph.numbers, radial)
-        outputs, by_length, by_direction = Energies.apply(  # type: ignore[no-untyped-call]
-            batch, self.functions, weights, *weights.tensors()
+        weights, functions = self._weights(batch, radial)
+        outputs, gradient = Energies.apply(  # type: ignore[no-untyped-call]
+            batch, functions, own.numpy(), weights, *weights.tensors()
         )
-        geometry = [(lengths, by_length)]
-        if directions.requires_grad:  # those of I alone are constant
-            geometry.append((directions, by_direction))
-        values, derivatives = zip(*geometry, strict=True)
-        [gradient] = torch.autograd.grad(values, [own], derivatives, create_graph=True)
         scale = potential.atomic_scale
         gradient = gradient * scale.scale / potential.length_in_angstrom
         energies = scale(outputs, graph)
@@ -106,19 +101,15 @@ class FusedEnergies:
             gradient = gradient + edge_gradient(repulsion, short) / potential.length_in_angstrom
         return energies * potential.energy_in_ev, gradient * potential.energy_in_ev
 
-    def _weights(self, batch: Batch, numbers: Tensor, radial: Radial) -> Weights:
+    def _weights(self, batch: Batch, radial: Radial) -> tuple[Weights, Functions]:
         embedding, channels = self.network.embedding, self.network.channels
+        irreps = len(self.network.irreps)
         pair, species = embedding.species_pair, embedding.species.weight
         # Products of a few rows would depend on the number of threads in the last digit.
         species = nn.functional.pad(species, (0, 0, 0, -len(species) % 16))
 
-        def of_atoms(matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-            each = nn.functional.linear(species, matrix, bias)
-            return batch.padded(each.index_select(0, numbers))
-
-        def by_irrep(x: Tensor) -> Tensor:
-            parts = x.view(*x.shape[:-1], len(self.network.irreps), channels)
-            return batch.padded(parts).contiguous()
+        def of_species(matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+            return padded(nn.functional.linear(species, matrix, bias), 1)
 
         mixes = [embedding.mix.weight]
         for layer in cast("list[Interaction]", list(self.network.layers)):
@@ -126,27 +117,16 @@ class FusedEnergies:
         at_zero = radial.at_zero
         if not embedding.self_interaction:
             at_zero = [torch.zeros_like(x) for x in at_zero]
-        return Weights(
-            receiver=of_atoms(pair.weight[:, :channels], pair.bias),
-            sender=of_atoms(pair.weight[:, channels:]),
-            tables=[by_irrep(table) for table in radial.tables],
-            at_zero=[by_irrep(row) for row in at_zero],
-            mixes=[batch.padded_matrices(mix) for mix in mixes],
-            gate=self.gate,
-            head=self.head,
+        gate, of_gate = dense_layers(embedding.gate, embedding.norm, channels, last=irreps)
+        norm, size = self.readout.norm, self.readout.norm_size
+        head, of_head = dense_layers(self.head, norm, size, first=irreps)
+        weights = Weights(
+            receiver=of_species(pair.weight[:, :channels], pair.bias),
+            sender=of_species(pair.weight[:, channels:]),
+            tables=radial.tables,
+            at_zero=at_zero,
+            mixes=[padded(padded(mix.mT, 1).mT, 1) for mix in mixes],
+            gate=gate,
+            head=head,
         )
-
-
-def dense(norm: nn.Module, modules: Iterable[nn.Module]) -> tuple[Dense, list[nn.Module]]:
-    """The weights of a layer norm and linear layers, and the activation after each of these."""
-    weights: list[Tensor] = []
-    biases: list[Tensor] = []
-    activations: list[nn.Module] = []
-    for module in modules:
-        if isinstance(module, nn.Linear):
-            weights.append(module.weight)
-            biases.append(module.bias)
-            activations.append(nn.Identity())
-        else:
-            activations[-1] = module
-    return Dense(norm.weight, norm.bias, weights, biases), activations  # type: ignore[arg-type]
+        return weights, Functions(of_gate, of_head)

@@ -14,16 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numba import prange
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ...graph import Pairs
 from ...inference.kernels.cpu.neighbors import spline_weights as weights_of
+from ...inference.kernels.cpu.simd import LANES, fma, like, load, splat, store
 from ...networks.tensornet import TensorNet
+from .edges import ROWS
 from .launch import launch
-
-COLUMNS = 128
-"""Columns that a thread solves at a time."""
+from .memory import Memory, flat
+from .perceptrons import Dense, DenseTangents, Kinds, dense_layers, padded
 
 
 class Radial(NamedTuple):
@@ -32,13 +33,13 @@ class Radial(NamedTuple):
     row: Tensor
     """(E,) int64."""
     weights: Tensor
-    """(E, rows per edge)."""
+    """(E, 4)."""
     slopes: Tensor
-    """(E, rows per edge)."""
+    """(E, 4)."""
     tables: list[Tensor]
-    """(rows, irreps F), the embedding's, then each layer's."""
+    """(chunks, rows, irreps, 16), the embedding's, then each layer's."""
     at_zero: list[Tensor]
-    """(irreps F,)."""
+    """(irreps, width)."""
 
 
 def radial_at_pairs(network: TensorNet, distances: Tensor, pairs: Pairs) -> Radial:
@@ -49,15 +50,29 @@ def radial_at_pairs(network: TensorNet, distances: Tensor, pairs: Pairs) -> Radi
         return tuple(network.edge_factors(r))
 
     values, slopes = torch.func.jvp(factors, (lengths,), (torch.ones_like(lengths),))
-    edges = len(distances)
+    irreps = len(network.irreps)
+
+    def chosen(row: int) -> Tensor:
+        weights = distances.new_zeros(len(distances), ROWS)
+        weights[:, row] = 1
+        return weights
+
+    def table(rows: Tensor) -> Tensor:
+        # With two rows more, which the last pair reads and multiplies by zero.
+        parts = padded(nn.functional.pad(rows, (0, 0, 0, 2)), irreps)
+        parts = parts.view(len(parts), irreps, -1, LANES)
+        return parts.permute(2, 0, 1, 3).contiguous()
+
+    zero = network.edge_factors(distances.new_zeros(1))
     return Radial(
         row=2 * pairs.of_edge,
-        weights=distances.new_tensor([1.0, 0.0]).expand(edges, 2).contiguous(),
-        slopes=distances.new_tensor([0.0, 1.0]).expand(edges, 2).contiguous(),
+        weights=chosen(0),
+        slopes=chosen(1),
         tables=[
-            torch.stack([f, df], dim=1).flatten(0, 1) for f, df in zip(values, slopes, strict=True)
+            table(torch.stack([f, df], dim=1).flatten(0, 1))
+            for f, df in zip(values, slopes, strict=True)
         ],
-        at_zero=[f[0] for f in network.edge_factors(distances.new_zeros(1))],
+        at_zero=[padded(f[0], irreps).view(irreps, -1) for f in zero],
     )
 
 
@@ -78,7 +93,16 @@ class Knots:
         self.step = (upper - self.lower) / intervals
         self.dtype = network.embedding.mix.weight.dtype
         knots = torch.linspace(self.lower, upper, intervals + 1, dtype=torch.float64)
+        if self.lower > 0:
+            knots = torch.cat([knots, knots.new_zeros(1)])
         self.knots = knots.to(self.dtype)
+        """(K,), the knots, and zero if it is not the first of them."""
+        self.zero = len(knots) - 1 if self.lower > 0 else 0
+        """Place of zero."""
+        self.memory = Memory()
+        self._basis: tuple[list[int], Tensor, Tensor] | None = None
+        modules = [network.embedding.radial, *(layer.radial for layer in network.layers)]
+        self.modules = [[m] if isinstance(m, nn.Linear) else list(m) for m in modules]  # type: ignore[arg-type]
         # Elimination in the equations of the inner coefficients: a matrix with 4 on its diagonal,
         # 2 at both ends, and 1 beside it.
         pivots = [2.0]
@@ -88,73 +112,166 @@ class Knots:
 
     def __call__(self, distances: Tensor) -> Radial:
         """Splines of the edges, (E,) float64, in the network's unit of length."""
-        edges = len(distances)
+        edges, irreps = len(distances), len(self.network.irreps)
         row = np.empty(edges, np.int64)
-        weights, slopes = (torch.empty(edges, 4, dtype=self.dtype) for _ in range(2))
+        weights, slopes = (torch.empty(edges, ROWS, dtype=self.dtype) for _ in range(2))
         launch(
             spline_rows, distances.numpy(), self.lower, self.step, self.intervals, row,
-            weights.numpy(), slopes.numpy(),
+            flat(weights), flat(slopes),
         )  # fmt: skip
-        factors = self.network.edge_factors(self.knots)
-        zero = factors
-        if self.lower > 0:
-            zero = self.network.edge_factors(self.knots.new_zeros(1))
-        coefficients = self.coefficients(torch.cat(factors, 1))
+        basis, envelope = self._functions()
+        self.memory.start()
+        layers = [dense_layers(modules, last=irreps) for modules in self.modules]
+        tensors = [x for dense, _ in layers for x in dense.tensors()]
+        found = Splines.apply(self, layers, envelope, basis, *tensors)  # type: ignore[no-untyped-call]
         return Radial(
             row=torch.from_numpy(row),
             weights=weights,
             slopes=slopes,
-            tables=list(torch.split(coefficients, factors[0].shape[1], 1)),
-            at_zero=[f[0] for f in zero],
+            tables=list(found[: len(layers)]),
+            at_zero=list(found[len(layers) :]),
         )
 
-    def coefficients(self, values: Tensor) -> Tensor:
-        """Coefficients (n + 3, M) of the spline through values (n + 1, M) at the knots.
+    def _functions(self) -> tuple[Tensor, Tensor]:
+        """Radial functions (K, width) and envelope (K,), new only if they have changed."""
+        radial = self.network.radial
+        versions = [x._version for x in (*radial.parameters(), *radial.buffers())]
+        if self._basis is None or self._basis[0] != versions:
+            basis = padded(radial(self.knots), 1)
+            found = versions, basis, self.network.envelope(self.knots)
+            if basis.requires_grad:
+                return found[1:]
+            self._basis = found
+        return self._basis[1:]
 
-        Its slope is zero at the cutoff, where the envelope ends, and that of the polynomial
-        through the first five values at the other end.
-        """
-        rise = values.new_tensor([-25, 48, -36, 16, -3]) / 6 @ values[:5]  # 2 h times the slope
-        right = torch.cat([(3 * values[:1] + rise / 2), 6 * values[1:-1], 3 * values[-1:]])
-        inner = Tridiagonal.apply(right, self.reciprocals)  # type: ignore[no-untyped-call]
-        return torch.cat([inner[1:2] - rise, inner, inner[-2:-1]])
+
+Networks = list[tuple[Dense, Kinds]]
+"""Dense layers of the embedding and of each layer."""
 
 
-class Tridiagonal(torch.autograd.Function):
-    """The solution of the equations of a spline's inner coefficients, which are symmetric."""
+class Splines(torch.autograd.Function):
+    """Tables and factors at zero from the radial functions on knots and the networks' weights."""
 
     @staticmethod
-    def forward(ctx: Any, right: Tensor, reciprocals: NDArray[Any]) -> Tensor:
-        """(n, M) -> (n, M)."""
-        ctx.reciprocals = reciprocals
-        return solution(right, reciprocals)
+    def forward(
+        ctx: Any, knots: Knots, networks: Networks, envelope: Tensor, basis: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """See `coefficients`."""
+        ctx.knots, ctx.envelope, ctx.irreps = knots, envelope.numpy(), len(knots.network.irreps)
+        rows, chunks = basis.shape[0], basis.shape[1] // LANES
+        by_chunk = basis.detach().view(rows, chunks, LANES).transpose(0, 1).contiguous()
+        ctx.networks = [DenseTangents(*each, rows, knots.memory) for each in networks]
+        tables, at_zero = [], []
+        for network in ctx.networks:
+            values = network.value(flat(by_chunk))
+            width = network.chunks[-1] * LANES // ctx.irreps
+            shape = width // LANES, knots.reciprocals.size + 2, ctx.irreps, LANES
+            tables.append(basis.new_empty(shape))
+            at_zero.append(basis.new_empty(ctx.irreps, width))
+            launch(
+                coefficients, values, ctx.envelope, knots.reciprocals, knots.zero, ctx.irreps,
+                flat(tables[-1]), flat(at_zero[-1]),
+            )  # fmt: skip
+        return *tables, *at_zero
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The same equations for the gradient."""
-        return solution(gradient, ctx.reciprocals), None
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """See `coefficients_back`."""
+        knots, count = ctx.knots, len(ctx.networks)
+        found: list[Tensor] = []
+        of_basis = []
+        for network, g_table, g_zero in zip(
+            ctx.networks, gradients[:count], gradients[count:], strict=True
+        ):
+            launch(
+                coefficients_back, flat(g_table), flat(g_zero), ctx.envelope, knots.reciprocals,
+                knots.zero, ctx.irreps, network.g,
+            )  # fmt: skip
+            of_basis.append(network.back().reshape(-1, network.rows, LANES))
+            found += network.gradients().tensors()
+        g_basis = None
+        if ctx.needs_input_grad[3]:
+            g_basis = torch.from_numpy(sum(of_basis).transpose(1, 0, 2).reshape(network.rows, -1))
+        return None, None, None, g_basis, *found
 
 
-def solution(right: Tensor, reciprocals: NDArray[Any]) -> Tensor:
-    """Of the equations of a spline, by elimination and substitution."""
-    x = right.detach().clone(memory_format=torch.contiguous_format)
-    launch(eliminate, reciprocals, x.numpy())
-    return x
+SLOPE = (-25 / 6, 48 / 6, -36 / 6, 16 / 6, -3 / 6)
+"""2 h times the slope at the first knot of the polynomial through the first five values."""
 
 
-def eliminate(reciprocals: Any, x: Any) -> None:
-    """Solve in place, (n, M); ``reciprocals`` (n,) are those of the pivots."""
-    width = (x.shape[1] + COLUMNS - 1) // COLUMNS
-    for part in prange(width):
-        first, last = part * COLUMNS, min((part + 1) * COLUMNS, x.shape[1])
-        for column in range(first, last):
-            x[0, column] *= reciprocals[0]
-        for k in range(1, x.shape[0]):
-            for column in range(first, last):
-                x[k, column] = (x[k, column] - x[k - 1, column]) * reciprocals[k]
-        for k in range(x.shape[0] - 2, -1, -1):
-            for column in range(first, last):
-                x[k, column] -= reciprocals[k] * x[k + 1, column]
+def coefficients(
+    values: Any, envelope: Any, reciprocals: Any, zero: int, irreps: int, table: Any, at_zero: Any
+) -> None:
+    """Coefficients (n + 3) of the splines through values times envelope at n + 1 knots.
+
+    Their slope is zero at the cutoff, where the envelope ends, and that of the polynomial through
+    the first five values at the other end. ``values`` are (irreps, chunks, rows, 16).
+    """
+    rows, knots = envelope.size, reciprocals.size
+    chunks = values.size // (irreps * rows * LANES)
+    for task in prange(irreps * chunks):
+        k, chunk, of = task // chunks, task % chunks, task * rows * LANES
+        step = irreps * LANES
+        at = (chunk * (knots + 2) * irreps + k) * LANES
+        store(at_zero, task * LANES, splat(envelope[zero]) * load(values, of + zero * LANES))
+        rise = like(load(values, of), 0.0)
+        for m in range(5):
+            rise = fma(like(rise, SLOPE[m] * envelope[m]), load(values, of + m * LANES), rise)
+        x = like(rise, 3 * envelope[0]) * load(values, of) + like(rise, 0.5) * rise
+        x = splat(reciprocals[0]) * x
+        store(table, at + step, x)
+        for row in range(1, knots):
+            factor = (3 if row == knots - 1 else 6) * envelope[row]
+            x = fma(like(x, factor), load(values, of + row * LANES), -x)
+            x = splat(reciprocals[row]) * x
+            store(table, at + (row + 1) * step, x)
+        for row in range(knots - 2, -1, -1):
+            x = load(table, at + (row + 1) * step) - splat(reciprocals[row]) * x
+            store(table, at + (row + 1) * step, x)
+        store(table, at, load(table, at + 2 * step) - rise)
+        store(table, at + (knots + 1) * step, load(table, at + (knots - 1) * step))
+
+
+def coefficients_back(
+    g_table: Any, g_zero: Any, envelope: Any, reciprocals: Any, zero: int, irreps: int,
+    g_values: Any,
+) -> None:  # fmt: skip
+    """Gradient of the values from that of the coefficients, whose equations are symmetric."""
+    rows, knots = envelope.size, reciprocals.size
+    chunks = g_values.size // (irreps * rows * LANES)
+    for task in prange(irreps * chunks):
+        k, chunk, to = task // chunks, task % chunks, task * rows * LANES
+        step = irreps * LANES
+        at = (chunk * (knots + 2) * irreps + k) * LANES
+        first, last = load(g_table, at), load(g_table, at + (knots + 1) * step)
+        x = splat(reciprocals[0]) * load(g_table, at + step)
+        store(g_values, to, x)
+        for row in range(1, knots):
+            g = load(g_table, at + (row + 1) * step)
+            if row == 1:
+                g = g + first
+            if row == knots - 2:
+                g = g + last
+            x = splat(reciprocals[row]) * (g - x)
+            store(g_values, to + row * LANES, x)
+        for row in range(knots - 2, -1, -1):
+            x = load(g_values, to + row * LANES) - splat(reciprocals[row]) * x
+            store(g_values, to + row * LANES, x)
+        g_rise = like(x, 0.5) * x - first
+        for row in range(rows):
+            here = to + row * LANES
+            if row < knots:
+                ends = row == 0 or row == knots - 1
+                g = like(x, 3 if ends else 6) * load(g_values, here)
+            else:
+                g = x - x
+            if row < 5:
+                g = fma(like(x, SLOPE[row]), g_rise, g)
+            if row == zero:
+                g = g + load(g_zero, task * LANES)
+            store(g_values, here, splat(envelope[row]) * g)
 
 
 def spline_rows(
@@ -170,8 +287,8 @@ def spline_rows(
         of_value, of_slope = inside / 6, inside / (2 * step)
         values = weights_of(t)
         for m in range(4):
-            weights[e, m] = of_value * values[m]
-        slopes[e, 0] = -of_slope * s * s
-        slopes[e, 1] = of_slope * (3 * t - 4) * t
-        slopes[e, 2] = of_slope * (4 - 3 * s) * s
-        slopes[e, 3] = of_slope * t * t
+            weights[e * ROWS + m] = of_value * values[m]
+        slopes[e * ROWS] = -of_slope * s * s
+        slopes[e * ROWS + 1] = of_slope * (3 * t - 4) * t
+        slopes[e * ROWS + 2] = of_slope * (4 - 3 * s) * s
+        slopes[e * ROWS + 3] = of_slope * t * t

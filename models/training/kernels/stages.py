@@ -7,6 +7,7 @@ the loss for the stage's weights, under the names of the weights with ``g_`` bef
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,8 +15,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import atoms, edges
-from .batch import Batch, Features, packed
-from .layers import NormTangents, PerceptronTangents
+from .batch import Batch, Features
+from .memory import flat
+from .perceptrons import DenseTangents
+
+
+class Radial:
+    """Factors of the edges of a stage, and the gradients for them."""
+
+    def __init__(self, table: Tensor, at_zero: Tensor) -> None:
+        self.table, self.at_zero = flat(table), flat(at_zero)
+        self.g_table, self.g_at_zero = torch.zeros_like(table), torch.zeros_like(at_zero)
+
+    @property
+    def both(self) -> tuple[Features, Features]:
+        """Table, and factors of an atom's message to itself."""
+        return self.table, self.at_zero
+
+    @property
+    def gradients(self) -> tuple[Features, Features]:
+        """Where the gradients of both are added."""
+        return flat(self.g_table), flat(self.g_at_zero)
 
 
 class EmbeddingStage:
@@ -26,101 +46,86 @@ class EmbeddingStage:
     batch
         The batch.
     receiver, sender
-        Species factors of atoms, (N, width).
+        Species factors, (species, width).
     table
-        (rows, irreps, width).
+        (chunks, rows, irreps, 16).
     at_zero
         Factors of an atom's message to itself, (irreps, width).
-    mix
-        (irreps, width, width).
-    norm, gate
+    matrices, transposes
+        Matrices that mix channels, and their transposes, packed.
+    gate
         The function of the norms that scales the features.
     """
 
     def __init__(
         self, batch: Batch, receiver: Tensor, sender: Tensor, table: Tensor, at_zero: Tensor,
-        mix: Tensor, norm: NormTangents, gate: PerceptronTangents,
+        matrices: Features, transposes: Features, gate: DenseTangents,
     ) -> None:  # fmt: skip
-        self.batch, self.norm, self.gate = batch, norm, gate
-        self.receiver, self.sender, self.table = receiver, sender, table
-        self.at_zero, self.mix = at_zero, mix
-        self.matrices, self.transposes = packed(mix.mT), packed(mix)
+        self.batch, self.gate, self.radial = batch, gate, Radial(table, at_zero)
+        self.receiver, self.sender = flat(receiver), flat(sender)
+        self.g_receiver, self.g_sender = torch.zeros_like(receiver), torch.zeros_like(sender)
+        self.matrices, self.transposes = matrices, transposes
 
     def value(self) -> Features:
         """The features."""
-        batch, self.sums = self.batch, self.batch.new_pair()
-        sums = self.sums.first
+        batch = self.batch
+        self.sums, self.mixed, x = batch.new(3)
+        norms = batch.new_factors()
         batch.run(
-            edges.embed, batch.edges, self.table, self.at_zero, self.receiver, self.sender, sums
-        )
-        self.scale = batch.factors(self.gate.value(self.norm.value(self._inner(sums, sums))))
-        self.mixed, x = batch.new(2)
-        batch.run(atoms.embed_out, sums, self.matrices, self.scale, self.mixed, x)
+            edges.embed, batch.edges, *self.radial.both, self.receiver, self.sender, self.sums,
+            norms,
+        )  # fmt: skip
+        self.scale = self.gate.value(norms)
+        batch.run(atoms.embed_out, self.sums, self.matrices, self.scale, self.mixed, x)
         return x
 
-    def _inner(self, x: Features, y: Features) -> Tensor:
-        found = torch.empty(
-            self.batch.layout.atoms, self.batch.layout.width, dtype=self.batch.dtype
-        )
-        self.batch.run(atoms.inner, x, y, found)
-        return found[:, : self.batch.channels]
-
-    def back(self, g: Features, g_lengths: Tensor) -> Tensor:
-        """Gradients of the directions, (E, n), from those of the features; adds to (E,)."""
+    def back(self, g: Features, g_lengths: NDArray[Any]) -> NDArray[Any]:
+        """Gradients of the directions, flat (E, n), from those of the features; adds to (E,)."""
         batch = self.batch
-        self.g, self.g_mixed, g_scale = g, batch.new_pair(), batch.new_factors()
-        [self.g_sums] = batch.new(1)
+        self.g, (self.g_mixed, self.g_sums) = g, batch.new(2)
         batch.run(
-            atoms.embed_out_back, g, self.transposes, self.scale, self.mixed, g_scale,
-            self.g_mixed.second, self.g_sums,
+            atoms.embed_out_back, g, self.transposes, self.scale, self.mixed, self.gate.g,
+            self.g_mixed, self.g_sums,
         )  # fmt: skip
-        g_norms = self.norm.back(self.gate.back(batch.side_by_side(g_scale)))
-        self.g_norms = 2 * batch.padded(g_norms)
-        batch.run(atoms.add_times, self.g_norms, self.sums.first, self.g_sums)
-        g_directions = torch.empty(len(batch.edges.sender), sum(batch.sizes), dtype=batch.dtype)
+        self.g_norms = self.gate.back()
+        g_directions = batch.memory.take(batch.edges.directions.size, g.dtype)
         batch.run(
-            edges.embed_back, batch.edges, self.table, self.receiver, self.sender, self.g_sums,
-            g_lengths, g_directions,
+            edges.embed_back, batch.edges, self.radial.table, self.receiver, self.sender,
+            self.g_norms, self.sums, self.g_sums, g_lengths, g_directions,
         )  # fmt: skip
         return g_directions
 
-    def tangent(self, d_lengths: Tensor, d_directions: Tensor) -> Features:
+    def tangent(self, d_lengths: NDArray[Any], d_directions: NDArray[Any]) -> Features:
         """Tangent of the features from those of lengths and directions."""
-        batch, sums, d_sums = self.batch, self.sums.first, self.sums.second
+        batch = self.batch
         self.d_lengths, self.d_directions = d_lengths, d_directions
+        self.d_sums, self.d_mixed, dx = batch.new(3)
+        d_norms = batch.new_factors()
         batch.run(
-            edges.embed_tangent, batch.edges, self.table, d_lengths, d_directions, self.receiver,
-            self.sender, d_sums,
+            edges.embed_tangent, batch.edges, self.radial.table, d_lengths, d_directions,
+            self.receiver, self.sender, self.sums, self.d_sums, d_norms,
         )  # fmt: skip
-        d_norms = 2 * self._inner(sums, d_sums)
-        self.d_scale = batch.factors(self.gate.tangent(self.norm.tangent(d_norms)))
-        self.d_mixed, dx = batch.new(2)
+        self.d_scale = self.gate.tangent(d_norms)
         batch.run(
-            atoms.embed_out_tangent, d_sums, self.matrices, self.scale, self.d_scale, self.mixed,
-            self.d_mixed, dx,
+            atoms.embed_out_tangent, self.d_sums, self.matrices, self.scale, self.d_scale,
+            self.mixed, self.d_mixed, dx,
         )  # fmt: skip
         return dx
 
     def back_tangent(self, dg: Features) -> None:
         """Gradients of the weights from the tangent of the features' gradient."""
-        batch, dg_scale = self.batch, self.batch.new_factors()
-        [dg_sums] = batch.new(1)
+        batch = self.batch
+        dg_mixed, dg_sums = batch.new(2)
         batch.run(
             atoms.embed_out_back_tangent, self.g, dg, self.transposes, self.scale, self.d_scale,
-            self.mixed, self.d_mixed, dg_scale, self.g_mixed.first, dg_sums,
+            self.mixed, self.d_mixed, self.gate.dg, dg_mixed, dg_sums,
         )  # fmt: skip
-        self.g_mix = torch.zeros_like(self.mix)
-        batch.add_products(self.g_mix, self.g_mixed, self.sums)
-        dg_norms = self.norm.back_tangent(self.gate.back_tangent(batch.side_by_side(dg_scale)))
-        batch.run(atoms.add_times, 2 * batch.padded(dg_norms), self.sums.first, dg_sums)
-        batch.run(atoms.add_times, self.g_norms, self.sums.second, dg_sums)
-        self.g_receiver, self.g_sender, self.g_table, self.g_at_zero = (
-            torch.zeros_like(x) for x in (self.receiver, self.sender, self.table, self.at_zero)
-        )
+        self.g_mix = batch.products(self.g_mixed, dg_mixed, self.sums, self.d_sums)
         batch.run(
-            edges.embed_table, batch.edges, self.table, self.at_zero, self.d_lengths,
-            self.d_directions, self.receiver, self.sender, self.g_sums, dg_sums, self.g_receiver,
-            self.g_sender, self.g_table, self.g_at_zero,
+            edges.embed_table, batch.edges, *self.radial.both, self.d_lengths, self.d_directions,
+            self.receiver, self.sender, self.g_norms, self.gate.back_tangent(), self.sums,
+            self.d_sums, self.g_sums, dg_sums, flat(self.g_receiver), flat(self.g_sender),
+            *self.radial.gradients,
         )  # fmt: skip
 
 
@@ -131,27 +136,25 @@ class InteractionStage:
     ----------
     batch, table, at_zero
         As those of `EmbeddingStage`.
-    mix_in, mix_out
-        (irreps, width, width).
+    matrices, transposes
+        Those of mix_in and of mix_out.
     """
 
     def __init__(
-        self, batch: Batch, table: Tensor, at_zero: Tensor, mix_in: Tensor, mix_out: Tensor
-    ) -> None:
-        self.batch, self.table, self.at_zero = batch, table, at_zero
-        self.mix_in, self.mix_out = mix_in, mix_out
-        self.matrices = [packed(mix.mT) for mix in (mix_in, mix_out)]
-        self.transposes = [packed(mix) for mix in (mix_in, mix_out)]
+        self, batch: Batch, table: Tensor, at_zero: Tensor, matrices: Sequence[Features],
+        transposes: Sequence[Features],
+    ) -> None:  # fmt: skip
+        self.batch, self.radial = batch, Radial(table, at_zero)
+        self.matrices, self.transposes = matrices, transposes
 
     def value(self, x: Features) -> Features:
         """Features after the layer from those before it."""
         batch, self.x = self.batch, x
-        self.u, self.t = batch.new_pair(), batch.new_pair()
-        self.y, self.m, self.delta, after = batch.new(4)
-        batch.run(atoms.enter, x, self.u.first, self.matrices[0], self.y)
-        batch.run(edges.gather, batch.edges, self.table, self.at_zero, self.y, self.m)
+        self.u, self.y, self.m, self.c, self.t, self.delta, after = batch.new(7)
+        batch.run(atoms.enter, x, self.u, self.matrices[0], self.y)
+        batch.run(edges.gather, batch.edges, *self.radial.both, self.y, self.m)
         batch.run(
-            atoms.interact, self.u.first, self.y, self.m, batch.charge, self.t.first,
+            atoms.interact, self.u, self.y, self.m, batch.charge, self.c, self.t,
             self.matrices[1], self.delta, after,
         )  # fmt: skip
         return after
@@ -159,54 +162,50 @@ class InteractionStage:
     def back(self, g: Features, g_lengths: NDArray[Any]) -> Features:
         """Gradient of the features before from that of those after; adds to (chunks, E)."""
         batch, self.g = self.batch, g
-        self.g_delta, self.g_y = batch.new_pair(), batch.new_pair()
-        self.g_t, self.g_m, self.g_u, direct, g_x = batch.new(5)
+        self.g_delta, self.g_y, self.g_t, self.g_m, self.g_u, direct, g_x = batch.new(7)
         batch.run(
-            atoms.interact_back, self.y, self.m, batch.charge, self.delta, g, self.g_delta.second,
-            self.transposes[1], self.g_t, direct, self.g_m,
+            atoms.interact_back, self.y, self.m, batch.charge, self.c, self.delta, g,
+            self.g_delta, self.transposes[1], self.g_t, direct, self.g_m,
         )  # fmt: skip
         batch.run(
-            edges.gather_back, batch.edges, self.table, self.at_zero, self.y, self.g_m, direct,
-            self.g_y.second, g_lengths,
+            edges.gather_back, batch.edges, *self.radial.both, self.y, self.g_m, direct,
+            self.g_y, g_lengths,
         )  # fmt: skip
-        batch.run(atoms.enter_back, self.x, self.g_y.second, self.transposes[0], g, self.g_u, g_x)
+        batch.run(atoms.enter_back, self.x, self.g_y, self.transposes[0], g, self.g_u, g_x)
         return g_x
 
-    def tangent(self, dx: Features, d_lengths: Tensor) -> Features:
+    def tangent(self, dx: Features, d_lengths: NDArray[Any]) -> Features:
         """Tangent of `value`."""
         batch, self.dx, self.d_lengths = self.batch, dx, d_lengths
-        self.dy, self.dm, self.d_delta, after = batch.new(4)
-        batch.run(atoms.enter_tangent, self.x, dx, self.u.second, self.matrices[0], self.dy)
+        self.du, self.dy, self.dm, self.dc, self.dt, self.d_delta, after = batch.new(7)
+        batch.run(atoms.enter_tangent, self.x, dx, self.du, self.matrices[0], self.dy)
         batch.run(
-            edges.gather_tangent, batch.edges, self.table, self.at_zero, d_lengths, self.y,
+            edges.gather_tangent, batch.edges, *self.radial.both, d_lengths, self.y,
             self.dy, self.dm,
         )  # fmt: skip
         batch.run(
-            atoms.interact_tangent, self.u.second, self.y, self.dy, self.m, self.dm, batch.charge,
-            self.t.second, self.matrices[1], self.delta, self.d_delta, after,
+            atoms.interact_tangent, self.du, self.y, self.dy, self.m, self.dm, batch.charge,
+            self.c, self.dc, self.dt, self.matrices[1], self.delta, self.d_delta, after,
         )  # fmt: skip
         return after
 
     def back_tangent(self, dg: Features) -> Features:
         """Tangent of `back`, and the gradients of the weights."""
         batch = self.batch
-        self.g_mix_in, self.g_mix_out, self.g_table, self.g_at_zero = (
-            torch.zeros_like(x) for x in (self.mix_in, self.mix_out, self.table, self.at_zero)
-        )
-        direct, dg_m, dg_x = batch.new(3)
+        dg_delta, dg_y, dg_m, direct, dg_x = batch.new(5)
         batch.run(
             atoms.interact_back_tangent, self.y, self.dy, self.m, self.dm, batch.charge,
-            self.delta, self.d_delta, self.g, dg, self.g_delta.first, self.transposes[1],
+            self.c, self.dc, self.delta, self.d_delta, self.g, dg, dg_delta, self.transposes[1],
             self.g_t, direct, dg_m,
         )  # fmt: skip
-        batch.add_products(self.g_mix_out, self.g_delta, self.t)
+        self.g_mix_out = batch.products(self.g_delta, dg_delta, self.t, self.dt)
         batch.run(
-            edges.gather_back_tangent, batch.edges, self.table, self.at_zero, self.d_lengths,
-            self.y, self.dy, self.g_m, dg_m, direct, self.g_y.first, self.g_table, self.g_at_zero,
+            edges.gather_back_tangent, batch.edges, *self.radial.both, self.d_lengths,
+            self.y, self.dy, self.g_m, dg_m, direct, dg_y, *self.radial.gradients,
         )  # fmt: skip
-        batch.add_products(self.g_mix_in, self.g_y, self.u)
+        self.g_mix_in = batch.products(self.g_y, dg_y, self.u, self.du)
         batch.run(
-            atoms.enter_back_tangent, self.x, self.dx, self.g_y.first, self.transposes[0], dg,
+            atoms.enter_back_tangent, self.x, self.dx, dg_y, self.transposes[0], dg,
             self.g_u, dg_x,
         )  # fmt: skip
         return dg_x
@@ -219,39 +218,35 @@ class ReadoutStage:
     ----------
     batch
         The batch.
-    norm, head
+    head
         The function.
     """
 
-    def __init__(self, batch: Batch, norm: NormTangents, head: PerceptronTangents) -> None:
-        self.batch, self.norm, self.head = batch, norm, head
+    def __init__(self, batch: Batch, head: DenseTangents) -> None:
+        self.batch, self.head = batch, head
 
-    def value(self, x: Features) -> Tensor:
-        """(N, 1)."""
-        self.x = x
-        return self.head.value(self.norm.value(self._inner(x, x)))
+    def value(self, x: Features) -> Features:
+        """(1, N, 16), of which the first of sixteen is the output."""
+        self.x, norms = x, self.batch.new_factors(len(self.batch.sizes))
+        self.batch.run(atoms.inner_by_irrep, x, x, 1.0, norms)
+        return self.head.value(norms)
 
-    def _inner(self, x: Features, y: Features) -> Tensor:
-        found = self.batch.new_factors()
-        self.batch.run(atoms.inner_by_irrep, x, y, found)
-        return self.batch.side_by_side(found)
-
-    def back(self, g: Tensor) -> Features:
-        """Gradient of the features from that of the outputs."""
+    def back(self) -> Features:
+        """Gradient of the features from that of the outputs, ``head.g``."""
         [g_x] = self.batch.new(1)
-        self.g_norms = 2 * self.batch.factors(self.norm.back(self.head.back(g)))
-        self.batch.run(atoms.times_irreps, self.g_norms, self.x, g_x)
+        self.g_norms = self.head.back()
+        self.batch.run(atoms.irreps_back, self.g_norms, self.x, g_x)
         return g_x
 
-    def tangent(self, dx: Features) -> Tensor:
-        """Tangent of the outputs."""
-        self.dx = dx
-        return self.head.tangent(self.norm.tangent(2 * self._inner(self.x, dx)))
+    def tangent(self, dx: Features) -> None:
+        """Tangents, of which those of the outputs are not needed."""
+        self.dx, d_norms = dx, self.batch.new_factors(len(self.batch.sizes))
+        self.batch.run(atoms.inner_by_irrep, self.x, dx, 2.0, d_norms)
+        self.head.tangent(d_norms)
 
-    def back_tangent(self, dg: Tensor) -> Features:
-        """Tangent of the features' gradient from that of the outputs'."""
+    def back_tangent(self) -> Features:
+        """Tangent of the features' gradient from that of the outputs', ``head.dg``."""
         [dg_x] = self.batch.new(1)
-        dg_norms = 2 * self.batch.factors(self.norm.back_tangent(self.head.back_tangent(dg)))
-        self.batch.run(atoms.times_irreps, dg_norms, self.x, dg_x)
-        self.batch.run(atoms.add_times_irreps, self.g_norms, self.dx, dg_x)
+        dg_norms = self.head.back_tangent()
+        self.batch.run(atoms.irreps_back_tangent, self.g_norms, dg_norms, self.x, self.dx, dg_x)
         return dg_x

@@ -52,7 +52,8 @@ in_place = njit(error_model="numpy", inline="always")
 """Decorator for a function that is compiled as part of its caller.
 
 The compiler optimises all that a kernel calls in each function on the way, so that each one less
-saves seconds."""
+saves seconds. Not for functions with sums that are called in a loop over ``prange``: with threads,
+Numba takes these sums for sums over that loop."""
 
 
 def _compiled_once(dispatcher: Any) -> Any:
@@ -73,7 +74,8 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
 
     Threads share its loops over ``prange``, or else the calling thread runs them alone.
     """
-    dispatcher = njit(error_model="numpy", nogil=True, parallel=threads)(function)
+    options = {"nogil": True, "parallel": threads, "no_cfunc_wrapper": True}
+    dispatcher = njit(error_model="numpy", **options)(function)
     of = Path(inspect.getfile(function)).parent
 
     class Locator(_CacheLocator):  # tells Numba where the cache is and whether it is fresh

@@ -39,6 +39,9 @@ def _widths() -> dict[int, int]:
     return {32: 4, 64: 2} if wide else {32: 1, 64: 1}
 
 
+UNROLLED = 4
+"""Channels that a tile multiplies without a loop."""
+
 WIDTHS = _widths()
 """Bits of the dtype -> chunks of columns in a tile, on this processor."""
 
@@ -81,16 +84,21 @@ def _tile(wide: bool) -> Any:
                     )
                     for place in places
                 ]
-                for k in range(LANES):
-                    here = range(k * width * LANES, (k + 1) * width * LANES, LANES)
-                    row = load_many(context, builder, w, w_, weights, here)
-                    for one, totals in zip(ones, sums, strict=True):
-                        each = broadcast(builder, builder.load(builder.gep(one, [constant(k)])))
-                        for total, column in zip(totals, row, strict=True):
-                            value = call_lanewise(
-                                builder, "fma", each, column, builder.load(total)
-                            )
-                            builder.store(value, total)
+                # A few channels at a time: with all sixteen, compiling takes twice as long.
+                with cgutils.for_range(builder, constant(LANES // UNROLLED)) as part:
+                    begin = builder.mul(part.index, constant(UNROLLED))
+                    row_of = builder.add(weights, builder.mul(begin, constant(width * LANES)))
+                    for k in range(UNROLLED):
+                        here = range(k * width * LANES, (k + 1) * width * LANES, LANES)
+                        row = load_many(context, builder, w, w_, row_of, here)
+                        lane = builder.add(begin, constant(k))
+                        for one, totals in zip(ones, sums, strict=True):
+                            each = broadcast(builder, builder.load(builder.gep(one, [lane])))
+                            for total, column in zip(totals, row, strict=True):
+                                value = call_lanewise(
+                                    builder, "fma", each, column, builder.load(total)
+                                )
+                                builder.store(value, total)
             for place, totals in zip(places, sums, strict=True):
                 for v, total in enumerate(totals):
                     index = builder.add(y_start, place)
