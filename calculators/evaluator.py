@@ -17,9 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..models.checkpoint import load_potential
+from ..models.checkpoint.description import finite_cutoff
 from ..models.committee import combine, mean, mean_prediction, members_of
 from ..models.graph import Graph, batch_graphs, within
-from ..models.inference.backends import compile_potential, implementation_of, why_not_fused
+from ..models.inference.backends import (
+    compile_potential,
+    implementation_of,
+    runs_as,
+    why_not_fused,
+)
 from ..models.inference.forks import use_one_thread_in_forks
 from ..models.inference.hessian import hessian
 from ..models.inference.tables import TableInfo
@@ -282,11 +288,12 @@ class Evaluator:
             "members": len(self.members),
             "parameters": sum(p.numel() for p in self.potential.parameters()),
             "elements": symbols(self.potential.elements),
-            "cutoff_angstrom": self.potential.cutoff,
+            "cutoff_angstrom": finite_cutoff(self.potential.cutoff),
             "device": str(self.device),
             "backend": self.backend,
             "engine": " + ".join(sorted({implementation_of(member) for member in self.members})),
             "why_not_fused": self.why_not_fused,
+            "runs_as": sorted({runs_as(member) for member in members_of(self.potential)}),
             "tables": [
                 _table(member.table_info)  # type: ignore[arg-type]
                 for member in self.members

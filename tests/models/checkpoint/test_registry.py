@@ -16,7 +16,6 @@ from support.paths import ROOT
 from tensormd.models import Potential
 from tensormd.models.checkpoint import load_potential, registry, registry_names
 from tensormd.models.checkpoint.registry import HubFile, WebFile
-from tensormd.models.networks.torchmdnet import TorchMDNetPotential
 
 COMMIT = "a" * 40
 MATGL4 = ROOT / "tests" / "matgl4" / "bessel"
@@ -132,11 +131,12 @@ def test_small_file_with_another_digest(hub: FakeHub) -> None:
         load_potential(name)
 
 
-def test_torchmdnet_modules_by_name(hub: FakeHub, tmp_path: Path) -> None:
+def test_second_network_by_name(hub: FakeHub, tmp_path: Path) -> None:
     data = checkpoint(tmp_path, model="tensornet2", max_z=100)
     hub.add("Acellera/AceFF-2.0", "aceff_v2.0.ckpt", data)
     potential = load_potential("aceff-2.0")
-    assert isinstance(potential, TorchMDNetPotential)
+    assert isinstance(potential, Potential)
+    assert potential.architecture == "TensorNet2"
     assert potential.elements == [1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53]
 
 
