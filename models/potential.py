@@ -198,13 +198,20 @@ class Potential(nn.Module):
                 raise ValueError(f"heads has {name!r}: {type(head).__name__}: expected {known}")
         self.heads = nn.ModuleDict(heads)
 
-    __jit_unused_properties__ = ("architecture", "dtype")
+    __jit_unused_properties__ = ("architecture", "coulomb_cutoff", "dtype")
     __jit_ignored_attributes__ = ("heads",)  # compiled models give energies and forces only
 
     @property
     def architecture(self) -> str:
         """Name of the network's class: ``TensorNet``, ..."""
         return type(self.representation).__name__
+
+    @property
+    def coulomb_cutoff(self) -> float | None:
+        """Cutoff of the Coulomb energy, Angstrom, infinite for all pairs; None: no such energy."""
+        if self.coulomb is None:
+            return None
+        return self.coulomb.cutoff * self.length_in_angstrom
 
     @property
     def dtype(self) -> torch.dtype:

@@ -329,7 +329,7 @@ def test_coulomb_cutoff_can_be_set(tmp_path: Path) -> None:
     energy, _ = reference(expected, NUMBERS, positions())
     found = potential(graph(potential, NUMBERS, positions())).energy.item()
     assert found == pytest.approx(energy, rel=1e-9)
-    with pytest.raises(ValueError, match="cutoff is -1"):
+    with pytest.raises(ValueError, match="Coulomb energy is -1"):
         potential.with_coulomb_cutoff(-1)
 
 
