@@ -145,6 +145,11 @@ class PotentialCalculator(Calculator):
         except UntrainedError:
             self.implemented_properties = self.heads
 
+    @property
+    def unbounded(self) -> bool:
+        """Whether all pairs of a molecule interact, so that it cannot evaluate a cell."""
+        return not np.isfinite(float(self.potential.cutoff))
+
     def _check_architecture(self) -> None:
         found = str(self.potential.architecture)
         for name in found.split(" + "):

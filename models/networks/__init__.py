@@ -27,7 +27,7 @@ class Architecture(NamedTuple):
 
 NETWORKS: dict[str, Architecture] = {
     "TensorNet": Architecture(TensorNet, EnergyReadout, HEADS),
-    "TensorNet2": Architecture(TensorNet2, EnergyReadout, HEADS),
+    "TensorNet2": Architecture(TensorNet2, EnergyReadout),
     "TDN": Architecture(TDN, ScalarReadout),
 }
 """Architectures by class name, as in checkpoints; configurations use it in lower case."""
