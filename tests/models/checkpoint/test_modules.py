@@ -365,6 +365,20 @@ def test_in_a_calculator(variant: str, tmp_path: Path) -> None:
             assert atoms.get_potential_energies().sum() == pytest.approx(energy, rel=1e-9)
 
 
+def test_what_it_runs_as_and_what_that_costs_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, arguments = make_model(model="equivariant-transformer")
+    path = save(tmp_path / "m.ckpt", model, arguments)
+    said = describe(load_potential(path))["runs_as"]
+    assert said.startswith("torchmd-net's own module")
+    assert "times as long" in said
+    calculator = PotentialCalculator(path)
+    with caplog.at_level("INFO", logger="tensormd"):
+        assert calculator.info()["runs_as"] == [said]
+    assert f"TorchMD_ET runs as {said}" in caplog.text
+
+
 def test_loading_leaves_the_process_as_it_was(tmp_path: Path) -> None:
     model, arguments = make_model(model="transformer")
     path = save(tmp_path / "m.ckpt", model, arguments)
