@@ -183,6 +183,8 @@ class Potential(nn.Module):
             own_cutoff = max(own_cutoff, repulsion.cutoff)
         if coulomb is not None:
             own_cutoff = max(own_cutoff, coulomb.cutoff)
+        self.charged = representation.charge_levels > 0
+        """Whether the network predicts charges."""
         self.longer = coulomb is not None and coulomb.cutoff > representation.cutoff
         """Whether charges interact beyond the cutoff of the network."""
         self.cutoff = own_cutoff * self.length_in_angstrom
@@ -250,7 +252,12 @@ class Potential(nn.Module):
             # Far more pairs than the network can see, and their factors would all be zero.
             near = (vectors * vectors).sum(1) < self.representation.cutoff**2
             graph, vectors, pairs = shorter_edges(graph, near), vectors[near], None
-        return self.representation.features_and_charges(graph, vectors, pairs)
+        if self.charged:
+            return self.representation.features_and_charges(graph, vectors, pairs)
+        else:
+            # The module itself is called, so that hooks see its features.
+            none = vectors.new_zeros(graph.numbers.shape[0], 0)
+            return self.representation(graph, vectors, pairs), none
 
     def _in_own_unit(self, vectors: Tensor) -> Tensor:
         return (vectors / self.length_in_angstrom).to(self.readout.norm.weight.dtype)

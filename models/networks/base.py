@@ -193,7 +193,8 @@ class Network(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`forward`, and charges of the atoms, (N, charge_levels * charge_channels), e.
 
-        The charges of each channel sum to the charge of their system.
+        The charges of each channel sum to the charge of their system. A network that predicts
+        charges overrides this.
         """
         return self.forward(graph, vectors, pairs), vectors.new_zeros(graph.numbers.shape[0], 0)
 

@@ -30,6 +30,7 @@ from support.helpers import (
 from support.tensornet2 import REACTION_FIELD, make_tensornet2
 
 from tensormd.models import Committee, NeighborList, Potential, TensorNet
+from tensormd.models.analysis import layout_of
 from tensormd.models.graph import Graph, within
 from tensormd.models.heads.charges import ChargeReadout
 from tensormd.models.heads.coulomb import COULOMB_EV_ANGSTROM, CoulombEnergy
@@ -281,6 +282,11 @@ def test_float32_is_near_float64() -> None:
 
 
 # Bad input
+
+
+def test_its_orders_are_not_measured() -> None:
+    with pytest.raises(ValueError, match="orders of a TensorNet2 cannot be measured"):
+        layout_of(make_tensornet2())
 
 
 def test_coulomb_energy_of_a_network_without_charges() -> None:
