@@ -277,6 +277,42 @@ class TestOpenMM:
         assert energy() == pytest.approx(wanted(atoms, 12.0), abs=1e-9)
         assert energy(coulomb_cutoff=0.6) == pytest.approx(wanted(atoms, 6.0), abs=1e-9)
 
+    @pytest.mark.parametrize("box", [0.0, 26.0])
+    def test_charged_ligand_in_ml_mm(self, box: float, potential: Potential) -> None:
+        """What its charge changes is what it changes for the ligand alone."""
+        openmmml = pytest.importorskip("openmmml", reason="openmmml is not installed")
+        app = pytest.importorskip("openmm.app")
+        from support.openmm_runs import three_waters
+
+        topology, atoms = three_waters()
+        if box:
+            topology.setPeriodicBoxVectors(np.eye(3) * box / nm_in_angstrom)
+        mm = app.ForceField("amber14/tip3p.xml").createSystem(
+            topology,
+            nonbondedMethod=app.CutoffPeriodic if box else app.NoCutoff,
+            rigidWater=False,
+        )
+        learned = openmmml.MLPotential("tensormd", modelPath=potential)
+
+        def energy(charge: int) -> float:
+            system = learned.createMixedSystem(
+                topology, mm, [3, 4, 5], charge=charge, engine="python", dtype="float64"
+            )
+            return self.energy_of(system, atoms)
+
+        ligand = atoms[[3, 4, 5]]
+        if box:
+            ligand.set_cell([box] * 3)
+            ligand.pbc = True
+        cutoff = 12.0 if box else math.inf
+        alone = [
+            float(calculator(potential, charge=q, coulomb_cutoff=cutoff)
+                  .evaluate([ligand])[0]["energy"])
+            for q in (-1, 0)
+        ]  # fmt: skip
+        assert abs(alone[0] - alone[1]) > 1e-3
+        assert energy(-1) - energy(0) == pytest.approx(alone[0] - alone[1], abs=1e-7)
+
     def energy_of(self, system: Any, atoms: Atoms) -> float:
         context = self.openmm.Context(
             system,
