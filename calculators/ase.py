@@ -60,6 +60,10 @@ class PotentialCalculator(Calculator):
     units
         The checkpoint's units of length and energy, needed if its file does not state them, for
         example ``("angstrom", "kcal/mol")``.
+    coulomb_cutoff
+        Cutoff of a Coulomb energy of predicted charges (TensorNet2), Angstrom, with a reaction
+        field beyond it, which periodic structures need; infinity: all pairs of a molecule; None:
+        as in the checkpoint.
 
     Raises
     ------
@@ -74,7 +78,8 @@ class PotentialCalculator(Calculator):
     sample standard deviations over its members.
 
     A checkpoint with the corresponding heads also gives dipole (3,), e A, and polarizability
-    (3, 3), e^2 A^2/eV, on request; the network itself computes them, without tables. A checkpoint
+    (3, 3), e^2 A^2/eV, on request, and a TensorNet2 its charges (N,), e; the network itself
+    computes them, without tables. A checkpoint
     whose ``metadata["trained_on"]`` lacks the energy gives no energies, forces or stress.
     """
 
@@ -92,6 +97,7 @@ class PotentialCalculator(Calculator):
         skin: float = SKIN,
         charge: int | None = None,
         units: tuple[str, str] | None = None,
+        coulomb_cutoff: float | None = None,
     ) -> None:
         super().__init__()
         self.atoms: Atoms | None
@@ -101,8 +107,15 @@ class PotentialCalculator(Calculator):
         self._chosen = checkpoint is not None
         if checkpoint is None:
             checkpoint = DEFAULT
+        self.coulomb_cutoff = coulomb_cutoff
         self.evaluator = Evaluator(
-            checkpoint, device=device, dtype=dtype, backend=backend, skin=skin, units=units
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            skin=skin,
+            units=units,
+            coulomb_cutoff=coulomb_cutoff,
         )
         self.potential, self.neighbors = self.evaluator.potential, self.evaluator.neighbors
         self.device, self.backend = self.evaluator.device, self.evaluator.backend
@@ -116,6 +129,7 @@ class PotentialCalculator(Calculator):
             "skin": skin,
             "charge": self.charge,
             "units": units,
+            "coulomb_cutoff": coulomb_cutoff,
         }
         self._charge_read: float | None = None
         self._general = any(
@@ -130,6 +144,11 @@ class PotentialCalculator(Calculator):
             check_energies(self.potential)
         except UntrainedError:
             self.implemented_properties = self.heads
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether all pairs of a molecule interact, so that it cannot evaluate a cell."""
+        return not np.isfinite(float(self.potential.cutoff))
 
     def _check_architecture(self) -> None:
         found = str(self.potential.architecture)
@@ -316,7 +335,7 @@ class PotentialCalculator(Calculator):
 
 
 class TensorNetCalculator(PotentialCalculator):
-    """A TensorNet (or torchmd-net's TensorNet2) as an ASE calculator.
+    """A TensorNet or a TensorNet2 as an ASE calculator.
 
     See `PotentialCalculator` for the parameters.
 

@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from torch import nn
 
-from ..models.committee import members_of
+from ..models.committee import has_coulomb, members_of
 from ..models.graph import Graph, displacements
 from ..models.inference.backends import BACKENDS
 
@@ -124,6 +124,23 @@ def warn_of_charge(potential: nn.Module, charge: int) -> None:
         UserWarning,
         stacklevel=2,
     )
+
+
+def warn_of_charged_cell(potential: nn.Module, charge: int) -> bool:
+    """Warn of what is assumed in a charged cell if there is a Coulomb energy; whether there is."""
+    cutoffs = sorted({float(m.coulomb_cutoff) for m in members_of(potential) if has_coulomb(m)})  # type: ignore[arg-type]
+    if not cutoffs:
+        return False
+    warnings.warn(
+        f"the cell has the charge {charge:+d}: its charges interact up to "
+        f"{', '.join(f'{cutoff:g}' for cutoff in cutoffs)} A, and beyond there is a reaction "
+        "field, as of a polarisable surrounding such as water; nothing compensates the charge, "
+        "and there is no sum over distant images: energies of cells of different charge or size "
+        "are not comparable",
+        UserWarning,
+        stacklevel=2,
+    )
+    return True
 
 
 def symbols(numbers: Iterable[int]) -> str:

@@ -17,9 +17,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..models.checkpoint import load_potential
-from ..models.committee import combine, mean, mean_prediction, members_of
+from ..models.checkpoint.description import finite_cutoff
+from ..models.committee import (
+    combine,
+    mean,
+    mean_prediction,
+    members_of,
+    with_coulomb_cutoff,
+)
 from ..models.graph import Graph, batch_graphs, within
-from ..models.inference.backends import compile_potential, implementation_of, why_not_fused
+from ..models.inference.backends import (
+    compile_potential,
+    implementation_of,
+    runs_as,
+    why_not_fused,
+)
 from ..models.inference.forks import use_one_thread_in_forks
 from ..models.inference.hessian import hessian
 from ..models.inference.tables import TableInfo
@@ -34,6 +46,7 @@ from .checks import (
     parse_device,
     symbols,
     warn_of_charge,
+    warn_of_charged_cell,
 )
 
 Checkpoint = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | nn.Module
@@ -93,6 +106,9 @@ class Evaluator:
         Verlet skin of the neighbour list, Angstrom.
     units
         The checkpoint's units of length and energy, needed if its file does not state them.
+    coulomb_cutoff
+        Cutoff of a Coulomb energy of predicted charges, Angstrom, with a reaction field beyond
+        it; infinity: all pairs of a molecule; None: as in the checkpoint.
 
     Raises
     ------
@@ -113,6 +129,7 @@ class Evaluator:
         backend: str = "auto",
         skin: float = SKIN,
         units: tuple[str, str] | None = None,
+        coulomb_cutoff: float | None = None,
     ) -> None:
         self.device = parse_device(device)
         precision = None if dtype is None else parse_dtype(dtype)
@@ -120,18 +137,26 @@ class Evaluator:
         potential = load_potential(checkpoint, units=units)
         if potential is checkpoint:
             potential = copy.deepcopy(potential)  # the caller's own stays as it is
+        if coulomb_cutoff is not None:
+            potential = with_coulomb_cutoff(potential, coulomb_cutoff)  # type: ignore[assignment]
         self.potential = potential.to(self.device, precision).eval().requires_grad_(False)
         self.why_not_fused = why_not_fused(self.potential, self.backend)
         """Reason why fused kernels do not run; None if they do."""
         self.neighbors = NeighborList(float(potential.cutoff), skin, self.device)
         self._members: list[nn.Module] | None = None
         self._charges: set[float] = {0.0}  # that were warned of, if there was a reason
+        self._boxes_warned = False
 
-    def check_charge(self, charge: float) -> None:
-        """Warn, once for each charge, if the potential may never have seen a charged system."""
+    def check_charge(self, charge: float, periodic: bool = False) -> None:
+        """Warn of a charge that the potential may never have seen, and of a charged cell.
+
+        The first warning comes once for each charge, the second once.
+        """
         if charge not in self._charges:
             self._charges.add(charge)
             warn_of_charge(self.potential, int(charge))
+        if charge and periodic and not self._boxes_warned:
+            self._boxes_warned = warn_of_charged_cell(self.potential, int(charge))
 
     @property
     def members(self) -> list[nn.Module]:
@@ -181,7 +206,7 @@ class Evaluator:
         changed: Collection[str] | None = None,
     ) -> Graph:
         numbers, positions, cell, pbc, charge = structure
-        self.check_charge(charge)
+        self.check_charge(charge, bool(pbc.any()))
         if changed is None or "numbers" in changed:
             check_elements(numbers, self.potential.elements)
         if changed is None or "cell" in changed or "pbc" in changed or not all_finite(positions):
@@ -282,11 +307,12 @@ class Evaluator:
             "members": len(self.members),
             "parameters": sum(p.numel() for p in self.potential.parameters()),
             "elements": symbols(self.potential.elements),
-            "cutoff_angstrom": self.potential.cutoff,
+            "cutoff_angstrom": finite_cutoff(self.potential.cutoff),
             "device": str(self.device),
             "backend": self.backend,
             "engine": " + ".join(sorted({implementation_of(member) for member in self.members})),
             "why_not_fused": self.why_not_fused,
+            "runs_as": sorted({runs_as(member) for member in members_of(self.potential)}),
             "tables": [
                 _table(member.table_info)  # type: ignore[arg-type]
                 for member in self.members

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..models.checkpoint import load_potential
+from ..models.committee import has_coulomb, members_of
 from ..models.inference.backends import script
 from ..models.inference.torchscript import OpenMMModule, PortableEvaluator, scriptable_members
 from ..models.units import kj_per_mol_in_ev, nm_in_angstrom
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BOX_COULOMB_CUTOFF = 12.0
+"""Cutoff in a box of a model whose file has none, A, as in openmm-ml."""
+
 
 def create_force(
     checkpoint: Checkpoint,
@@ -36,6 +41,7 @@ def create_force(
     device: str = "auto",
     dtype: str = "float32",
     backend: str = "auto",
+    coulomb_cutoff: Any = None,
 ) -> openmm.Force:
     """A potential as a force to add to an OpenMM System.
 
@@ -65,6 +71,11 @@ def create_force(
         ``"fused"``: compiled kernels with radial tables, within 2e-5 eV/A of the network;
         ``"reference"``: plain torch operators, compiled by TorchScript; ``"auto"``: fused where
         it exists, in float32. The choice is logged.
+    coulomb_cutoff
+        Cutoff of a Coulomb energy of predicted charges (TensorNet2), nm or an OpenMM quantity,
+        with a reaction field beyond it; infinity: all pairs of a molecule. None, as in openmm-ml:
+        without a box all pairs, in a box the checkpoint's own cutoff or, if it has none, 1.2 nm.
+        The choice is logged.
 
     Returns
     -------
@@ -75,8 +86,8 @@ def create_force(
     ------
     ValueError
         If the model does not know an element, an index is out of range or repeated, ``atoms``
-        cut a bond of the topology, the charge is not an integer, or the engine or backend cannot
-        run here.
+        cut a bond of the topology, the charge is not an integer, the Coulomb cutoff cannot be, or
+        the engine or backend cannot run here.
     """
     force_class = choose_force_class(engine)
     numbers = _atomic_numbers(topology_or_numbers)
@@ -94,18 +105,59 @@ def create_force(
     if force_class == "torchforce" and not _scriptable(potential):
         force_class = "python"
         log.info("%s cannot be compiled by TorchScript", potential.architecture)
+    cutoff = _coulomb_cutoff(potential, coulomb_cutoff, periodic)
     evaluator = Evaluator(
         potential,
         device="cpu" if force_class == "torchforce" else device,  # OpenMM moves a TorchForce
         dtype=dtype,
         backend=backend,
+        coulomb_cutoff=cutoff,
     )
-    evaluator.check_charge(charge)
+    evaluator.check_charge(charge, periodic)
     log.info("tensormd runs %s in OpenMM through %s", potential.architecture, force_class)
     make_force = _torch_force if force_class == "torchforce" else _python_force
     force = make_force(evaluator, numbers, charge, particles, periodic)
     force.setUsesPeriodicBoundaryConditions(periodic)
     return force
+
+
+def _coulomb_cutoff(potential: nn.Module, given: Any, periodic: bool) -> float | None:
+    """Cutoff of the Coulomb energy, Angstrom; None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If all pairs of a periodic box are wanted.
+    """
+    if given is not None:
+        cutoff = _length_in_angstrom(given)
+        if periodic and cutoff == math.inf:
+            raise ValueError(
+                "coulomb_cutoff is infinite, but the box is periodic: expected a length such as "
+                "1.2 nm, or periodic=False"
+            )
+        return cutoff
+    own = [float(m.coulomb_cutoff) for m in members_of(potential) if has_coulomb(m)]  # type: ignore[arg-type]
+    if not own:
+        return None
+    cutoff = math.inf
+    if periodic:
+        cutoff = max((each for each in own if each < math.inf), default=BOX_COULOMB_CUTOFF)
+    log.info(
+        "the Coulomb energy is %s",
+        "that of all pairs" if cutoff == math.inf
+        else f"cut off at {cutoff:g} A, with a reaction field beyond",
+    )  # fmt: skip
+    return cutoff
+
+
+def _length_in_angstrom(length: Any) -> float:
+    """A length in nm, or an OpenMM quantity, in Angstrom."""
+    from openmm import unit
+
+    if unit.is_quantity(length):
+        return float(length.value_in_unit(unit.angstrom))
+    return float(length) * nm_in_angstrom
 
 
 def _torch_force(

@@ -7,6 +7,7 @@ the functions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,17 @@ import openmm
 import openmm.app
 from openmmml.mlpotential import MLPotentialImpl, MLPotentialImplFactory
 
-OPTIONS = ("charge", "engine", "device", "dtype", "backend")
+OPTIONS = (
+    "charge",
+    "engine",
+    "device",
+    "dtype",
+    "backend",
+    "coulomb_cutoff",
+    "useCoulombCutoff",
+)
+DEFAULT_CUTOFF_NM = 1.2
+"""Cutoff of ``useCoulombCutoff=True`` alone, nm, as in openmm-ml."""
 
 
 class TensormdFactory(MLPotentialImplFactory):
@@ -62,6 +73,9 @@ class TensormdImpl(MLPotentialImpl):
     ) -> None:
         """Add one force for ``atoms`` (None: all); options are those of `create_force`.
 
+        ``useCoulombCutoff`` is openmm-ml's own: False sums over all pairs, True cuts off without a
+        box too; by default there is a cutoff in a box only.
+
         Raises
         ------
         ValueError
@@ -78,6 +92,9 @@ class TensormdImpl(MLPotentialImpl):
         periodic = (
             topology.getPeriodicBoxVectors() is not None or system.usesPeriodicBoundaryConditions()
         )
+        args["coulomb_cutoff"] = _coulomb_cutoff(
+            args.get("coulomb_cutoff"), args.pop("useCoulombCutoff", None), periodic
+        )
         force = create_force(self.potential, topology, atoms=atoms, periodic=periodic, **args)
         force.setForceGroup(forceGroup)
         system.addForce(force)
@@ -85,3 +102,17 @@ class TensormdImpl(MLPotentialImpl):
     def getMLLongRange(self) -> bool:  # noqa: N802
         """Whether interactions are long-ranged: never, all end at the cutoff."""
         return False
+
+
+def _coulomb_cutoff(cutoff: Any, used: bool | None, periodic: bool) -> Any:
+    """The option of `create_force` from those that openmm-ml's own torchmd-net takes."""
+    if used is None and cutoff is not None and not periodic:
+        raise ValueError(
+            f"coulomb_cutoff is {cutoff}, but there is no box, where openmm-ml uses none: leave "
+            "it out, or pass useCoulombCutoff=True"
+        )
+    if used is False:
+        if cutoff is not None:
+            raise ValueError("useCoulombCutoff is False: leave coulomb_cutoff out")
+        return math.inf
+    return DEFAULT_CUTOFF_NM if used and cutoff is None else cutoff

@@ -3,6 +3,7 @@
 from .checkpoint import load_potential, save_potential, write_torchmdnet_checkpoint
 from .committee import Committee
 from .graph import Graph, batch_graphs
+from .heads.coulomb import CoulombEnergy
 from .heads.dipole import DipoleReadout
 from .heads.energy import EnergyReadout, ScalarReadout
 from .heads.polarizability import PolarizabilityReadout
@@ -10,11 +11,13 @@ from .inference.torchscript import export_torchscript
 from .neighbors import NeighborList
 from .networks.tdn import TDN
 from .networks.tensornet import TensorNet
+from .networks.tensornet2 import TensorNet2
 from .potential import Potential, Prediction
 
 __all__ = [
     "TDN",
     "Committee",
+    "CoulombEnergy",
     "DipoleReadout",
     "EnergyReadout",
     "Graph",
@@ -24,6 +27,7 @@ __all__ = [
     "Prediction",
     "ScalarReadout",
     "TensorNet",
+    "TensorNet2",
     "batch_graphs",
     "export_torchscript",
     "load_potential",

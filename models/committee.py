@@ -90,6 +90,42 @@ def combine(predictions: list[Prediction]) -> CommitteePrediction:
     )
 
 
+def with_coulomb_cutoff(potential: nn.Module, cutoff: float) -> nn.Module:
+    """A potential, or a committee, whose members with a Coulomb energy have another cutoff.
+
+    Parameters
+    ----------
+    potential
+        Potential or committee; it is not changed, and shares its weights.
+    cutoff
+        Cutoff, Angstrom, beyond which there is a reaction field; infinity: all pairs of a
+        molecule.
+
+    Raises
+    ------
+    ValueError
+        If no member has a Coulomb energy, or the cutoff cannot be.
+    """
+    members = members_of(potential)
+    if not any(has_coulomb(member) for member in members):
+        raise ValueError(
+            f"coulomb_cutoff is {cutoff}, but a {potential.architecture} without charges has no "
+            "Coulomb energy to cut off: leave it out"
+        )
+    changed: list[nn.Module] = [
+        member.with_coulomb_cutoff(cutoff) if has_coulomb(member) else member  # type: ignore[operator]
+        for member in members
+    ]
+    if not isinstance(potential, Committee):
+        return changed[0]
+    return Committee(changed).train(potential.training)
+
+
+def has_coulomb(member: nn.Module) -> bool:
+    """Whether a potential has a Coulomb energy of predicted charges."""
+    return getattr(member, "coulomb_cutoff", None) is not None
+
+
 def members_of(potential: nn.Module) -> list[nn.Module]:
     """The members of a committee, or the potential itself."""
     return list(potential.members) if isinstance(potential, Committee) else [potential]

@@ -60,7 +60,12 @@ def within(graph: Graph, cutoff: float) -> tuple[Graph, Tensor]:
     """The graph without its edges of ``cutoff`` (Angstrom) or more, and its displacements."""
     vectors = displacements(graph)
     near = (vectors * vectors).sum(1) < cutoff**2
-    shorter = Graph(
+    return shorter_edges(graph, near), vectors[near]
+
+
+def shorter_edges(graph: Graph, near: Tensor) -> Graph:
+    """The graph with some of its edges: those for which ``near`` (E,) is true."""
+    return Graph(
         graph.numbers,
         graph.positions,
         graph.cell,
@@ -69,7 +74,6 @@ def within(graph: Graph, cutoff: float) -> tuple[Graph, Tensor]:
         graph.system,
         graph.charge,
     )
-    return shorter, vectors[near]
 
 
 def batch_graphs(graphs: Sequence[Graph]) -> Graph:

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .graph import FloatArray, Graph
+from .heads.coulomb import WHY_NO_CELL
 
 SKIN = 1.0
 """Default Verlet skin of molecular dynamics, Angstrom."""
@@ -37,7 +38,7 @@ class NeighborList:
     Parameters
     ----------
     cutoff
-        Cutoff distance, Angstrom.
+        Cutoff distance, Angstrom; infinite: all pairs of a molecule.
     skin
         Verlet skin, Angstrom; 0: search again whenever positions change.
     device
@@ -57,7 +58,7 @@ class NeighborList:
     def __init__(
         self, cutoff: float, skin: float = 0.0, device: torch.device | str = "cpu"
     ) -> None:
-        if not 0 < cutoff < np.inf:
+        if not cutoff > 0:
             raise ValueError(f"cutoff is {cutoff} A: expected a positive length")
         if not 0 <= skin < np.inf:
             raise ValueError(f"skin is {skin} A: expected zero or a positive length")
@@ -65,9 +66,11 @@ class NeighborList:
         self.skin = float(skin)
         self.device = torch.device(device)
         self.builds = 0
-        self._search = vesin.NeighborList(
-            cutoff=self.cutoff + self.skin, full_list=True, sorted=False
-        )
+        self._search: Any = None  # all pairs need none
+        if self.cutoff < np.inf:
+            self._search = vesin.NeighborList(
+                cutoff=self.cutoff + self.skin, full_list=True, sorted=False
+            )
         self._searched: FloatArray | None = None
         self._edges: tuple[Tensor, Tensor] | None = None
         self._fixed: _Fixed | None = None
@@ -108,7 +111,8 @@ class NeighborList:
         Raises
         ------
         ValueError
-            If shapes do not match, positions are not finite or a periodic cell has no volume.
+            If shapes do not match, positions are not finite, a periodic cell has no volume, or
+            all pairs of a periodic system are wanted.
         """
         numbers = np.asarray(numbers)
         points = np.array(positions, dtype=np.float64)
@@ -159,15 +163,24 @@ class NeighborList:
     def _reusable(self, points: FloatArray) -> bool:
         if self._searched is None:
             return False
+        if self._search is None:
+            return bool(np.isfinite(points).all())
         moved = points - self._searched
         return float(np.einsum("ij,ij->i", moved, moved).max(initial=0.0)) <= self.skin**2 / 4
 
     def _search_edges(self, points: FloatArray, fixed: _Fixed) -> None:
-        try:
-            i, j, shift = self._search.compute(points, fixed.cell, fixed.pbc, quantities="ijS")
-        except RuntimeError as error:
-            raise ValueError(f"no neighbours can be searched: {error}") from None
-        edge_index, edge_shift = _sorted_edges(i, j, shift, len(points))
+        if self._search is None:
+            if fixed.pbc.any():
+                raise ValueError(WHY_NO_CELL)
+            if not np.isfinite(points).all():
+                raise ValueError("no neighbours can be searched: non-finite positions")
+            edge_index, edge_shift = _all_pairs(len(points))
+        else:
+            try:
+                i, j, shift = self._search.compute(points, fixed.cell, fixed.pbc, quantities="ijS")
+            except RuntimeError as error:
+                raise ValueError(f"no neighbours can be searched: {error}") from None
+            edge_index, edge_shift = _sorted_edges(i, j, shift, len(points))
         self.builds += 1
         # A copy: callers own the positions of a graph, and may change them.
         self._searched = points.copy()
@@ -176,6 +189,12 @@ class NeighborList:
                 torch.from_numpy(edge_index).to(self.device),
                 torch.from_numpy(edge_shift).to(self.device),
             )
+
+
+def _all_pairs(atoms: int) -> tuple[NDArray[np.int64], FloatArray]:
+    """Edges between all atoms, in the order of `_sorted_edges`."""
+    i, j = np.nonzero(~np.eye(atoms, dtype=bool))
+    return np.stack([i, j]).astype(np.int64), np.zeros((len(i), 3))
 
 
 def _same(

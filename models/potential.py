@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .graph import Graph, Pairs, within
+from .graph import Graph, Pairs, shorter_edges, within
 from .heads.base import Head
+from .heads.charges import ChargeReadout
+from .heads.coulomb import CoulombEnergy, parse_coulomb_cutoff
 from .heads.energy import Readout
-from .heads.repulsion import ZBLRepulsion
+from .heads.repulsion import Repulsion
 from .maths.double import DoubleConstants
 from .networks.base import Network
 from .quantities import HEADS, QUANTITIES
@@ -118,19 +120,21 @@ class Potential(nn.Module):
         Factor of the network's output, and a constant added once per system.
     repulsion
         Short-range pair energy, or None.
+    coulomb
+        Coulomb energy of the charges that the network predicts, or None.
     length_unit, energy_unit
         The network's own units: names of `units`.
     metadata
         Information about the weights: name, training data, errors, licence, source.
     heads
         Readouts of other properties from the same features, under their names in
-        `quantities.HEADS`.
+        `quantities.HEADS`. A network that predicts charges always has the head ``charges``.
 
     Raises
     ------
     ValueError
-        If an element is outside the tables, a unit or a head is unknown, or the readout does not
-        fit the network.
+        If an element is outside the tables, a unit or a head is unknown, or the readout or the
+        Coulomb energy do not fit the network.
     """
 
     def __init__(
@@ -142,7 +146,8 @@ class Potential(nn.Module):
         references: Sequence[float] | Tensor | None = None,
         scale: float = 1.0,
         mean: float = 0.0,
-        repulsion: ZBLRepulsion | None = None,
+        repulsion: Repulsion | None = None,
+        coulomb: CoulombEnergy | None = None,
         length_unit: str = "angstrom",
         energy_unit: str = "ev",
         metadata: dict[str, Any] | None = None,
@@ -169,26 +174,46 @@ class Potential(nn.Module):
         self.representation = representation
         self.readout: Readout = readout
         self.repulsion = repulsion
+        check_charges(representation, coulomb)
+        self.coulomb = coulomb
         per_atom = bool(readout.config.get("per_atom", False))
         self.atomic_scale = AtomicScale(references, scale, mean, per_atom)
         own_cutoff = representation.cutoff
         if repulsion is not None:
             own_cutoff = max(own_cutoff, repulsion.cutoff)
+        if coulomb is not None:
+            own_cutoff = max(own_cutoff, coulomb.cutoff)
+        self.charged = representation.charge_levels > 0
+        """Whether the network predicts charges."""
+        self.longer = coulomb is not None and coulomb.cutoff > representation.cutoff
+        """Whether charges interact beyond the cutoff of the network."""
         self.cutoff = own_cutoff * self.length_in_angstrom
-        """Largest distance at which atoms interact, Angstrom."""
-        for name, head in (heads or {}).items():
+        """Largest distance at which atoms interact, Angstrom; infinite if all pairs of a molecule
+        do."""
+        heads = dict(heads or {})
+        if representation.charge_levels and "charges" not in heads:
+            weights = None if coulomb is None else coulomb.config["weights"]
+            heads["charges"] = ChargeReadout(representation, weights)
+        for name, head in heads.items():
             if name not in HEADS or not isinstance(head, HEADS[name]):
                 known = ", ".join(f"{name!r}: {kind.__name__}" for name, kind in HEADS.items())
                 raise ValueError(f"heads has {name!r}: {type(head).__name__}: expected {known}")
         self.heads = nn.ModuleDict(heads)
 
-    __jit_unused_properties__ = ("architecture", "dtype")
+    __jit_unused_properties__ = ("architecture", "coulomb_cutoff", "dtype")
     __jit_ignored_attributes__ = ("heads",)  # compiled models give energies and forces only
 
     @property
     def architecture(self) -> str:
         """Name of the network's class: ``TensorNet``, ..."""
         return type(self.representation).__name__
+
+    @property
+    def coulomb_cutoff(self) -> float | None:
+        """Cutoff of the Coulomb energy, Angstrom, infinite for all pairs; None: no such energy."""
+        if self.coulomb is None:
+            return None
+        return self.coulomb.cutoff * self.length_in_angstrom
 
     @property
     def dtype(self) -> torch.dtype:
@@ -216,13 +241,33 @@ class Potential(nn.Module):
     def atom_energies(self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None) -> Tensor:
         """Energy of each atom, (N,) eV float64, as a function of the edge vectors (E, 3)."""
         vectors = self._in_own_unit(vectors)
-        return self._energies(self.representation(graph, vectors, pairs), graph, vectors)
+        features, charges = self._represent(graph, vectors, pairs)
+        return self._energies(features, charges, graph, vectors)
+
+    def _represent(
+        self, graph: Graph, vectors: Tensor, pairs: Pairs | None
+    ) -> tuple[Tensor, Tensor]:
+        """Features and charges from the edges within the network's own cutoff."""
+        if self.longer:
+            # Far more pairs than the network can see, and their factors would all be zero.
+            near = (vectors * vectors).sum(1) < self.representation.cutoff**2
+            graph, vectors, pairs = shorter_edges(graph, near), vectors[near], None
+        if self.charged:
+            return self.representation.features_and_charges(graph, vectors, pairs)
+        else:
+            # The module itself is called, so that hooks see its features.
+            none = vectors.new_zeros(graph.numbers.shape[0], 0)
+            return self.representation(graph, vectors, pairs), none
 
     def _in_own_unit(self, vectors: Tensor) -> Tensor:
         return (vectors / self.length_in_angstrom).to(self.readout.norm.weight.dtype)
 
-    def _energies(self, features: Tensor, graph: Graph, vectors: Tensor) -> Tensor:
+    def _energies(
+        self, features: Tensor, charges: Tensor, graph: Graph, vectors: Tensor
+    ) -> Tensor:
         energies = self.atomic_scale(self.readout(features), graph)
+        if self.coulomb is not None:
+            energies = energies + self.coulomb(charges, graph, vectors).double()
         if self.repulsion is not None:
             energies = energies + self.repulsion(graph, vectors).double()
         return energies * self.energy_in_ev
@@ -236,9 +281,54 @@ class Potential(nn.Module):
         torch can trace it: there are no checks and no copies to the host.
         """
         vectors = self._in_own_unit(vectors)
-        features = self.representation(graph, vectors, pairs)
-        found = {name: head(features, graph) for name, head in self.heads.items()}
-        return self._energies(features, graph, vectors), found
+        features, charges = self._represent(graph, vectors, pairs)
+        found = self._read(list(self.heads), features, charges, graph)
+        return self._energies(features, charges, graph, vectors), found
+
+    def _read(
+        self, names: Sequence[str], features: Tensor, charges: Tensor, graph: Graph
+    ) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name in names:
+            head: Any = self.heads[name]
+            found[name] = head(charges if head.reads_charges else features, graph)
+        return found
+
+    @torch.jit.unused
+    def with_coulomb_cutoff(self, cutoff: float | None) -> "Potential":
+        """The same model, sharing its weights, with another cutoff of the Coulomb energy.
+
+        Parameters
+        ----------
+        cutoff
+            Coulomb cutoff, Angstrom, with a reaction field beyond it, which periodic systems
+            need; None or infinity: all pairs of a molecule.
+
+        Raises
+        ------
+        ValueError
+            If the model has no Coulomb energy, or the cutoff cannot be.
+        """
+        if self.coulomb is None:
+            raise ValueError(
+                f"this {self.architecture} has no Coulomb energy to cut off: leave its cutoff out"
+            )
+        parsed = parse_coulomb_cutoff(cutoff)
+        own = None if parsed is None else parsed / self.length_in_angstrom
+        coulomb = CoulombEnergy(**{**self.coulomb.config, "cutoff": own})
+        other = Potential(
+            self.representation,
+            self.readout,
+            elements=self.elements,
+            repulsion=self.repulsion,
+            coulomb=coulomb.to(self.atomic_scale.references.device),
+            length_unit=self.length_unit,
+            energy_unit=self.energy_unit,
+            metadata=self.metadata,
+            heads={name: head for name, head in self.heads.items() if isinstance(head, Head)},
+        )
+        other.atomic_scale = self.atomic_scale
+        return other.train(self.training)
 
     @torch.jit.unused
     def properties(
@@ -248,7 +338,7 @@ class Potential(nn.Module):
         pairs: Pairs | None = None,
         names: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
-        """Properties that the heads predict for the B systems of a graph, float64.
+        """Properties that the heads predict for the N atoms or B systems of a graph, float64.
 
         Parameters
         ----------
@@ -266,7 +356,8 @@ class Potential(nn.Module):
         Returns
         -------
         dict[str, Tensor]
-            ``dipole``: (B, 3), e A; ``polarizability``: (B, 3, 3), e^2 A^2/eV.
+            ``dipole``: (B, 3), e A; ``polarizability``: (B, 3, 3), e^2 A^2/eV; ``charges``: (N,),
+            e.
 
         Raises
         ------
@@ -288,8 +379,22 @@ class Potential(nn.Module):
                 if graph.cell.any():
                     raise ValueError(reason)
             graph, vectors = within(graph, self.cutoff)
-        features = self.representation(graph, self._in_own_unit(vectors), pairs)
-        return {name: self.heads[name](features, graph) for name in names}
+        features, charges = self._represent(graph, self._in_own_unit(vectors), pairs)
+        return self._read(names, features, charges, graph)
+
+
+def check_charges(representation: Network, coulomb: CoulombEnergy | None) -> None:
+    """Raise a ValueError if a Coulomb energy needs charges that the network does not predict."""
+    if coulomb is None:
+        return
+    levels, channels = representation.charge_levels, representation.charge_channels
+    read = (len(coulomb.config["weights"]), coulomb.config["channels"])
+    if read != (levels, channels):
+        raise ValueError(
+            f"the Coulomb energy reads {read[0]} levels of {read[1]} charges, the "
+            f"{type(representation).__name__} predicts {levels} of {channels}: give one weight "
+            "per level, or leave the Coulomb energy out"
+        )
 
 
 def edge_gradient(

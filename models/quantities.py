@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .heads.base import Head
+from .heads.charges import ChargeReadout
 from .heads.dipole import NO_DIPOLE, DipoleReadout, along_x, length
 from .heads.polarizability import PolarizabilityReadout, anisotropy, isotropic, spherical
 from .units import (
@@ -186,6 +187,17 @@ _ROWS = (
         of="polarizability",
         derive=anisotropy,
         **_POLARIZABILITY,
+    ),
+    Quantity(
+        name="charges",
+        shape=(),
+        per_atom=True,
+        unit="e",
+        text="the charges of the atoms",
+        reported=Reported(1e3, "me"),
+        weight_unit="1/e",
+        units={"e": 1.0},
+        head=ChargeReadout,
     ),
 )
 QUANTITIES = {row.name: row for row in _ROWS}

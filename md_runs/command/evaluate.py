@@ -19,6 +19,7 @@ from .options import (
     Backend,
     Charge,
     Checkpoint,
+    CoulombCutoff,
     Device,
     Dtype,
     JsonFile,
@@ -82,6 +83,7 @@ def evaluate(
     backend: Backend = "auto",
     threads: AllThreads = None,
     units: Units = None,
+    coulomb_cutoff: CoulombCutoff = None,
     json: JsonFile = None,
 ) -> None:
     """Compute the errors of a checkpoint on labelled frames, of all that it predicts."""
@@ -112,6 +114,7 @@ def evaluate(
             backend=backend,
             threads=threads,
             units=parse_units(units),
+            coulomb_cutoff=coulomb_cutoff,
             tell=tell,
         )
     summary = write_evaluation(found, folder, worst)

@@ -15,6 +15,7 @@ from .console import given_options, say, show_json
 from .options import (
     Backend,
     Charge,
+    CoulombCutoff,
     Device,
     Dtype,
     Json,
@@ -168,6 +169,7 @@ def md(
     backend: Backend = "auto",
     threads: Threads = None,
     units: Units = None,
+    coulomb_cutoff: CoulombCutoff = None,
     as_json: Json = False,
 ) -> None:
     """Run molecular dynamics of a structure, in a run folder that survives a kill."""
@@ -191,7 +193,7 @@ def md(
         values["force_field"] = split(force_field)
         values["seed"] = int.from_bytes(os.urandom(4), "big") if seed is None else seed
         settings = MDSettings(**values)
-        how = model_settings(model, charge, dtype, device, backend, threads, units)
+        how = model_settings(model, charge, dtype, device, backend, threads, units, coulomb_cutoff)
         folder = Path(f"{Path(structure.partition('@')[0]).name.partition('.')[0]}_md")
         with md_progress(steps) as observer:
             summary = launch_md(

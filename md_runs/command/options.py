@@ -51,6 +51,14 @@ Units = Annotated[
         "hartree, kj/mol, kcal/mol)."
     ),
 ]
+CoulombCutoff = Annotated[
+    float | None,
+    typer.Option(
+        metavar="A",
+        help="Cutoff (A) of a Coulomb energy of predicted charges, with a reaction field beyond, "
+        "which periodic structures need; inf: all pairs. Default: as in the checkpoint.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
 JsonFile = Annotated[
     Path | None,
@@ -68,6 +76,7 @@ def model_settings(
     backend: str,
     threads: int | None,
     units: str | None,
+    coulomb_cutoff: float | None,
 ) -> ModelSettings:
     """Settings from what the command line gave."""
     return ModelSettings(
@@ -78,6 +87,7 @@ def model_settings(
         backend=backend,
         threads=threads,
         units=parse_units(units),
+        coulomb_cutoff=coulomb_cutoff,
     )
 
 

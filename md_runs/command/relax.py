@@ -10,7 +10,18 @@ import typer
 from ..md.relax import RelaxResult, relax_files
 from ..runs.settings import RelaxSettings
 from .console import say, show_json
-from .options import Backend, Charge, Device, Dtype, Json, Model, Threads, Units, model_settings
+from .options import (
+    Backend,
+    Charge,
+    CoulombCutoff,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Threads,
+    Units,
+    model_settings,
+)
 from .progress import relax_progress
 
 
@@ -49,13 +60,14 @@ def relax(
     backend: Backend = "auto",
     threads: Threads = None,
     units: Units = None,
+    coulomb_cutoff: CoulombCutoff = None,
     as_json: Json = False,
 ) -> None:
     """Relax structures with ASE's optimizers. Exit code 1 if one does not converge or fails."""
     settings = RelaxSettings(
         fmax=fmax, optimizer=optimizer, steps=steps, cell=cell, pressure=pressure
     )
-    how = model_settings(model, charge, dtype, device, backend, threads, units)
+    how = model_settings(model, charge, dtype, device, backend, threads, units, coulomb_cutoff)
 
     def done(result: RelaxResult) -> None:
         say(

@@ -245,6 +245,7 @@ def evaluate_checkpoint(
     backend: str = "auto",
     threads: int | None = None,
     units: tuple[str, str] | None = None,
+    coulomb_cutoff: float | None = None,
     tell: Tell | None = None,
 ) -> Evaluation:
     """Predict every frame of a file and keep the predictions beside its labels.
@@ -261,7 +262,7 @@ def evaluate_checkpoint(
         Of the data: ``format``, ``keys`` and ``units`` of `read_frames`.
     batch
         Frames to evaluate at once; None takes as many as make up `ATOMS_AT_ONCE` atoms.
-    charge, dtype, device, backend, threads, units
+    charge, dtype, device, backend, threads, units, coulomb_cutoff
         As in `ModelSettings`.
     tell
         Called with the number of frames done, and of all.
@@ -277,7 +278,14 @@ def evaluate_checkpoint(
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}: expected 1 or more")
     settings = ModelSettings(
-        tuple(str(name) for name in names), charge, dtype, device, backend, units, threads
+        tuple(str(name) for name in names),
+        charge,
+        dtype,
+        device,
+        backend,
+        units,
+        threads,
+        coulomb_cutoff,
     )
     calculator, model = load_calculator(settings)
     frames = read_labelled(data, limit, format, keys, data_units)

@@ -13,7 +13,7 @@ from ..runs.folder import Restart
 from ..runs.settings import MDSettings
 from ..runs.structures import runnable
 from .barostat import estimate_compressibility, pressure_of
-from .engine import BreakdownError, Sample, set_state, trouble_with
+from .engine import BreakdownError, Sample, frame_properties, set_state, trouble_with
 from .ensembles import Integrator, take_velocities, thermalizes_rigid_motion
 from .velocities import temperature_of, thermalize
 
@@ -40,7 +40,7 @@ class ASEEngine:
         self._rigid = thermalizes_rigid_motion(settings)
         known = atoms.calc.implemented_properties
         self._has_stress = bool(atoms.pbc.all()) and "stress" in known
-        self._has_dipole = not atoms.pbc.any() and "dipole" in known
+        self._kept = frame_properties(atoms.calc, bool(atoms.pbc.any()))
 
     def begin(self) -> None:
         """Draw velocities, unless the structure's own are wanted."""
@@ -95,8 +95,8 @@ class ASEEngine:
             found.pressure_bar = pressure_of(atoms) / bar_in_ev_per_angstrom3
             found.volume_a3 = float(atoms.get_volume())
             results["stress"] = atoms.get_stress(apply_constraint=False)
-        if self._has_dipole:
-            results["dipole"] = atoms.get_dipole_moment()
+        for name in self._kept:
+            results[name] = atoms.calc.get_property(name, atoms)
         found.frame.calc = SinglePointCalculator(found.frame, **results)
         return found
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from ase import Atoms, units
 
+from ...models.quantities import QUANTITIES
 from ..runs.folder import RESTART, START, Restart
 from ..runs.settings import MDSettings
 
@@ -15,6 +16,22 @@ LARGEST_STEP_ANGSTROM = 1.0
 """An atom that moves further in one step has left physics behind."""
 
 Row = dict[str, float]
+
+
+IN_FRAMES = ("dipole", "charges")
+"""Properties besides the energy and its derivatives that frames keep."""
+
+
+def frame_properties(calculator: Any, periodic: bool) -> tuple[str, ...]:
+    """Properties that a calculator predicts and frames keep; a cell has no dipole."""
+    if periodic and getattr(calculator, "unbounded", False):
+        return ()  # it cannot evaluate a cell; OpenMM's force was given a Coulomb cutoff
+    return tuple(
+        name
+        for name in IN_FRAMES
+        if name in calculator.implemented_properties
+        and not (periodic and QUANTITIES[name].not_periodic)
+    )
 
 
 class BreakdownError(Exception):
@@ -30,7 +47,8 @@ class Sample:
     """Quantities of one step in the log and the trajectory; None where one has no meaning."""
 
     frame: Atoms
-    """Positions and momenta; energy, forces, stress or dipole in a `SinglePointCalculator`."""
+    """Positions and momenta; energy, forces, stress, dipole, charges in a
+    `SinglePointCalculator`."""
     potential_ev: float
     kinetic_ev: float
     temperature_k: float

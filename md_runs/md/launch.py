@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,8 @@ def refuse_changes(given: dict[str, Any], own: dict[str, Any]) -> None:
         kept = own[name]
         if isinstance(value, tuple):
             value = list(value)
+        if value == math.inf:
+            value = "inf"  # as `to_json` has it
         if value != kept and not (name == "platform" and value.lower() == kept.lower()):
             raise ValueError(
                 f"{option(name)} is {value}, but the run was started with {kept}: a resumed run "

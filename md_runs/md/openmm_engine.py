@@ -21,7 +21,7 @@ from ...models.units import bar_in_ev_per_angstrom3, kj_per_mol_in_ev, nm_in_ang
 from ..runs.folder import Restart
 from ..runs.settings import MDSettings
 from ..runs.structures import runnable
-from .engine import BreakdownError, Sample, set_state, trouble_with
+from .engine import BreakdownError, Sample, frame_properties, set_state, trouble_with
 from .ensembles import thermalizes_rigid_motion
 from .openmm_barostat import STRIDE, MonteCarloBarostat, molecular_pressure
 from .openmm_system import (
@@ -107,10 +107,10 @@ class OpenMMEngine:
         self._rigid = thermalizes_rigid_motion(settings)
         self.freedom = degrees_of_freedom(self.atoms, rigid=self._rigid)
         self.freedom -= self._constraints
-        # Of a molecule that the potential describes by itself.
-        whole = settings.ml_atoms is None and not self.atoms.pbc.any()
-        has_dipole = whole and "dipole" in calculator.implemented_properties
-        self._dipoles_by = calculator if has_dipole else None
+        # Where the potential describes all atoms.
+        whole = settings.ml_atoms is None
+        self._calculator = calculator
+        self._kept = frame_properties(calculator, bool(self.atoms.pbc.any())) if whole else ()
         self._barostat = self._make_barostat() if settings.ensemble == "npt" else None
         self._pace = SECONDS_AT_ONCE
         self.columns = (
@@ -270,8 +270,8 @@ class OpenMMEngine:
         frame = self._frame(forces)
         potential = float(state.getPotentialEnergy()._value) * kj_per_mol_in_ev
         results = {"energy": potential, "forces": forces}
-        if self._dipoles_by is not None:
-            results["dipole"] = self._dipoles_by.get_dipole_moment(frame)
+        for name in self._kept:
+            results[name] = self._calculator.get_property(name, frame)
         frame.calc = SinglePointCalculator(frame, **results)
         found = Sample(
             frame=frame,

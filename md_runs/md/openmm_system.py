@@ -234,9 +234,16 @@ def learned_system(atoms: Atoms, calculator: Any, engine: str) -> Prepared:
         device=str(calculator.device),
         dtype=str(calculator.dtype).removeprefix("torch."),
         backend=calculator.backend,
+        coulomb_cutoff=_cutoff_nm(calculator),
     )
     system.addForce(force)
     return Prepared(system, np.arange(len(atoms)), 0)
+
+
+def _cutoff_nm(calculator: Any) -> float | None:
+    """The Coulomb cutoff that the user gave, nm; None: `create_force` chooses."""
+    cutoff = calculator.coulomb_cutoff
+    return None if cutoff is None else float(cutoff) / nm_in_angstrom
 
 
 def fixed_atoms(atoms: Atoms) -> list[int]:
@@ -290,10 +297,13 @@ def mixed_system(
         raise ValueError(f"--force-field {' '.join(settings.force_field)}: {error}") from error
     check_bonds(topology, chosen)  # first: the charges of half a molecule are no whole number
     charge = region_charge(everything, chosen, calculator.charge)
+    cutoff = _cutoff_nm(calculator)
+    coulomb = {} if cutoff is None else {"coulomb_cutoff": cutoff, "useCoulombCutoff": True}
     system = MLPotential("tensormd", modelPath=calculator.potential).createMixedSystem(
         topology,
         everything,
         chosen,
+        **coulomb,
         charge=charge,
         engine=engine,
         device=str(calculator.device),

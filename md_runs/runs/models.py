@@ -60,6 +60,7 @@ def load_calculator(settings: ModelSettings) -> tuple[PotentialCalculator, dict[
         dtype=settings.dtype,
         backend=settings.backend,
         charge=settings.charge,
+        coulomb_cutoff=settings.coulomb_cutoff,
     )
     info = calculator.info()
     record = {

@@ -35,6 +35,8 @@ class ModelSettings:
     threads: int | None = None
     """CPU threads; None takes one for small structures, which more would only slow down. Kept with
     a run, since the last bit of a sum depends on how it was divided."""
+    coulomb_cutoff: float | None = None
+    """Cutoff of a Coulomb energy of predicted charges, A; None: as in the checkpoint."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -178,8 +180,11 @@ def _given(settings: MDSettings | RelaxSettings) -> dict[str, str]:
 
 
 def to_json(settings: Any) -> dict[str, Any]:
-    """A settings object as plain data."""
-    return dataclasses.asdict(settings)
+    """A settings object as plain data: infinity as a word, which JSON does not have."""
+    return {
+        name: "inf" if value == math.inf else value
+        for name, value in dataclasses.asdict(settings).items()
+    }
 
 
 def md_settings(content: dict[str, Any]) -> MDSettings:
@@ -192,12 +197,13 @@ def md_settings(content: dict[str, Any]) -> MDSettings:
 
 def model_settings(content: dict[str, Any]) -> ModelSettings:
     """The settings that `to_json` wrote."""
-    units = content["units"]
+    units, cutoff = content["units"], content.get("coulomb_cutoff")
     return ModelSettings(
         **{
             **content,
             "model": tuple(content["model"]),
             "units": None if units is None else (units[0], units[1]),
+            "coulomb_cutoff": None if cutoff is None else float(cutoff),
         }
     )
 

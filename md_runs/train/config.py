@@ -7,6 +7,7 @@ import inspect
 import re
 import textwrap
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -35,6 +36,12 @@ REQUIRED = "required"
 
 UNITS = {"cutoff": "Å", "cutoff_lower": "Å"}
 """Units of options of the networks."""
+
+
+def _one_of(names: Iterable[str]) -> str:
+    """``a, b or c``."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _network_section(name: str, network: type) -> type:
@@ -163,7 +170,7 @@ class ModelConfig:
     """Network and heads, new or from a checkpoint."""
 
     architecture: str | None = option(
-        f"{' or '.join(ARCHITECTURES)}; null: start_from's, or {DEFAULT_ARCHITECTURE}", None
+        f"{_one_of(ARCHITECTURES)}; null: start_from's, or {DEFAULT_ARCHITECTURE}", None
     )
     readout: str | None = option(
         "; ".join(
@@ -175,6 +182,19 @@ class ModelConfig:
     )
     repulsion_cutoff: float | None = option(
         "cutoff of a screened nuclear repulsion (ZBL); null: none", None, "Å", gt=0, le=100
+    )
+    coulomb_weights: list[float] | None = option(
+        "weights of the levels of charges in a Coulomb energy (tensornet2), one more than layers; "
+        "null: no Coulomb energy",
+        None,
+    )
+    coulomb_cutoff: float | None = option(
+        "cutoff of the Coulomb energy, with a reaction field beyond it, which periodic frames "
+        "need; null: all pairs of a molecule, or as in start_from",
+        None,
+        "Å",
+        gt=0,
+        le=100,
     )
     properties: list[str] = option(
         f"properties besides energy and forces: {', '.join(PROPERTIES)}", default_factory=list
@@ -209,15 +229,22 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.architecture is not None and self.architecture not in ARCHITECTURES:
             raise ValueError(
-                f"architecture is {self.architecture!r}: expected {' or '.join(ARCHITECTURES)}"
+                f"architecture is {self.architecture!r}: expected {_one_of(ARCHITECTURES)}"
             )
         if self.start_from is not None:
-            for name in ("architecture", *ARCHITECTURES, "readout", "repulsion_cutoff"):
+            for name in (
+                "architecture", *ARCHITECTURES, "readout", "repulsion_cutoff", "coulomb_weights"
+            ):  # fmt: skip
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} is that of start_from: leave one of the two out")
             if self.references != "fit":
                 raise ValueError("references are those of start_from: refit says which to change")
         else:
+            if self.coulomb_cutoff is not None and self.coulomb_weights is None:
+                raise ValueError(
+                    "coulomb_cutoff is given, but there is no Coulomb energy: set coulomb_weights "
+                    "too, or leave it out"
+                )
             for name in ("start_from_units", "refit", "freeze"):
                 if getattr(self, name) not in (None, "none", []):
                     raise ValueError(f"{name} is of start_from, which is not given: leave it out")

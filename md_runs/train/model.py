@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -13,9 +14,10 @@ from ...models.checkpoint import load_potential
 from ...models.committee import Committee
 from ...models.data.standardise import element_counts, standardise
 from ...models.evaluation.predictions import predict_graphs, slices
+from ...models.heads.coulomb import CoulombEnergy
 from ...models.heads.repulsion import ZBLRepulsion
 from ...models.networks import Network
-from ...models.potential import Potential, parse_dtype
+from ...models.potential import Potential, check_charges, parse_dtype
 from ...models.quantities import HEADS, QUANTITIES
 from ...models.training import Frames
 from ..runs.models import parse_elements
@@ -50,6 +52,9 @@ class Start:
         if model.start_from is not None:
             with of_key("model.start_from"):
                 self.loaded = load_trainable(model.start_from, model.start_from_units)
+            if model.coulomb_cutoff is not None:
+                with of_key("model.coulomb_cutoff"):
+                    self.loaded = self.loaded.with_coulomb_cutoff(model.coulomb_cutoff)
             self.cutoff = self.loaded.cutoff
         else:
             try:
@@ -58,6 +63,8 @@ class Start:
                 reason = str(error).splitlines()[0]  # torch adds where it failed
                 raise ValueError(f"model.{model.name}: {reason}") from None
             self.cutoff = max(float(model.options["cutoff"]), model.repulsion_cutoff or 0.0)
+            if model.coulomb_weights is not None:
+                self.cutoff = max(self.cutoff, model.coulomb_cutoff or math.inf)
 
     def elements(self, training: Frames) -> list[int]:
         """Atomic numbers that the potential knows."""
@@ -107,12 +114,30 @@ class Start:
         for z in set(elements).intersection(found.references):
             scales["references"][z] = found.references[z]
         cutoff = model.repulsion_cutoff
+        with of_key("model.coulomb_weights"):
+            coulomb = self._coulomb(model)
         return Potential(
             self.network,
             self.network.new_readout(model.readout),
             **{**scales, "elements": elements},
             repulsion=None if cutoff is None else ZBLRepulsion(cutoff),
+            coulomb=coulomb,
         )
+
+    def _coulomb(self, model: ModelConfig) -> CoulombEnergy | None:
+        if model.coulomb_weights is None:
+            return None
+        assert self.network is not None
+        if not self.network.charge_levels:
+            raise ValueError(
+                f"a {type(self.network).__name__} predicts no charges: set architecture: "
+                "tensornet2, or leave coulomb_weights out"
+            )
+        found = CoulombEnergy(
+            model.coulomb_weights, self.network.charge_channels, model.coulomb_cutoff
+        )
+        check_charges(self.network, found)
+        return found
 
     def _further(self, loaded: Potential, training: Frames, elements: list[int]) -> Potential:
         """A loaded potential for these elements, its references refitted where wanted."""
@@ -161,7 +186,8 @@ def load_trainable(checkpoint: str, units: Sequence[str] | None) -> Potential:
     if not isinstance(potential, Potential):
         raise ValueError(
             f"model.start_from is {checkpoint}, a {potential.architecture} that runs as "
-            "torchmd-net's own module and is not trained here: expected a TensorNet or a TDN; "
+            "torchmd-net's own module and is not trained here: expected a TensorNet, a TensorNet2 "
+            "or a TDN; "
             "train it with torchmd-train"
         )
     return potential

@@ -20,6 +20,7 @@ from ...models.checkpoint import (
     why_not_torchmdnet,
     write_torchmdnet_checkpoint,
 )
+from ...models.checkpoint.description import finite_cutoff
 from ...models.files import write_atomically
 from ...models.potential import Potential
 from ...models.training import (
@@ -102,7 +103,7 @@ class Plan:
                 p.numel() for p in potential.parameters() if not p.requires_grad
             ),
             "elements": [chemical_symbols[z] for z in potential.elements],
-            "cutoff_angstrom": potential.cutoff,
+            "cutoff_angstrom": finite_cutoff(potential.cutoff),
             "properties": list(potential.heads),
             "scale_ev": float(scale.scale) * factor,
             "mean_ev": float(scale.mean) * factor,

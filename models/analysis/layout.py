@@ -93,6 +93,11 @@ def layout_of(potential: nn.Module) -> Layout:
             "a network, such as TensorNet or TDN (of a committee its members one by one)"
         )
     network = potential.representation
+    if network.charge_levels:
+        raise ValueError(
+            f"the orders of a {type(network).__name__} cannot be measured: every layer predicts "
+            "charges from its features, which act beside them; expected a TensorNet or a TDN"
+        )
     features = network.feature_layout()
     layers = ("embedding", *(f"layer {k + 1}" for k in range(len(network.layers))))
     return Layout(features.irreps, features.axis, layers)

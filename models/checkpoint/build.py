@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..heads.repulsion import ZBLRepulsion
+from ..heads.coulomb import CoulombEnergy
+from ..heads.repulsion import repulsion_from
 from ..maths.double import DoubleConstants
 from ..networks import NETWORKS
 from ..potential import Potential
@@ -99,6 +100,7 @@ def build_potential(
     units: tuple[str, str],
     metadata: dict[str, Any],
     heads: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    coulomb: Mapping[str, Any] | None = None,
 ) -> Potential:
     """Build a `Potential` from its description and tensors.
 
@@ -109,7 +111,7 @@ def build_potential(
     architecture
         Key of ``NETWORKS``.
     network, readout, repulsion
-        Arguments of the representation, its readout and `ZBLRepulsion` (None: no repulsion).
+        Arguments of the representation, its readout and its repulsion (None: no repulsion).
     tensors
         State dict of the potential; all weights must have the same dtype.
     elements
@@ -120,6 +122,8 @@ def build_potential(
         Metadata of the potential.
     heads
         Arguments of the readouts of other properties, by name.
+    coulomb
+        Arguments of `CoulombEnergy`; None: no Coulomb energy.
 
     Raises
     ------
@@ -156,7 +160,8 @@ def build_potential(
             energy,
             elements=elements,
             references=torch.zeros(references.numel(), dtype=torch.float64),
-            repulsion=None if repulsion is None else ZBLRepulsion(**repulsion),
+            repulsion=None if repulsion is None else repulsion_from(repulsion),
+            coulomb=None if coulomb is None else CoulombEnergy(**coulomb),
             length_unit=units[0],
             energy_unit=units[1],
             metadata=metadata,

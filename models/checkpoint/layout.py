@@ -8,6 +8,7 @@ blocks of channels; torchmd-net 3 and this package) or [F, 3].
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -105,6 +106,8 @@ def finish(
     units: tuple[str, str],
     metadata: dict[str, Any],
     repulsion: Mapping[str, Any] | None = None,
+    repulsion_state: Mapping[str, Tensor] = MappingProxyType({}),
+    coulomb: Mapping[str, Any] | None = None,
 ) -> Potential:
     """Build the potential, after checking that every tensor of the pool was used.
 
@@ -116,6 +119,7 @@ def finish(
     pool.finish()
     state = {f"representation.{key}": tensor.clone() for key, tensor in representation.items()}
     state |= {f"readout.{key}": tensor.clone() for key, tensor in head.items()}
+    state |= {f"repulsion.{key}": tensor.clone() for key, tensor in repulsion_state.items()}
     state["atomic_scale.references"] = references.double().clone()
     for key, value in (("scale", scale), ("mean", mean)):
         number = torch.as_tensor(value, dtype=torch.float64)
@@ -131,6 +135,7 @@ def finish(
         network=network,
         readout={"channels": network["channels"], **readout},
         repulsion=repulsion,
+        coulomb=coulomb,
         tensors=state,
         elements=elements,
         units=units,

@@ -1,7 +1,18 @@
 """Folders of matgl: ``model.json`` describes a potential, ``state.pt`` has its tensors.
 
-This reads the TensorNets of matgl 2 (its PyG code, model version 1), whose numbers this package
-reproduces. Older (DGL) and newer ones (model version 2) use other conventions.
+This reads the TensorNets of matgl 2 (model version 1) and of matgl 3 and 4 (version 2), and
+reproduces their numbers. The versions differ in the direction of messages in the embedding:
+
+========================  ======================  ======================
+model version             1                       2
+========================  ======================  ======================
+vector of an edge         r_i - r_j               r_j - r_i
+species of an edge        emb2([Z_j, Z_i])        emb2([Z_i, Z_j])
+========================  ======================  ======================
+
+where i receives and j sends. Here it is r_i - r_j and [Z_i, Z_j]: version 1 has the halves of emb2
+swapped, version 2 the sign of the antisymmetric part. The DGL code of matgl 1 had a third
+convention and is not read.
 """
 
 from __future__ import annotations
@@ -23,7 +34,12 @@ from .formats import Format
 from .layout import embedding_state, finish, interaction_state
 
 UNITS = ("angstrom", "ev")
-VERIFIED_MODULE = "matgl.models._tensornet_pyg"
+MODULES = {
+    1: ("matgl.models._tensornet_pyg",),
+    2: ("matgl.models._tensornet", "matgl.models._tensornet_pyg", "matgl.models"),
+}
+"""Modules whose files are read, by model version."""
+EMBEDDING = "tensor_embedding."
 ACTIVATIONS = {"swish": "silu", "tanh": "tanh", "sigmoid": "sigmoid", "softplus2": "ssp"}
 
 # Other options of a description, and the only value that is supported.
@@ -52,7 +68,7 @@ def read_matgl(
     Raises
     ------
     ValueError
-        If the folder has anything other than a TensorNet potential of matgl 2.
+        If the folder has anything other than a TensorNet potential of a version that is read.
     """
     try:
         parsed = json.loads(description)
@@ -68,10 +84,12 @@ def read_matgl(
         raise ValueError(
             f"{name} holds a {kind[1]} ({kind[0]}) of matgl: expected a Potential with a TensorNet"
         )
-    if kind[2:] != (VERIFIED_MODULE, 1):
+    module, version = kind[2:]
+    if not isinstance(version, int) or module not in MODULES.get(version, ()):
         raise ValueError(
-            f"{name} was written for {kind[2]}, model version {kind[3]}, whose conventions "
-            f"differ: expected {VERIFIED_MODULE}, version 1 (matgl 2); run it in its own matgl"
+            f"{name} has model version {version} of {module}, whose conventions are not known: "
+            "expected model version 1 (matgl 2, matgl.models._tensornet_pyg) or 2 (matgl 3 and 4)"
+            "; run it in its own matgl"
         )
     for key, value in FIXED.items():
         if arguments.get(key, value) != value:
@@ -88,12 +106,38 @@ def read_matgl(
         raise ValueError(f"{name}/state.pt holds no state dict: expected named tensors")
     tensors = {key.removeprefix("model."): tensor for key, tensor in content.items()}
     require_finite(tensors, f"{name}/state.pt")
-    return _build(TensorPool(tensors, name), arguments, parsed.get("metadata"), elements)
+    pool = TensorPool(_separate(tensors), name)
+    source = {"model": str(module), "model_version": version}
+    return _build(pool, arguments, version, source, parsed.get("metadata"), elements)
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with three projections of distances; matgl's Warp code saves them as one."""
+    separate = dict(tensors)
+    for part in ("weight", "bias"):
+        joined = separate.pop(f"{EMBEDDING}distance_proj.{part}", None)
+        if joined is not None:
+            for k, each in enumerate(joined.chunk(3)):
+                separate[f"{EMBEDDING}distance_proj{k + 1}.{part}"] = each
+    return separate
+
+
+def _to_our_direction(state: dict[str, Tensor], version: int) -> None:
+    """Change the embedding from a version's direction of messages to ours; see the module."""
+    if version == 1:
+        pair = state["embedding.species_pair.weight"]
+        state["embedding.species_pair.weight"] = pair.roll(pair.shape[1] // 2, dims=1)
+        return
+    for part in ("weight", "bias"):
+        i, a, s = state[f"embedding.radial.{part}"].chunk(3)
+        state[f"embedding.radial.{part}"] = torch.cat([i, -a, s])
 
 
 def _build(
     pool: TensorPool,
     arguments: Mapping[str, Any],
+    version: int,
+    source: dict[str, Any],
     notes: Any,
     given: Iterable[int] | None,
 ) -> Potential:
@@ -117,7 +161,7 @@ def _build(
         )
     radial, radial_state = _radial(pool, arguments, cutoff)
     pool.discard("element_refs.onehot", "bond_expansion.rbf.cutoff")
-    state = radial_state | embedding_state(pool, "tensor_embedding.", interleaved=True)
+    state = radial_state | embedding_state(pool, EMBEDDING, interleaved=True)
     for layer in range(layers):
         state |= interaction_state(pool, f"layers.{layer}.", layer, interleaved=True)
     # One row for each atomic number, instead of each entry in matgl's list of elements.
@@ -130,9 +174,7 @@ def _build(
         )
     table[numbers] = rows
     state["embedding.species.weight"] = table
-    # matgl concatenates the species of sender and receiver in this order, we in the other.
-    pair = state["embedding.species_pair.weight"]
-    state["embedding.species_pair.weight"] = pair.roll(pair.shape[1] // 2, dims=1)
+    _to_our_direction(state, version)
 
     references = torch.zeros(max(numbers) + 1, dtype=torch.float64)
     if "element_refs.property_offset" in pool:
@@ -174,7 +216,7 @@ def _build(
         units=UNITS,
         metadata={
             "name": folder,
-            "source": {"format": "matgl folder", "file": folder, "model": VERIFIED_MODULE},
+            "source": {"format": "matgl folder", "file": folder, **source},
             "units_stated": True,
             "elements_stated": True,
             "trained_with_charge": False,

@@ -120,6 +120,8 @@ def _describe(potential: nn.Module) -> dict[str, Any]:
             "readout": {"channels": potential.representation.channels} | potential.readout.config,
             "repulsion": None if repulsion is None else repulsion.config,
         }
+        if potential.coulomb is not None:
+            description["coulomb"] = potential.coulomb.config
         if heads:
             description["heads"] = {name: head.config for name, head in heads.items()}
     else:
@@ -210,6 +212,7 @@ def read_native(data: bytes, name: str) -> Potential | TorchMDNetPotential:
         network=_field(description, "network", dict, name),
         readout=_field(description, "readout", dict, name),
         repulsion=repulsion,
+        coulomb=_field(description, "coulomb", dict, name) if "coulomb" in description else None,
         heads=_field(description, "heads", dict, name) if "heads" in description else {},
         tensors=tensors,
         elements=elements,

@@ -1,8 +1,8 @@
 """Checkpoints by name: their addresses, and verification of downloads.
 
 Files with a known SHA-256 are compared with it. For the others, the first download must have the
-digest that the hub publishes; digest and revision are then recorded, so that later loads get the
-same bytes or an error.
+digest that the hub publishes (the SHA-256 of a large file, git's SHA-1 of a small one). SHA-256
+and revision are then recorded, so that later loads get the same bytes or an error.
 """
 
 from __future__ import annotations
@@ -94,6 +94,19 @@ def _aceff(version: str, network: str, elements: tuple[int, ...] | None) -> Entr
     )
 
 
+def _matpes(functional: str, size: str, blocks: int) -> Entry:
+    name = f"TensorNet-PES-MatPES-{functional}-2025.2{size}"
+    return Entry(
+        name=name,
+        description=f"Materials, 89 elements (MatPES 2025.2, {functional}), {blocks} layers, by "
+        "the Materials Virtual Lab",
+        licence="BSD-3-Clause",
+        # The description first: it is small, and nothing else is fetched if it cannot be read.
+        files=tuple(HubFile(f"materialyze/{name}", file) for file in ("model.json", "state.pt")),
+        units=("angstrom", "ev"),
+    )
+
+
 REGISTRY: dict[str, Entry] = {
     entry.name.lower(): entry
     for entry in (
@@ -140,6 +153,11 @@ REGISTRY: dict[str, Entry] = {
             ),
             units=("angstrom", "ev"),
         ),
+        *(
+            _matpes(functional, size, blocks)
+            for functional in ("PBE", "r2SCAN")
+            for size, blocks in (("", 2), ("-m", 3))
+        ),
     )
 }
 # matgl's own name of the model.
@@ -173,11 +191,14 @@ def fetch(entry: Entry) -> Path:
     ValueError
         If a file cannot be downloaded, or has another digest than expected.
     """
-    paths = [_fetch_file(entry, file) for file in entry.files]
+    paths: list[Path] = []
+    for file in entry.files:
+        paths.append(_fetch_file(entry, file, paths[0] if paths else None))
     return paths[0] if len(paths) == 1 else paths[0].parent
 
 
-def _fetch_file(entry: Entry, file: HubFile | WebFile | Path) -> Path:
+def _fetch_file(entry: Entry, file: HubFile | WebFile | Path, first: Path | None) -> Path:
+    """Local file; ``first`` is the first file of the same folder, or None."""
     if isinstance(file, Path):
         if not file.is_file():
             raise ValueError(
@@ -187,7 +208,7 @@ def _fetch_file(entry: Entry, file: HubFile | WebFile | Path) -> Path:
         return file
     if isinstance(file, WebFile):
         return _fetch_web(entry, file)
-    return _fetch_hub(entry, file)
+    return _fetch_hub(entry, file, first)
 
 
 def _unreachable(entry: Entry, file: HubFile | WebFile, error: Exception) -> ValueError:
@@ -200,7 +221,8 @@ def _unreachable(entry: Entry, file: HubFile | WebFile, error: Exception) -> Val
 
 def _mismatch(entry: Entry, file: HubFile | WebFile, found: str, expected: str) -> ValueError:
     return ValueError(
-        f"{entry.name} from {file} has the SHA-256 {found}: expected {expected}; the file was "
+        f"{entry.name} from {file} has the {'SHA-1' if len(found) == 40 else 'SHA-256'} "
+        f"{found}: expected {expected}; the file was "
         "changed or damaged on the way, and was not opened"
     )
 
@@ -240,23 +262,36 @@ def _download(url: str) -> bytes:
 # The hub
 
 
-def _fetch_hub(entry: Entry, file: HubFile) -> Path:
+def _fetch_hub(entry: Entry, file: HubFile, first: Path | None = None) -> Path:
     records = _read_records()
     key = f"{file.repository}/{file.filename}"
     record = records.get(key)
     revision = record["revision"] if record else file.revision
+    if first is not None and record is None and _COMMIT.fullmatch(first.parent.name):
+        revision = first.parent.name  # all files of a folder from the same commit
     try:
         path, commit = _hub_download(file.repository, file.filename, revision)
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        data = path.read_bytes()
         expected = record["sha256"] if record else _hub_digest(file, commit)
     except Exception as error:  # the hub's client raises errors of several libraries
         raise _unreachable(entry, file, error) from error
+    sha256 = hashlib.sha256(data).hexdigest()
+    found = _git_digest(data) if _COMMIT.fullmatch(expected) else sha256
     if found != expected:
         raise _mismatch(entry, file, found, expected)
     if record is None:
-        records[key] = {"revision": commit, "sha256": found}
+        records[key] = {"revision": commit, "sha256": sha256}
         _write_records(records)
     return path
+
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+"""A commit, or git's digest of a file."""
+
+
+def _git_digest(data: bytes) -> str:
+    """Git's SHA-1 of a file, which the hub publishes for small ones."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _hub_download(repository: str, filename: str, revision: str) -> tuple[Path, str]:
@@ -266,7 +301,7 @@ def _hub_download(repository: str, filename: str, revision: str) -> tuple[Path, 
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     found: str | None = None
-    if re.fullmatch("[0-9a-f]{40}", revision):
+    if _COMMIT.fullmatch(revision):
         # A commit never changes, so a cached file needs no network.
         with contextlib.suppress(LocalEntryNotFoundError):
             found = hf_hub_download(repository, filename, revision=revision, local_files_only=True)
@@ -276,7 +311,7 @@ def _hub_download(repository: str, filename: str, revision: str) -> tuple[Path, 
     path = Path(found)
     # The cache is laid out as .../snapshots/COMMIT/FILENAME.
     commit = path.parts[-1 - len(Path(filename).parts)]
-    return path, commit if re.fullmatch("[0-9a-f]{40}", commit) else revision
+    return path, commit if _COMMIT.fullmatch(commit) else revision
 
 
 def _require_network(address: str) -> None:
@@ -287,13 +322,13 @@ def _require_network(address: str) -> None:
 
 
 def _hub_digest(file: HubFile, revision: str) -> str:
-    """SHA-256 that the hub publishes as the etag of a large file."""
+    """Digest that the hub publishes as the etag: SHA-256 of a large file, git's of a small one."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     address = hf_hub_url(file.repository, file.filename, revision=revision)
     etag = get_hf_file_metadata(address).etag or ""
-    if not re.fullmatch("[0-9a-f]{64}", etag):
-        raise ValueError(f"the hub publishes no SHA-256 of it (etag {etag!r})")
+    if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", etag):
+        raise ValueError(f"the hub publishes no digest of it (etag {etag!r})")
     return etag
 
 

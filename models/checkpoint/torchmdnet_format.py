@@ -1,7 +1,7 @@
 """Checkpoints of torchmd-net: Lightning files written by ``torchmd-train``.
 
-A TensorNet with the `Scalar` output becomes our own `Potential`; all other models that give an
-energy run as torchmd-net's module inside `TorchMDNetPotential`.
+A TensorNet with the `Scalar` output and a TensorNet2 become our own `Potential`; all other models
+that give an energy run as torchmd-net's module inside `TorchMDNetPotential`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..networks.torchmdnet import ARCHITECTURES, TorchMDNetPotential, parse_priors
 from ..potential import Potential
+from . import torchmdnet_tensornet2
 from .build import TensorPool
 from .files import require_finite
 from .formats import Format, Request, agreed
@@ -305,13 +306,13 @@ def _runs_natively(
     priors: list[tuple[str, dict[str, Any]]],
 ) -> bool:
     kinds = [kind for kind, _ in priors]
+    ours = (arguments["model"], arguments["output_model"]) == ("tensornet", "Scalar")
     return (
-        arguments["model"] == "tensornet"
-        and arguments["output_model"] == "Scalar"
+        (ours or torchmdnet_tensornet2.is_native(arguments))
         and arguments["reduce_op"] in ("add", "sum")
         and arguments["atom_filter"] <= -1
         and set(kinds) <= {"Atomref", "LearnableAtomref", "ZBL"}
-        and kinds.count("ZBL") <= 1
+        and kinds.count("ZBL") + bool(arguments["repulsion"]) <= 1
     )
 
 
@@ -339,23 +340,31 @@ def _native(
             "radial.coefficient": pool.take(f"{prefix}distance_expansion.coeff"),
         }
     state |= embedding_state(pool, f"{prefix}tensor_embedding.", interleaved=interleaved)
+    second = arguments["model"] == "tensornet2"
+    hidden = torchmdnet_tensornet2.hidden_layers(arguments) if second else 0
     for layer in range(int(arguments["num_layers"])):
         state |= interaction_state(
-            pool, f"{prefix}layers.{layer}.", layer, interleaved=interleaved
-        )
+            # The layers of TensorNet2 never had the old order.
+            pool, f"{prefix}layers.{layer}.", layer, interleaved=interleaved and not second
+        )  # fmt: skip
     head = {}
     for part in ("weight", "bias"):
         head[f"norm.{part}"] = pool.take(f"{prefix}out_norm.{part}")
         head[f"head.network.0.{part}"] = pool.take(f"{prefix}linear.{part}")
-        for k in (0, 2):
+        for k in range(0, 2 * hidden + 4, 2):
             key = f"output_model.output_network.layers.{k}.{part}"
             head[f"head.network.{k + 2}.{part}"] = pool.take(key)
 
     references, repulsion = _take_priors(pool, priors, int(arguments["max_z"]))
     scale = pool.take("std") if "std" in pool else 1.0
     mean = pool.take("mean") if "mean" in pool else 0.0
+    more = torchmdnet_tensornet2.Parts()
+    if second:
+        std = float(torch.as_tensor(scale).reshape(-1)[0])
+        more = torchmdnet_tensornet2.take(pool, arguments, std)
     return finish(
         pool,
+        architecture="TensorNet2" if second else "TensorNet",
         network={
             "channels": int(arguments["embedding_dimension"]),
             "layers": int(arguments["num_layers"]),
@@ -367,15 +376,21 @@ def _native(
             "cutoff_lower": arguments["cutoff_lower"],
             "max_number": int(arguments["max_z"]),
             "group": str(arguments["equivariance_invariance_group"]),
-            "self_interaction": True,
+            **(more.network if second else {"self_interaction": True}),
         },
-        readout={"head": "mlp", "activation": str(arguments["activation"])},
-        representation=state,
+        readout={
+            "head": "mlp",
+            "activation": str(arguments["activation"]),
+            "hidden_layers": hidden,
+        },
+        representation=state | more.state,
         head=head,
         references=references,
         scale=scale,
         mean=mean,
-        repulsion=repulsion,
+        repulsion=more.repulsion or repulsion,
+        repulsion_state=more.repulsion_state,
+        coulomb=more.coulomb,
         elements=elements,
         units=units,
         metadata=metadata,

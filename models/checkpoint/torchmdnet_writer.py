@@ -1,4 +1,4 @@
-"""Writing of TensorNet potentials as Lightning checkpoints like those of ``torchmd-train``.
+"""Writing of TensorNet and TensorNet2 as Lightning checkpoints like those of ``torchmd-train``.
 
 This is the inverse of `torchmdnet_format`: ``torchmdnet.models.model.load_model`` of torchmd-net 3
 gives the same energies, and `load_potential` gives bitwise the same weights.
@@ -18,17 +18,18 @@ from torch import Tensor, nn
 
 from ..files import replacing
 from ..heads.energy import EnergyReadout
-from ..networks.tensornet import TensorNet
+from ..heads.repulsion import CovalentRepulsion, ZBLRepulsion
 from ..potential import Potential
+from . import torchmdnet_tensornet2
 from .files import require_finite
 from .layout import interleaved_outputs
 from .torchmdnet_format import BOHR_M, COULOMB_J_M, NOTE
 
 LIGHTNING_VERSION = "2.4.0"
 """Lightning version of the file layout; newer versions read it."""
-LAST_SCALAR_LAYER = re.compile(
-    r"(tensor_embedding\.linears_scalar\.1|layers\.\d+\.linears_scalar\.2)\.(weight|bias)$"
-)
+ARCHITECTURES = ("TensorNet", "TensorNet2")
+LAST_OF_EMBEDDING = r"tensor_embedding\.linears_scalar\.1\.(weight|bias)$"
+LAST_OF_LAYER = r"layers\.\d+\.linears_scalar\.2\.(weight|bias)$"
 """Names of the layers with one output for each of I, A and S."""
 DENSEST_ATOMS_PER_CUBIC_ANGSTROM = 0.18
 """Number density of diamond, an upper limit for estimating the number of neighbours."""
@@ -37,17 +38,19 @@ DENSEST_ATOMS_PER_CUBIC_ANGSTROM = 0.18
 def write_torchmdnet_checkpoint(
     potential: nn.Module, path: str | os.PathLike[str], *, old_layout: bool = False
 ) -> None:
-    """Write a TensorNet potential as a checkpoint of torchmd-net 3.
+    """Write a TensorNet or TensorNet2 potential as a checkpoint of torchmd-net 3.
 
     Numbers are in the network's own units, which torchmd-net does not record; units, elements and
     metadata are added to the file for `load_potential`. torchmd-net stores references, scale and
-    mean in the precision of the network. For SO(3) models, its plain torch operators give these
+    mean in the precision of the network. It multiplies the Coulomb energy and the repulsion of a
+    TensorNet2 by the scale; where those of the potential have none, the scale is multiplied into
+    the last layer of the readout. For SO(3) models, its plain torch operators give these
     energies, but its compiled operators give those of the mirror image.
 
     Parameters
     ----------
     potential
-        `Potential` with a `TensorNet`.
+        `Potential` with a `TensorNet` or a `TensorNet2`.
     path
         Path of the file, usually ``*.ckpt``. An existing file is replaced once the new one is
         complete.
@@ -66,12 +69,13 @@ def write_torchmdnet_checkpoint(
     if reason is not None:
         raise ValueError(f"{path}: cannot be written for torchmd-net: {reason}")
     assert isinstance(potential, Potential)
-    assert isinstance(potential.representation, TensorNet)
     content = _content(potential, potential.representation.config)
     if old_layout:
         content["hyper_parameters"]["check_errors"] = True
+        # The layers of TensorNet2 never had another order.
+        layers = f"|{LAST_OF_LAYER}" if potential.architecture == "TensorNet" else ""
         for name, tensor in content["state_dict"].items():
-            if LAST_SCALAR_LAYER.search(name):
+            if re.search(LAST_OF_EMBEDDING + layers, name):
                 content["state_dict"][name] = interleaved_outputs(tensor)
     require_finite(content["state_dict"], str(path))
     with replacing(Path(path)) as temporary:
@@ -83,8 +87,11 @@ def why_not_torchmdnet(potential: nn.Module) -> str | None:
     if not isinstance(potential, Potential):
         return f"a {type(potential).__name__} is no Potential; write its members one by one"
     network = potential.representation
-    if not isinstance(network, TensorNet):
-        return f"{potential.architecture} is not one of its networks: expected a TensorNet"
+    if potential.architecture not in ARCHITECTURES:
+        return (
+            f"{potential.architecture} is not one of its networks: expected a "
+            f"{' or a '.join(ARCHITECTURES)}"
+        )
     config: Mapping[str, Any] = network.config
     readout = potential.readout
     if network.table is not None:
@@ -93,7 +100,7 @@ def why_not_torchmdnet(potential: nn.Module) -> str | None:
         return f"its TensorNet has I, A and S, this one {config['irreps']}"
     if config["radial"] == "bessel":
         return "it has no smooth Bessel functions: expected radial expnorm or gauss"
-    if not config["self_interaction"]:
+    if not config.get("self_interaction", True):
         return "its atoms send messages to themselves, those of this network do not"
     if not isinstance(readout, EnergyReadout) or readout.config["head"] != "mlp":
         return f"it has no head {readout.config.get('head')!r}: expected mlp"
@@ -102,17 +109,35 @@ def why_not_torchmdnet(potential: nn.Module) -> str | None:
             f"it has one activation function, this model two ({config['activation']} and "
             f"{readout.config['activation']})"
         )
-    others = getattr(potential, "heads", None)
+    hidden = readout.config.get("hidden_layers", 0)
+    if hidden and potential.coulomb is None:
+        return f"its readout without a Coulomb energy has no hidden layers, this one {hidden}"
+    others = [name for name in potential.heads if name != "charges"]
     if others:
         return f"beside the energy it would lose {', '.join(others)}"
+    if potential.architecture == "TensorNet2":
+        return torchmdnet_tensornet2.why_not(potential)
+    if isinstance(potential.repulsion, CovalentRepulsion):
+        return "its TensorNet has no repulsion that ends at the covalent radii"
     return None
 
 
 def _content(potential: Potential, config: Mapping[str, Any]) -> dict[str, Any]:
     priors = list(_priors(potential, config["max_number"]))
     state = dict(_network(potential, config["layers"]))
+    scale = potential.atomic_scale.scale
+    more: dict[str, Any] = {}
+    if potential.architecture == "TensorNet2":
+        state |= dict(torchmdnet_tensornet2.tensors_of(potential, config["layers"]))
+        more = torchmdnet_tensornet2.arguments_of(potential)
+        std = torchmdnet_tensornet2.scale_of(potential)
+        if std != float(scale):
+            last = 2 * potential.readout.config.get("hidden_layers", 0) + 2
+            for part in ("weight", "bias"):
+                state[f"output_model.output_network.layers.{last}.{part}"] *= float(scale) / std
+            scale = torch.full_like(scale, std)
     state["mean"] = potential.atomic_scale.mean
-    state["std"] = potential.atomic_scale.scale
+    state["std"] = scale
     for k, (_, _, tensors) in enumerate(priors):
         state |= {f"prior_model.{k}.{name}": tensor for name, tensor in tensors.items()}
     arguments = {
@@ -126,7 +151,7 @@ def _content(potential: Potential, config: Mapping[str, Any]) -> dict[str, Any]:
         "cutoff_lower": config["cutoff_lower"],
         "cutoff_upper": config["cutoff"],
         "max_z": config["max_number"],
-        "max_num_neighbors": _most_neighbours(potential.cutoff),
+        "max_num_neighbors": _most_neighbours(potential),
         "equivariance_invariance_group": config["group"],
         "precision": 64 if potential.dtype == torch.float64 else 32,
         "derivative": True,
@@ -141,6 +166,7 @@ def _content(potential: Potential, config: Mapping[str, Any]) -> dict[str, Any]:
         "remove_ref_energy": False,
         "charge": bool(potential.metadata.get("trained_with_charge", False)),
         "spin": False,
+        **more,
     }
     return {
         "epoch": 0,
@@ -185,9 +211,9 @@ def _network(potential: Potential, layers: int) -> Iterator[tuple[str, Tensor]]:
             )
         yield f"{prefix}out_norm.{part}", state[f"readout.norm.{part}"]
         yield f"{prefix}linear.{part}", state[f"readout.head.network.0.{part}"]
-        for k in (0, 2):
+        for k in range(0, 2 * potential.readout.config.get("hidden_layers", 0) + 4, 2):
             name = f"output_model.output_network.layers.{k}.{part}"
-            yield name, state[f"readout.head.network.{k + 2}.{part}"]
+            yield name, state[f"readout.head.network.{k + 2}.{part}"].clone()
     for k, each in enumerate(state[f"{ours}embedding.mix.weight"]):
         yield f"{embedding}linears_tensor.{k}.weight", each
     for layer in range(layers):
@@ -213,12 +239,12 @@ def _priors(
         options: dict[str, Any] = {"max_z": places, "trainable": False, "enable": True}
         yield "Atomref", options, {"initial_atomref": table, "atomref.weight": table}
     repulsion = potential.repulsion
-    if repulsion is not None:
+    if isinstance(repulsion, ZBLRepulsion):
         # The model's units in metres and joules, such that torchmd-net's constants give ours.
         length_m = 0.8854 * BOHR_M / repulsion.screening_length
         options = {
             "cutoff_distance": repulsion.cutoff,
-            "max_num_neighbors": _most_neighbours(potential.cutoff),
+            "max_num_neighbors": _most_neighbours(potential),
             "atomic_number": list(range(places)),
             "distance_scale": length_m,
             "energy_scale": COULOMB_J_M / repulsion.coulomb / length_m,
@@ -227,7 +253,10 @@ def _priors(
         yield "ZBL", options, {"atomic_number": torch.arange(places), "distance.box": box}
 
 
-def _most_neighbours(cutoff: float) -> int:
-    """Largest number of neighbours that torchmd-net accepts in a structure; cutoff in Angstrom."""
+def _most_neighbours(potential: Potential) -> int:
+    """Largest number of neighbours in a structure, as torchmd-net's network counts them."""
+    network, repulsion = potential.representation, potential.repulsion
+    own = network.cutoff if repulsion is None else max(network.cutoff, repulsion.cutoff)
+    cutoff = own * potential.length_in_angstrom
     volume = 4 / 3 * math.pi * cutoff**3
     return max(64, math.ceil(DENSEST_ATOMS_PER_CUBIC_ANGSTROM * volume))

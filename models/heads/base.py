@@ -46,6 +46,8 @@ class Head(nn.Module):
 
     degree: int = 0
     """Highest degree of the features it reads: 0 scalars, 1 vectors, 2 tensors."""
+    reads_charges: bool = False
+    """Whether it reads the charges that the network predicts, (N, C), instead of the features."""
     constants: HeadConstants
     """Constants that stay float64 regardless of the network's dtype."""
 

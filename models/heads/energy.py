@@ -17,15 +17,22 @@ from ..maths.cartesian import check_irreps, irrep_norms_squared
 
 
 class MLPHead(nn.Module):
-    """Linear, activation, then a two-layer perceptron: torchmd-net's `Scalar` output."""
+    """Linear, activation, then a two-layer perceptron: torchmd-net's `Scalar` output.
 
-    def __init__(self, inputs: int, channels: int, act: str) -> None:
+    ``hidden`` is the number of additional layers of that perceptron.
+    """
+
+    def __init__(self, inputs: int, channels: int, act: str, hidden: int = 0) -> None:
         super().__init__()
+        between: list[nn.Module] = []
+        for _ in range(hidden):
+            between += [nn.Linear(channels // 2, channels // 2), activation(act)]
         self.network = nn.Sequential(
             nn.Linear(inputs, channels),
             activation(act),
             nn.Linear(channels, channels // 2),
             activation(act),
+            *between,
             nn.Linear(channels // 2, 1),
         )
 
@@ -116,11 +123,14 @@ class EnergyReadout(nn.Module):
     norm_size
         Number of values in the layer norm: the invariants, and zeros for the invariants of
         removed irreps (`without_invariants`). None: only the invariants.
+    hidden_layers
+        Number of additional hidden layers of the ``mlp`` head.
 
     Raises
     ------
     ValueError
-        If the head or the irreps are unknown, or the norm is smaller than its inputs.
+        If the head or the irreps are unknown, the norm is smaller than its inputs, or there are
+        hidden layers of a head that has none.
     """
 
     def __init__(
@@ -130,8 +140,14 @@ class EnergyReadout(nn.Module):
         activation: str = "silu",
         irreps: str = "IAS",
         norm_size: int | None = None,
+        hidden_layers: int = 0,
     ) -> None:
         super().__init__()
+        if not 0 <= hidden_layers <= 100 or (hidden_layers and head != "mlp"):
+            raise ValueError(
+                f"hidden_layers is {hidden_layers} for a head {head!r}: expected 0, or up to 100 "
+                "for mlp"
+            )
         inputs = len(check_irreps(irreps)) * channels
         size = inputs if norm_size is None else norm_size
         if size < inputs:
@@ -142,12 +158,14 @@ class EnergyReadout(nn.Module):
             "irreps": irreps,
             "norm_size": None if size == inputs else size,
         }
+        if hidden_layers:  # older programs read files without it
+            self.config["hidden_layers"] = hidden_layers
         self.norm_size = size
         self.norm: nn.LayerNorm | PaddedLayerNorm = (
             nn.LayerNorm(inputs) if size == inputs else PaddedLayerNorm(inputs, size)
         )
         if head == "mlp":
-            self.head: nn.Module = MLPHead(inputs, channels, activation)
+            self.head: nn.Module = MLPHead(inputs, channels, activation, hidden_layers)
         elif head == "gated":
             self.head = GatedHead(inputs, channels)
         elif head == "linear":

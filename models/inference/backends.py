@@ -22,6 +22,16 @@ log = logging.getLogger("tensormd")
 
 BACKENDS = ("auto", "reference", "fused")
 
+COST_OF_TORCHSCRIPT = (
+    "a step takes about as long as in torchmd-net, 10 to 20 times as long as that of a TensorNet "
+    "of this size in fused kernels"
+)
+COST_OF_MODULES = (
+    "a step takes about as long as in torchmd-net, ten or more times as long as with fused "
+    "kernels, and there is no TorchScript, no export and no training"
+)
+"""What users are told; `docs/results/performance.md` has the measurements."""
+
 # torch.jit.script and forward differentiation, which builds the tables, keep state that all
 # threads share without protection.
 _COMPILER = threading.Lock()
@@ -86,7 +96,9 @@ def compile_potential(potential: nn.Module, backend: str = "reference") -> nn.Mo
         # Building the tables needs gradients, even if the caller has switched them off.
         with compiling(), torch.inference_mode(False), torch.set_grad_enabled(True):
             return fuse(potential)  # type: ignore[arg-type]
-    if backend == "auto":
+    if fused_problem(potential) is not None:
+        log.info("%s runs as %s", getattr(potential, "architecture", "it"), runs_as(potential))
+    elif backend == "auto":
         log.info("the network itself runs, not fused kernels: %s", problem)
     return script(potential) if isinstance(potential, Potential) else potential
 
@@ -114,6 +126,16 @@ def why_not_fused(potential: nn.Module, backend: str) -> str | None:
 
 def _dtype(member: nn.Module) -> torch.dtype | None:
     return member.dtype if isinstance(member, Potential) else None
+
+
+def runs_as(potential: nn.Module) -> str:
+    """How a potential is evaluated, and what it costs if there are no fused kernels for it."""
+    problem = fused_problem(potential)
+    if problem is None:
+        return "fused kernels, or plain torch operators as TorchScript (backend reference)"
+    if isinstance(potential, Potential):
+        return f"plain torch operators as TorchScript: {problem}; {COST_OF_TORCHSCRIPT}"
+    return f"torchmd-net's own module on tensormd's edges: {problem}; {COST_OF_MODULES}"
 
 
 def implementation_of(compiled: nn.Module) -> str:

@@ -5,6 +5,7 @@ They hold only plain torch operators: the exported file needs neither tensormd n
 
 import copy
 import io
+import math
 import os
 import zipfile
 from collections.abc import Sequence
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from ..committee import mean_prediction, members_of
 from ..files import replacing
 from ..graph import Graph
+from ..heads.coulomb import WHY_NO_CELL
 from ..neighbors import SKIN
 from ..potential import Potential, Prediction
 from ..units import kj_per_mol_in_ev, nm_in_angstrom
 from .backends import compiling, script
 from .tables import tabulated_potential
-from .torchscript_pairs import neighbor_pairs
+from .torchscript_pairs import all_pairs, neighbor_pairs
 
 TARGETS = ("openmm", "portable")
 
@@ -32,7 +34,7 @@ class EdgeCache(nn.Module):
     Parameters
     ----------
     cutoff, skin
-        Cutoff and Verlet skin, Angstrom.
+        Cutoff and Verlet skin, Angstrom; an infinite cutoff: all pairs of a molecule.
 
     Raises
     ------
@@ -50,8 +52,10 @@ class EdgeCache(nn.Module):
         super().__init__()
         if not skin >= 0:
             raise ValueError(f"skin is {skin} A: expected zero or a positive length")
-        self.reach = cutoff + skin
+        self.all_pairs = cutoff == math.inf
+        self.reach = 0.0 if self.all_pairs else cutoff + skin
         self.skin = skin
+        self.why_no_cell = WHY_NO_CELL  # TorchScript reads no globals
         self.register_buffer("points", torch.full((0, 3), torch.nan, dtype=torch.float64))
         self.register_buffer("cell", torch.zeros(3, 3, dtype=torch.float64))
         self.register_buffer("periodic", torch.zeros(3, dtype=torch.bool))
@@ -61,7 +65,13 @@ class EdgeCache(nn.Module):
     def forward(self, points: Tensor, cell: Tensor, periodic: Tensor) -> tuple[Tensor, Tensor]:
         """Points (N, 3), cell (3, 3), periodic (3,) -> edge_index (2, E), edge_shift (E, 3)."""
         if not self.valid(points, cell, periodic):
-            self.edge_index, self.edge_shift = neighbor_pairs(points, cell, periodic, self.reach)
+            if not self.all_pairs:
+                found = neighbor_pairs(points, cell, periodic, self.reach)
+            elif bool(periodic.any()):
+                raise RuntimeError(self.why_no_cell)
+            else:
+                found = all_pairs(points)
+            self.edge_index, self.edge_shift = found
             self.points, self.cell, self.periodic = points, cell, periodic
         return self.edge_index, self.edge_shift
 
@@ -71,6 +81,8 @@ class EdgeCache(nn.Module):
             return False
         if not torch.equal(cell, self.cell):
             return False
+        if self.all_pairs:
+            return True
         return bool((points - self.points).square().sum(1).max() <= self.skin**2 / 4)
 
 
@@ -251,7 +263,8 @@ def export_torchscript(
         Verlet skin of the neighbour list inside, Angstrom.
     tables
         Whether tables replace radial networks (see `tabulated`): each pair takes fewer
-        operations, and forces differ from the network's by at most 2e-5 eV/Angstrom.
+        operations, and forces differ from the network's by at most 2e-5 eV/Angstrom. Networks
+        that support no tables, such as TensorNet2, are exported as they are.
 
     Raises
     ------
@@ -261,7 +274,10 @@ def export_torchscript(
     members = copy.deepcopy(scriptable_members(potential))  # compiling freezes the weights
     if tables:
         with compiling():
-            members = [tabulated_potential(member) for member in members]
+            members = [
+                tabulated_potential(member) if member.representation.has_tables else member
+                for member in members
+            ]
     if target == "portable":
         module: nn.Module = PortableModule(members, skin)
     elif target == "openmm":

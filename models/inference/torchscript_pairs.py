@@ -61,6 +61,16 @@ def neighbor_pairs(
     return torch.stack([receivers[order], senders[order]]), shift[order]
 
 
+def all_pairs(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Edges between all atoms of a molecule, as `neighbor_pairs` gives them."""
+    n = points.shape[0]
+    pairs = torch.ones(n, n, dtype=torch.bool, device=points.device).fill_diagonal_(False)
+    edge_index = torch.nonzero(pairs).t()
+    return edge_index, torch.zeros(
+        edge_index.shape[1], 3, dtype=points.dtype, device=points.device
+    )
+
+
 def _images_near_cell(fractional: Tensor, dual: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     """Lattice shifts (M, 3) and atoms (M,) of every image within the cutoff of the cell."""
     margin = cutoff * torch.linalg.vector_norm(dual, dim=0)

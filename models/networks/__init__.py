@@ -11,6 +11,7 @@ from ..heads.energy import HEADS, EnergyReadout, Readout, ScalarReadout
 from .base import FeatureLayout, Irrep, Network
 from .tdn import TDN
 from .tensornet import TensorNet
+from .tensornet2 import TensorNet2
 
 __all__ = ["NETWORKS", "Architecture", "FeatureLayout", "Irrep", "Network"]
 
@@ -26,6 +27,7 @@ class Architecture(NamedTuple):
 
 NETWORKS: dict[str, Architecture] = {
     "TensorNet": Architecture(TensorNet, EnergyReadout, HEADS),
+    "TensorNet2": Architecture(TensorNet2, EnergyReadout),
     "TDN": Architecture(TDN, ScalarReadout),
 }
 """Architectures by class name, as in checkpoints; configurations use it in lower case."""

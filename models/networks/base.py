@@ -116,7 +116,8 @@ class Network(nn.Module):
 
     The geometry enters through the edge vectors only. A subclass calls this constructor, registers
     ``layers`` and defines `forward`, `feature_layout` and `new_readout`. The other methods are
-    optional, and raise a ValueError unless overridden: those for tables (`edge_factors`,
+    optional. `features_and_charges` is for networks that predict charges. The others raise a
+    ValueError unless overridden: those for tables (`edge_factors`,
     `use_table` and ``has_tables``) and for removing irreps (`parse_kept`, `kept_without`,
     `project`, `smaller` and `multiplications`).
 
@@ -143,6 +144,10 @@ class Network(nn.Module):
 
     has_tables = False
     """Whether its radial networks can be replaced by a table."""
+    charge_levels = 0
+    """Number of levels of the charges that it predicts; 0: it predicts none."""
+    charge_channels = 0
+    """Number of channels per level of charges."""
 
     def __init__(
         self,
@@ -182,6 +187,16 @@ class Network(nn.Module):
             Features, (d, N, F) or (N, d, F), see `feature_layout`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def features_and_charges(
+        self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`forward`, and charges of the atoms, (N, charge_levels * charge_channels), e.
+
+        The charges of each channel sum to the charge of their system. A network that predicts
+        charges overrides this.
+        """
+        return self.forward(graph, vectors, pairs), vectors.new_zeros(graph.numbers.shape[0], 0)
 
     def feature_layout(self) -> FeatureLayout:
         """Layout of the features, for heads and analyses."""

@@ -8,6 +8,7 @@ respect to the edges. torchmd-net is imported only here, and only if a checkpoin
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import Graph, within
+from ..heads.coulomb import WHY_NO_CELL, parse_coulomb_cutoff
 from ..potential import Prediction, assemble
 from ..state import check_fit
 from ..units import energy_in_ev, length_in_angstrom
@@ -254,6 +256,14 @@ class TorchMDNetPotential(nn.Module):
         return ARCHITECTURES[self.hyper_parameters["model"]]
 
     @property
+    def coulomb_cutoff(self) -> float | None:
+        """Cutoff of the Coulomb energy, Angstrom, infinite for all pairs; None: no such energy."""
+        if self.hyper_parameters["output_model"] != "ScalarPlusWeightedCoulomb":
+            return None
+        cutoff = self.hyper_parameters["coulomb_cutoff"]
+        return math.inf if cutoff is None else float(cutoff) * self.length_in_angstrom
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the network's weights."""
         return next(self.model.parameters()).dtype
@@ -273,20 +283,20 @@ class TorchMDNetPotential(nn.Module):
         Parameters
         ----------
         cutoff
-            Coulomb cutoff, in the model's unit of length (reaction field beyond it); None: sum
-            over all pairs of a molecule.
+            Coulomb cutoff, Angstrom (reaction field beyond it); None or infinity: sum over all
+            pairs of a molecule.
 
         Raises
         ------
         ValueError
-            If the model has no Coulomb energy, or the cutoff is not positive.
+            If the model has no Coulomb energy, or the cutoff cannot be.
         """
-        if self.hyper_parameters["output_model"] != "ScalarPlusWeightedCoulomb":
-            raise ValueError("the model has no Coulomb energy to cut off")
-        if cutoff is not None and not 0 < cutoff < float("inf"):
-            raise ValueError(f"cutoff is {cutoff}: expected a positive length, or None")
+        if self.coulomb_cutoff is None:
+            raise ValueError("the model has no Coulomb energy to cut off: leave its cutoff out")
+        parsed = parse_coulomb_cutoff(cutoff)
+        own = None if parsed is None else parsed / self.length_in_angstrom
         return TorchMDNetPotential(
-            self.hyper_parameters | {"coulomb_cutoff": cutoff},
+            self.hyper_parameters | {"coulomb_cutoff": own},
             self.tensors(),
             elements=self.elements,
             length_unit=self.length_unit,
@@ -334,11 +344,7 @@ class TorchMDNetPotential(nn.Module):
     def _check_cell(self, graph: Graph) -> None:
         output = self.model.output_model
         if getattr(output, "mode", None) == "all_to_all" and bool((graph.cell != 0).any()):
-            raise ValueError(
-                "the model sums its Coulomb energy over all pairs of a molecule, which a "
-                "periodic cell does not allow: use potential.with_coulomb_cutoff(12.0), or "
-                "remove the cell"
-            )
+            raise ValueError(WHY_NO_CELL)
 
     def _evaluate(self, graph: Graph, vectors: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,) of the systems and (N,) of the atoms, eV, float64."""

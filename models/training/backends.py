@@ -53,7 +53,14 @@ def choose_backend(
     def problem_of(backend: str) -> str | None:
         if backend == "fused":
             return fused_step_problem(potential, list(settings.weights), device)
-        return compiler_for(device) if backend == "compiled" else None
+        if backend != "compiled":
+            return None
+        if potential.longer:
+            return (
+                "the Coulomb energy reaches beyond the network, whose number of pairs varies from "
+                "step to step: there is no compiled step for it"
+            )
+        return compiler_for(device)
 
     wanted = settings.wanted_backend
     if wanted != "auto":

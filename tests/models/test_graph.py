@@ -321,7 +321,22 @@ def test_empty_batch() -> None:
         batch_graphs([])
 
 
-@pytest.mark.parametrize("cutoff", [0.0, -1.0, np.nan, np.inf])
+def test_all_pairs_of_a_molecule() -> None:
+    """An infinite cutoff gives the edges of any that is large enough, and no cell."""
+    molecule = ethanol()
+    neighbors = NeighborList(np.inf, skin=1.0)
+    for a, b in zip(neighbors.graph(*molecule), NeighborList(100.0).graph(*molecule), strict=True):
+        assert torch.equal(a, b)
+    neighbors.graph(*molecule.moved(molecule.positions * 30))
+    assert neighbors.builds == 1  # all pairs stay all pairs
+    with pytest.raises(ValueError, match="periodic cell"):
+        neighbors.graph(*crystal())
+    broken = molecule.moved(molecule.positions * np.nan)
+    with pytest.raises(ValueError, match="non-finite"):
+        NeighborList(np.inf).graph(*broken)
+
+
+@pytest.mark.parametrize("cutoff", [0.0, -1.0, np.nan])
 def test_bad_cutoff(cutoff: float) -> None:
     with pytest.raises(ValueError, match=f"cutoff is {cutoff} A"):
         NeighborList(cutoff)

@@ -29,8 +29,8 @@ from torch import nn
 from .base import Head, HeadConstants
 
 
-class PartialChargeReadout(Head):
-    """A charge of each atom, which sum to the charge of their system."""
+class MomentReadout(Head):
+    """A moment of each atom, which sum to the charge of their system."""
 
     def __init__(self, representation):
         super().__init__(representation)
@@ -49,22 +49,22 @@ class PartialChargeReadout(Head):
         self.constants.scale.fill_(float(torch.cat(list(labels)).square().mean().sqrt()))
 '''
 ROW = """    Quantity(
-        name="charges",
+        name="magmoms",
         shape=(),
         per_atom=True,
-        unit="e",
-        text="partial charges",
-        reported=Reported(1e3, "me"),
-        weight_unit="1/e",
-        units={"e": 1.0},
-        head=PartialChargeReadout,
+        unit="mu_B",
+        text="magnetic moments",
+        reported=Reported(1e3, "mmu_B"),
+        weight_unit="1/mu_B",
+        units={"mu_b": 1.0},
+        head=MomentReadout,
     ),
 )
 QUANTITIES = {"""
 
 
 @pytest.fixture
-def with_charges(tmp_path: Path) -> Path:
+def with_moments(tmp_path: Path) -> Path:
     """A copy of the package in which a head and a row are all that is new."""
     package = tmp_path / "source" / "tensormd"
     ignored = shutil.ignore_patterns("__pycache__")
@@ -72,33 +72,33 @@ def with_charges(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "models", package / "models", ignore=ignored)
     for name in ("calculators", "md_runs"):
         (package / name).symlink_to(ROOT / name)
-    (package / "models" / "heads" / "charges.py").write_text(HEAD)
+    (package / "models" / "heads" / "moments.py").write_text(HEAD)
     table = package / "models" / "quantities.py"
     text = table.read_text()
     assert text.count(")\nQUANTITIES = {") == 1
     text = text.replace(")\nQUANTITIES = {", ROW)
     start = "from .heads.dipole import"
-    text = text.replace(start, f"from .heads.charges import PartialChargeReadout\n{start}")
+    text = text.replace(start, f"from .heads.moments import MomentReadout\n{start}")
     table.write_text(text)
     return package.parent
 
 
 def test_a_head_and_a_row_are_all_that_a_property_needs(
-    with_charges: Path, tmp_path: Path
+    with_moments: Path, tmp_path: Path
 ) -> None:
-    """Partial charges are read, trained for one step, evaluated and in the calculator."""
+    """Magnetic moments are read, trained for one step, evaluated and in the calculator."""
     frames = [molecule(name) for name in ("H2O", "CH3OH", "H2CO", "CH4") * 2]
     for atoms in frames:
         atoms.rattle(0.02, seed=len(atoms))
-        charges = np.where(atoms.numbers == 1, 0.2, -0.3)
-        atoms.calc = SinglePointCalculator(atoms, charges=charges - charges.mean())
+        moments = np.where(atoms.numbers == 1, 0.2, -0.3)
+        atoms.calc = SinglePointCalculator(atoms, magmoms=moments - moments.mean())
     write(tmp_path / "frames.extxyz", frames)
     content = {
         **SMALL,
         "data": {"train": "frames.extxyz", "split": [4, 4]},
-        "model": {**SMALL["model"], "properties": ["charges"]},
+        "model": {**SMALL["model"], "properties": ["magmoms"]},
         "training": {
-            "epochs": 1, "batch": 4, "charges_weight": 1.0, "energy_weight": 0.0,
+            "epochs": 1, "batch": 4, "magmoms_weight": 1.0, "energy_weight": 0.0,
             "force_weight": 0.0, "validate_every": 1, "compile": False,
         },
     }  # fmt: skip
@@ -115,34 +115,34 @@ def test_a_head_and_a_row_are_all_that_a_property_needs(
         "        assert not end.code\n"
         "run('train', 'c.yaml', '-o', 'out')\n"
         "run('evaluate', 'out/last.safetensors', 'frames.extxyz', '-o', 'errors',\n"
-        "    '--data-units', 'charges=e', '--json', 'all.json')\n"
+        "    '--data-units', 'magmoms=mu_B', '--json', 'all.json')\n"
         "calculator = PotentialCalculator('out/last.safetensors')\n"
         "pair = read('frames.extxyz', ':2')\n"
-        "found = [each['charges'].tolist() for each in calculator.evaluate(pair)]\n"
+        "found = [each['magmoms'].tolist() for each in calculator.evaluate(pair)]\n"
         "pair[1].calc = calculator\n"
-        "alone = pair[1].get_charges().tolist()\n"
+        "alone = pair[1].get_magnetic_moments().tolist()\n"
         "with open('calculator.json', 'w') as stream:\n"
         "    json.dump([calculator.implemented_properties, found, alone], stream)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(with_charges)}
+    environment = {**os.environ, "PYTHONPATH": str(with_moments)}
     done = subprocess.run(
         [sys.executable, "-c", ask], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     log = (tmp_path / "out" / "log.csv").read_text().splitlines()
-    assert "charges_mae_me" in log[0]
+    assert "magmoms_mae_mmu_b" in log[0]
     assert len(log) == 2
     properties, (first, second), alone = json.loads((tmp_path / "calculator.json").read_text())
-    assert properties == ["charges"]
+    assert properties == ["magmoms"]
     assert (len(first), len(second)) == (3, 6)
     assert sum(second) == pytest.approx(0.0, abs=1e-12)
     assert max(map(abs, second)) > 1e-3
     assert alone == pytest.approx(second)
-    errors = json.loads((tmp_path / "all.json").read_text())["errors"]["charges"]
-    assert (errors["unit"], errors["frames"], errors["compared"]) == ("me", 8, 36)
+    errors = json.loads((tmp_path / "all.json").read_text())["errors"]["magmoms"]
+    assert (errors["unit"], errors["frames"], errors["compared"]) == ("mmu_B", 8, 36)
     assert errors["mae"] > 0
     worst: Any = read(tmp_path / "errors" / "worst.extxyz", ":")
-    difference = worst[0].arrays["predicted_charges"] - worst[0].arrays["reference_charges"]
+    difference = worst[0].arrays["predicted_magmoms"] - worst[0].arrays["reference_magmoms"]
     assert 1e3 * np.abs(difference).max() == pytest.approx(errors["largest"], rel=1e-4)
 
 

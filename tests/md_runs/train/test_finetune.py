@@ -160,7 +160,7 @@ def test_what_cannot_be_trained_further(here: Path, capsys: pytest.CaptureFixtur
     assert fine_tune(here, "et.ckpt") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "runs as torchmd-net's own module and is not trained here" in said
-    assert "expected a TensorNet or a TDN" in said
+    assert "expected a TensorNet, a TensorNet2 or a TDN" in said
     from tensormd.models import Committee, save_potential
 
     members = [load_potential("tiny.safetensors") for _ in range(2)]

@@ -154,7 +154,7 @@ def edit(folder: Path, change: Callable[[Any], Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["kwargs"]["model"].update({"@model_version": 2}), "version 2.*expected"),
+        (lambda d: d["kwargs"]["model"].update({"@model_version": 3}), "version 3.*expected"),
         (
             lambda d: d["kwargs"]["model"].update({"@module": "matgl.models._tensornet_dgl"}),
             "_tensornet_dgl.*expected",

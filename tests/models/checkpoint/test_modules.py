@@ -55,8 +55,9 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
     plain_operators(monkeypatch)
 
 
-COULOMB = {
-    "model": "tensornet2",
+# With sums over atoms it is a network of our own: see test_tensornet2.
+TENSORNET2 = {"model": "tensornet2", "reduce_op": "mean"}
+COULOMB = TENSORNET2 | {
     "output_model": "ScalarPlusWeightedCoulomb",
     "q_weights": [0.2, 0.3, 1.0],
 }
@@ -75,9 +76,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "prior_model": ["Atomref"],
         "prior_args": [ATOMREF],
     },
-    "tensornet2": {"model": "tensornet2"},
-    "tensornet2, SO(3)": {"model": "tensornet2", "equivariance_invariance_group": "SO(3)"},
-    "tensornet2, repulsion": {"model": "tensornet2", "repulsion": True},
+    "tensornet2": TENSORNET2,
+    "tensornet2, SO(3)": TENSORNET2 | {"equivariance_invariance_group": "SO(3)"},
+    "tensornet2, repulsion": TENSORNET2 | {"repulsion": True},
     "tensornet2, Coulomb": COULOMB,
     "tensornet2, Coulomb with a cutoff": COULOMB | {"coulomb_cutoff": 5.5},
     "tensornet, D2": {"prior_model": ["Atomref", "D2"], "prior_args": [ATOMREF, D2]},
@@ -86,6 +87,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 NO_ATOM_ENERGIES = {
     "graph-network, mean",
+    "tensornet2",
+    "tensornet2, SO(3)",
+    "tensornet2, repulsion",
+    "tensornet2, Coulomb",
+    "tensornet2, Coulomb with a cutoff",
     "tensornet, D2",
     "tensornet, mean",
     "tensornet, two ZBL",
@@ -323,7 +329,7 @@ def test_coulomb_cutoff_can_be_set(tmp_path: Path) -> None:
     energy, _ = reference(expected, NUMBERS, positions())
     found = potential(graph(potential, NUMBERS, positions())).energy.item()
     assert found == pytest.approx(energy, rel=1e-9)
-    with pytest.raises(ValueError, match="cutoff is -1"):
+    with pytest.raises(ValueError, match="Coulomb energy is -1"):
         potential.with_coulomb_cutoff(-1)
 
 
@@ -357,6 +363,20 @@ def test_in_a_calculator(variant: str, tmp_path: Path) -> None:
                 atoms.get_potential_energies()
         else:
             assert atoms.get_potential_energies().sum() == pytest.approx(energy, rel=1e-9)
+
+
+def test_what_it_runs_as_and_what_that_costs_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, arguments = make_model(model="equivariant-transformer")
+    path = save(tmp_path / "m.ckpt", model, arguments)
+    said = describe(load_potential(path))["runs_as"]
+    assert said.startswith("torchmd-net's own module")
+    assert "times as long" in said
+    calculator = PotentialCalculator(path)
+    with caplog.at_level("INFO", logger="tensormd"):
+        assert calculator.info()["runs_as"] == [said]
+    assert f"TorchMD_ET runs as {said}" in caplog.text
 
 
 def test_loading_leaves_the_process_as_it_was(tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_everything_the_description_needs_is_in_the_config() -> None:
 
     for kind, built in (
         (TensorNet, TensorNet(channels=4, layers=0, radial_functions=4)),
-        (EnergyReadout, EnergyReadout(4)),
+        (EnergyReadout, EnergyReadout(4, hidden_layers=1)),
         (ZBLRepulsion, ZBLRepulsion(3.0)),
     ):
         arguments = set(inspect.signature(kind).parameters) - {"channels"}

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.checkpoint_helpers import make_model, save
+from support.paths import ROOT
 
 from tensormd.models import Potential
 from tensormd.models.checkpoint import load_potential, registry, registry_names
 from tensormd.models.checkpoint.registry import HubFile, WebFile
-from tensormd.models.networks.torchmdnet import TorchMDNetPotential
 
 COMMIT = "a" * 40
+MATGL4 = ROOT / "tests" / "matgl4" / "bessel"
 
 
 class FakeHub:
@@ -71,6 +73,8 @@ def test_names() -> None:
         "aceff-1.1",
         "aceff-2.0",
         "TensorNet-MatPES-PBE-v2025.1",
+        "TensorNet-PES-MatPES-PBE-2025.2",
+        "TensorNet-PES-MatPES-r2SCAN-2025.2-m",
     } <= set(registry_names())
     for name in registry_names():
         entry = registry.find(name.upper())
@@ -94,11 +98,45 @@ def test_download(hub: FakeHub, tmp_path: Path, recwarn: pytest.WarningsRecorder
     assert "Acellera/AceFF-1.0" in potential.metadata["source"]["address"][0]
 
 
-def test_torchmdnet_modules_by_name(hub: FakeHub, tmp_path: Path) -> None:
+def test_folder_of_the_hub(hub: FakeHub) -> None:
+    """Both files from one commit, each with the digest that the hub has for its size."""
+    name = "TensorNet-PES-MatPES-r2SCAN-2025.2"
+    files = {file: (MATGL4 / file).read_bytes() for file in ("model.json", "state.pt")}
+    for file, data in files.items():
+        hub.add(f"materialyze/{name}", file, data)
+    small = f"materialyze/{name}/model.json"
+    hub.published[small] = subprocess.run(
+        ["git", "hash-object", str(MATGL4 / "model.json")],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    potential = load_potential(name)
+    assert isinstance(potential, Potential)
+    assert potential.metadata["name"] == name
+    assert [revision for _, revision in hub.asked] == ["main", COMMIT]
+    records = json.loads((registry.cache_folder() / "digests.json").read_text())
+    assert records[small]["sha256"] == hashlib.sha256(files["model.json"]).hexdigest()
+    hub.published.clear()  # from now on the records are enough
+    load_potential(name.lower())
+
+    hub.files[small] += b" "
+    with pytest.raises(ValueError, match=rf"{name} .*SHA-256.*not opened"):
+        load_potential(name)
+
+
+def test_small_file_with_another_digest(hub: FakeHub) -> None:
+    name = "TensorNet-PES-MatPES-PBE-2025.2-m"
+    hub.add(f"materialyze/{name}", "model.json", b"{}")
+    hub.published[f"materialyze/{name}/model.json"] = "0" * 40
+    with pytest.raises(ValueError, match=rf"{name} .*SHA-1.*not opened"):
+        load_potential(name)
+
+
+def test_second_network_by_name(hub: FakeHub, tmp_path: Path) -> None:
     data = checkpoint(tmp_path, model="tensornet2", max_z=100)
     hub.add("Acellera/AceFF-2.0", "aceff_v2.0.ckpt", data)
     potential = load_potential("aceff-2.0")
-    assert isinstance(potential, TorchMDNetPotential)
+    assert isinstance(potential, Potential)
+    assert potential.architecture == "TensorNet2"
     assert potential.elements == [1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53]
 
 
