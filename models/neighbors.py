@@ -167,7 +167,7 @@ class NeighborList:
             i, j, shift = self._search.compute(points, fixed.cell, fixed.pbc, quantities="ijS")
         except RuntimeError as error:
             raise ValueError(f"no neighbours can be searched: {error}") from None
-        edge_index, edge_shift = _sorted_edges(i, j, shift, len(points))
+        edge_index, edge_shift = sorted_edges(i, j, shift, len(points))
         self.builds += 1
         # A copy: callers own the positions of a graph, and may change them.
         self._searched = points.copy()
@@ -195,7 +195,7 @@ _BLOCK = 1 << 15
 """Number of edges per block, whose data fit in the cache of a core."""
 
 
-def _sorted_edges(
+def sorted_edges(
     i: NDArray[Any], j: NDArray[Any], shift: NDArray[np.int32], atoms: int
 ) -> tuple[NDArray[np.int64], FloatArray]:
     """Edges sorted by receiver, sender and shift: (2, E) and (E, 3).
