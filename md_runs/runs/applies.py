@@ -40,7 +40,11 @@ FORCE_FIELD = _fresh(
 )
 CELL = Need("has no effect while the cell is fixed: add --cell", lambda v: v["cell"])
 FOR_OPENMM = Need(
-    "is an option of --target openmm only: a portable file takes any structure at each call",
+    "is an option of --target openmm only: other files take any structure at each call",
+    lambda v: v["target"] == "openmm",
+)
+CHARGE_IN_FILE = Need(
+    "is an option of --target openmm and gromacs only: a portable file takes it at each call",
     lambda v: v["target"] != "portable",
 )
 PEER = Need("is about torchmd-net, which --no-peer leaves out", lambda v: not v["no_peer"])
@@ -96,7 +100,10 @@ NEEDS: dict[str, dict[str, tuple[Need, ...]]] = {
         "resume": (NO_EXAMPLE,),
         "as_json": (NO_EXAMPLE,),
     },
-    "export": dict.fromkeys(("numbers", "structure", "charge", "periodic"), (FOR_OPENMM,)),
+    "export": {
+        **dict.fromkeys(("numbers", "structure", "periodic"), (FOR_OPENMM,)),
+        "charge": (CHARGE_IN_FILE,),
+    },
     "benchmark": {"compile_peer": (PEER,), "data": (PROTEINS,), "units": (CHECKPOINT,)},
 }
 """For each command, what its options need; one without a row always has an effect."""
