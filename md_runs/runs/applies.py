@@ -47,6 +47,7 @@ CHARGE_IN_FILE = Need(
     "is an option of --target openmm and gromacs only: a portable file takes it at each call",
     lambda v: v["target"] != "portable",
 )
+TCP = Need("is an option of --port only: a UNIX socket is on this machine", lambda v: v["port"])
 PEER = Need("is about torchmd-net, which --no-peer leaves out", lambda v: not v["no_peer"])
 PROTEINS = Need(
     "is the folder of chignolin and dhfr: name one of them with --systems",
@@ -90,6 +91,7 @@ NEEDS: dict[str, dict[str, tuple[Need, ...]]] = {
         "hydrogen_mass": (OPENMM, FORCE_FIELD),
     },
     "relax": {"pressure": (CELL,)},
+    "serve": {"host": (TCP,)},
     "train": {
         "config": (NO_EXAMPLE, KEEPS),
         "out": (NO_EXAMPLE, KEEPS, NO_SEARCH),
