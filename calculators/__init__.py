@@ -1,9 +1,15 @@
-"""Thin adapters that run a potential in ASE, OpenMM and openmm-ml."""
+"""Thin adapters that run a potential in ASE, OpenMM, openmm-ml and LAMMPS."""
 
 import importlib
 from typing import Any
 
-__all__ = ["PotentialCalculator", "TDNCalculator", "TensorNetCalculator", "create_force"]
+__all__ = [
+    "PotentialCalculator",
+    "TDNCalculator",
+    "TensorNetCalculator",
+    "attach_lammps",
+    "create_force",
+]
 
 # openmm-ml imports this package in every process that imports openmm-ml, to find its entry point:
 # where torch is broken, that must not end in a traceback before anybody asked for tensormd.
@@ -19,4 +25,5 @@ except (ImportError, OSError) as error:
 
 else:
     from .ase import PotentialCalculator, TDNCalculator, TensorNetCalculator
+    from .lammps import attach_lammps
     from .openmm import create_force

@@ -14,6 +14,8 @@ from ase.calculators.calculator import (
     Calculator,
     PropertyNotImplementedError,
     all_changes,
+    external_calculators,
+    register_calculator_class,
 )
 from numpy.typing import NDArray
 from torch import nn
@@ -355,6 +357,11 @@ class TDNCalculator(PotentialCalculator):
     """A TDN as an ASE calculator; see `PotentialCalculator` for the parameters."""
 
     architectures = ("TDN",)
+
+
+# ase.db keeps this name and what `todict` gives: they make the calculator again.
+if PotentialCalculator.name not in external_calculators:
+    register_calculator_class(PotentialCalculator.name, PotentialCalculator)
 
 
 def _properties_of(potential: nn.Module) -> tuple[list[str], list[str]]:

@@ -180,7 +180,7 @@ class NeighborList:
                 i, j, shift = self._search.compute(points, fixed.cell, fixed.pbc, quantities="ijS")
             except RuntimeError as error:
                 raise ValueError(f"no neighbours can be searched: {error}") from None
-            edge_index, edge_shift = _sorted_edges(i, j, shift, len(points))
+            edge_index, edge_shift = sorted_edges(i, j, shift, len(points))
         self.builds += 1
         # A copy: callers own the positions of a graph, and may change them.
         self._searched = points.copy()
@@ -192,7 +192,7 @@ class NeighborList:
 
 
 def _all_pairs(atoms: int) -> tuple[NDArray[np.int64], FloatArray]:
-    """Edges between all atoms, in the order of `_sorted_edges`."""
+    """Edges between all atoms, in the order of `sorted_edges`."""
     i, j = np.nonzero(~np.eye(atoms, dtype=bool))
     return np.stack([i, j]).astype(np.int64), np.zeros((len(i), 3))
 
@@ -214,7 +214,7 @@ _BLOCK = 1 << 15
 """Number of edges per block, whose data fit in the cache of a core."""
 
 
-def _sorted_edges(
+def sorted_edges(
     i: NDArray[Any], j: NDArray[Any], shift: NDArray[np.int32], atoms: int
 ) -> tuple[NDArray[np.int64], FloatArray]:
     """Edges sorted by receiver, sender and shift: (2, E) and (E, 3).

@@ -18,6 +18,7 @@ from .heads.energy import Readout
 from .heads.repulsion import Repulsion
 from .maths.double import DoubleConstants
 from .networks.base import Network
+from .parts import Part
 from .quantities import HEADS, QUANTITIES
 from .units import energy_in_ev, length_in_angstrom
 
@@ -86,19 +87,25 @@ class AtomicScale(DoubleConstants):
         self.register_buffer("scale", torch.tensor(float(scale), dtype=torch.float64))
         self.register_buffer("mean", torch.tensor(float(mean), dtype=torch.float64))
 
-    def forward(self, outputs: Tensor, graph: Graph) -> Tensor:
-        """Outputs (N,) of the network -> energies (N,), float64, in the network's unit."""
-        shares = self.references[graph.numbers] + self.mean / self._sizes(graph)
-        return self.slope(graph) * outputs.double() + shares
+    def forward(self, outputs: Tensor, graph: Graph, part: Part | None = None) -> Tensor:
+        """Outputs (N,) of the network -> energies (N,), float64, in the network's unit.
+
+        ``part``: the place of the graph in the one system that it is a part of.
+        """
+        sizes = self._sizes(graph, part)
+        slope = self.scale * sizes if self.per_atom else self.scale
+        return slope * outputs.double() + (self.references[graph.numbers] + self.mean / sizes)
 
     def slope(self, graph: Graph) -> Tensor:
         """Derivative of the energies with respect to the outputs, float64, (N,) or a scalar."""
         return self.scale * self._sizes(graph) if self.per_atom else self.scale
 
-    def _sizes(self, graph: Graph) -> Tensor:
+    def _sizes(self, graph: Graph, part: Part | None = None) -> Tensor:
         """Number of atoms in the system of each atom, (N,) float64."""
         # Not bincount, which copies its largest value from a CUDA device to the host.
         one = torch.ones_like(graph.system, dtype=torch.float64)
+        if part is not None:
+            return one * part.atoms
         sizes = torch.zeros_like(graph.charge).index_add(0, graph.system, one)
         return sizes.index_select(0, graph.system)
 
@@ -238,11 +245,17 @@ class Potential(nn.Module):
         graph, vectors = within(graph, self.cutoff)
         return self.atom_energies(graph, vectors).sum()
 
-    def atom_energies(self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None) -> Tensor:
+    def atom_energies(
+        self,
+        graph: Graph,
+        vectors: Tensor,
+        pairs: Pairs | None = None,
+        part: Part | None = None,
+    ) -> Tensor:
         """Energy of each atom, (N,) eV float64, as a function of the edge vectors (E, 3)."""
         vectors = self._in_own_unit(vectors)
         features, charges = self._represent(graph, vectors, pairs)
-        return self._energies(features, charges, graph, vectors)
+        return self._energies(features, charges, graph, vectors, part)
 
     def _represent(
         self, graph: Graph, vectors: Tensor, pairs: Pairs | None
@@ -263,9 +276,14 @@ class Potential(nn.Module):
         return (vectors / self.length_in_angstrom).to(self.readout.norm.weight.dtype)
 
     def _energies(
-        self, features: Tensor, charges: Tensor, graph: Graph, vectors: Tensor
+        self,
+        features: Tensor,
+        charges: Tensor,
+        graph: Graph,
+        vectors: Tensor,
+        part: Part | None = None,
     ) -> Tensor:
-        energies = self.atomic_scale(self.readout(features), graph)
+        energies = self.atomic_scale(self.readout(features), graph, part)
         if self.coulomb is not None:
             energies = energies + self.coulomb(charges, graph, vectors).double()
         if self.repulsion is not None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         PotentialCalculator,
         TDNCalculator,
         TensorNetCalculator,
+        attach_lammps,
         create_force,
     )
     from .models import (
@@ -36,6 +37,7 @@ __all__ = [
     "TensorNet",
     "TensorNetCalculator",
     "__version__",
+    "attach_lammps",
     "create_force",
     "export_torchscript",
     "load_potential",
@@ -44,7 +46,13 @@ __all__ = [
 
 __version__ = version("tensormd")
 
-_CALCULATORS = {"PotentialCalculator", "TDNCalculator", "TensorNetCalculator", "create_force"}
+_CALCULATORS = {
+    "PotentialCalculator",
+    "TDNCalculator",
+    "TensorNetCalculator",
+    "attach_lammps",
+    "create_force",
+}
 
 earlier_names.install()
 

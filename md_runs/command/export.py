@@ -26,7 +26,8 @@ def export(
     target: Annotated[
         str,
         typer.Option(
-            help="portable: any program with libtorch (A, eV); openmm: TorchForce (nm, kJ/mol)."
+            help="portable: any program with libtorch (A, eV); openmm: TorchForce (nm, kJ/mol); "
+            "gromacs: NNPot of GROMACS 2025 and newer (nm, kJ/mol)."
         ),
     ] = "portable",
     numbers: Annotated[
@@ -44,7 +45,8 @@ def export(
     charge: Annotated[
         int | None,
         typer.Option(
-            metavar="E", help="openmm: total charge, e. Default: that of the structure, or 0."
+            metavar="E",
+            help="openmm, gromacs: total charge, e. Default: that of the structure, or 0.",
         ),
     ] = None,
     periodic: Annotated[
@@ -65,12 +67,11 @@ def export(
 ) -> None:
     """Write a TorchScript file that needs neither tensormd nor Python; a committee's mean."""
     if target not in TARGETS:
-        raise ValueError(f"--target is {target!r}: expected {' or '.join(TARGETS)}")
+        raise ValueError(f"--target is {target!r}: expected one of {', '.join(TARGETS)}")
     check_folder_of(output)
-    if target == "portable":
-        atoms: list[int] | None = None
-        box = False
-    else:
+    atoms: list[int] | None = None
+    box = False
+    if target == "openmm":
         atoms, box, charge = topology(numbers, structure, charge, periodic)
     potential = load_for_export([checkpoint, *(model or ())], dtype, parse_units(units), atoms)
     warn_of_charge(potential, charge or 0)

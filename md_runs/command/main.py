@@ -30,6 +30,7 @@ COMMANDS = {
     "info": "Show what a checkpoint holds.",
     "convert": "Convert a checkpoint to the native format or to torchmd-net's.",
     "doctor": "Report versions and devices, and explain what does not work.",
+    "serve": "Serve a potential to i-PI, or another program with its protocol, at a socket.",
     "train": "Train a TensorNet or a TDN, new or from a checkpoint, in a run folder.",
     "data": "Pack labelled frames into one file for large trainings, or show what it holds.",
     "evaluate": "Compute the errors of a checkpoint on labelled frames.",

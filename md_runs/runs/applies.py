@@ -40,9 +40,14 @@ FORCE_FIELD = _fresh(
 )
 CELL = Need("has no effect while the cell is fixed: add --cell", lambda v: v["cell"])
 FOR_OPENMM = Need(
-    "is an option of --target openmm only: a portable file takes any structure at each call",
+    "is an option of --target openmm only: other files take any structure at each call",
+    lambda v: v["target"] == "openmm",
+)
+CHARGE_IN_FILE = Need(
+    "is an option of --target openmm and gromacs only: a portable file takes it at each call",
     lambda v: v["target"] != "portable",
 )
+TCP = Need("is an option of --port only: a UNIX socket is on this machine", lambda v: v["port"])
 PEER = Need("is about torchmd-net, which --no-peer leaves out", lambda v: not v["no_peer"])
 PROTEINS = Need(
     "is the folder of chignolin and dhfr: name one of them with --systems",
@@ -86,6 +91,7 @@ NEEDS: dict[str, dict[str, tuple[Need, ...]]] = {
         "hydrogen_mass": (OPENMM, FORCE_FIELD),
     },
     "relax": {"pressure": (CELL,)},
+    "serve": {"host": (TCP,)},
     "train": {
         "config": (NO_EXAMPLE, KEEPS),
         "out": (NO_EXAMPLE, KEEPS, NO_SEARCH),
@@ -96,7 +102,10 @@ NEEDS: dict[str, dict[str, tuple[Need, ...]]] = {
         "resume": (NO_EXAMPLE,),
         "as_json": (NO_EXAMPLE,),
     },
-    "export": dict.fromkeys(("numbers", "structure", "charge", "periodic"), (FOR_OPENMM,)),
+    "export": {
+        **dict.fromkeys(("numbers", "structure", "periodic"), (FOR_OPENMM,)),
+        "charge": (CHARGE_IN_FILE,),
+    },
     "benchmark": {"compile_peer": (PEER,), "data": (PROTEINS,), "units": (CHECKPOINT,)},
 }
 """For each command, what its options need; one without a row always has an effect."""

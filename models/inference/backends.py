@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from ..committee import members_of
-from ..potential import Potential
+from ..graph import Graph, within
+from ..parts import Part
+from ..potential import Potential, Prediction, assemble, edge_gradient
 from .forks import use_one_thread_in_forks
 from .kernels import fuse, fused_problem
 
@@ -101,6 +103,66 @@ def compile_potential(potential: nn.Module, backend: str = "reference") -> nn.Mo
     elif backend == "auto":
         log.info("the network itself runs, not fused kernels: %s", problem)
     return script(potential) if isinstance(potential, Potential) else potential
+
+
+class PartialPotential(nn.Module):
+    """A `Potential` for one part of a system: ``(Graph, Part) -> Prediction`` of its own atoms.
+
+    Energies of other atoms are zero; forces on them are those of the part's own energies.
+    """
+
+    def __init__(self, potential: Potential) -> None:
+        super().__init__()
+        self.potential = potential
+
+    def forward(self, graph: Graph, part: Part) -> Prediction:
+        """Energy and virial of the own atoms, and their forces on all atoms of the graph."""
+        graph, vectors = within(graph, self.potential.cutoff)
+        vectors = vectors.detach().requires_grad_(True)
+        energies = self.potential.atom_energies(graph, vectors, None, part)
+        own = torch.arange(energies.shape[0], device=energies.device) < part.shells[0]
+        energies = energies * own
+        gradient = edge_gradient(energies, vectors)
+        return assemble(graph, energies.detach(), vectors.detach(), gradient)
+
+
+def compile_partial(potential: nn.Module, backend: str = "reference") -> nn.Module:
+    """Compile a potential for parts of a system, as `compile_potential` does for whole ones.
+
+    Returns
+    -------
+    Module ``(Graph, Part) -> Prediction``: see `PartialPotential`.
+
+    Raises
+    ------
+    ValueError
+        If the architecture cannot be divided, or ``fused`` is requested and there are no fused
+        kernels for parts of a system.
+    """
+    if not isinstance(potential, Potential):
+        raise ValueError(
+            f"{getattr(potential, 'architecture', type(potential).__name__)} runs as "
+            "torchmd-net's own module, which cannot be divided among processes: run one MPI rank"
+        )
+    if potential.charged:
+        raise ValueError(
+            f"a {potential.architecture} predicts charges that depend on all atoms, and cannot be "
+            "divided among processes: run one MPI rank"
+        )
+    problem = why_not_fused(potential, backend)
+    if problem is None:
+        fused = compile_potential(potential, "fused")
+        if getattr(fused, "evaluates_parts", False):
+            return fused
+        problem = f"the {implementation_of(fused)} of {potential.architecture} evaluate no parts"
+        if backend == "fused":
+            raise ValueError(
+                f"backend is 'fused', but {problem} of a system: take backend='reference', or "
+                "run one MPI rank"
+            )
+    if backend == "auto":
+        log.info("the network itself runs, not fused kernels: %s", problem)
+    return script(PartialPotential(potential))
 
 
 def why_not_fused(potential: nn.Module, backend: str) -> str | None:

@@ -25,7 +25,7 @@ from .backends import compiling, script
 from .tables import tabulated_potential
 from .torchscript_pairs import all_pairs, neighbor_pairs
 
-TARGETS = ("openmm", "portable")
+TARGETS = ("gromacs", "openmm", "portable")
 
 
 class EdgeCache(nn.Module):
@@ -215,6 +215,64 @@ class OpenMMModule(nn.Module):
         return energy / self.kj_per_mol_in_ev, forces.to(positions.dtype)
 
 
+class GROMACSModule(nn.Module):
+    """The module that GROMACS's NNPot interface loads: nm -> kJ/mol, with the gradient.
+
+    Parameters
+    ----------
+    evaluator
+        Energy and forces of a structure.
+    charge
+        Total charge, e.
+    """
+
+    charge: Tensor
+
+    def __init__(self, evaluator: PortableEvaluator, charge: int = 0) -> None:
+        super().__init__()
+        self.evaluator = evaluator
+        self.register_buffer("charge", torch.tensor([float(charge)], dtype=torch.float64))
+        self.nm_in_angstrom = nm_in_angstrom
+        self.kj_per_mol_in_ev = kj_per_mol_in_ev
+
+    def forward(
+        self,
+        positions: Tensor,
+        numbers: Tensor,
+        box: Tensor | None = None,
+        pbc: Tensor | None = None,
+    ) -> Tensor:
+        """Energy (), kJ/mol, float64; its gradient by the positions is that of the potential.
+
+        Parameters
+        ----------
+        positions
+            (N, 3), nm.
+        numbers
+            (N,), atomic numbers, of any integer type.
+        box
+            (3, 3), rows are lattice vectors, nm; None: no box.
+        pbc
+            (3,) bool, periodicity along each vector; None: all three of a box.
+        """
+        points = positions.detach().double() * self.nm_in_angstrom
+        if box is None:
+            cell, periodic = torch.zeros_like(points[:1]).expand(3, 3), torch.tensor(False)
+        else:
+            cell, periodic = box.double() * self.nm_in_angstrom, torch.tensor(True)
+        periodic = periodic.to(points.device).expand(3)
+        if pbc is not None:
+            periodic = periodic & pbc
+        energy, forces = self.evaluator(
+            numbers.to(torch.int64), points, cell.contiguous(), periodic, self.charge
+        )
+        # The forces are known already: a term that is zero, with the right gradient, hands them to
+        # GROMACS, which differentiates the energy.
+        displacements = positions.double() - positions.detach().double()
+        work = (forces * displacements).sum() * self.nm_in_angstrom
+        return (energy - work) / self.kj_per_mol_in_ev
+
+
 def scriptable_members(potential: nn.Module) -> list[Potential]:
     """The potentials of a committee, or the one potential, if TorchScript can compile them.
 
@@ -256,8 +314,11 @@ def export_torchscript(
         File to write; it is written under a temporary name first, then renamed.
     target
         ``"portable"``: `PortableModule`, for any program with libtorch; ``"openmm"``:
-        `OpenMMModule`, for TorchForce with ``setOutputsForces(True)``.
-    numbers, charge, particles, periodic
+        `OpenMMModule`, for TorchForce with ``setOutputsForces(True)``; ``"gromacs"``:
+        `GROMACSModule`, for GROMACS 2025 and newer.
+    charge
+        Total charge, e, for the ``openmm`` and ``gromacs`` targets.
+    numbers, particles, periodic
         Arguments of `OpenMMModule`, for the ``openmm`` target, which serves one topology.
     skin
         Verlet skin of the neighbour list inside, Angstrom.
@@ -280,6 +341,8 @@ def export_torchscript(
             ]
     if target == "portable":
         module: nn.Module = PortableModule(members, skin)
+    elif target == "gromacs":
+        module = GROMACSModule(PortableEvaluator(members, skin), charge)
     elif target == "openmm":
         if numbers is None:
             raise ValueError("the openmm target needs numbers: atomic numbers of its particles")

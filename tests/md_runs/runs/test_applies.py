@@ -55,7 +55,7 @@ def test_every_row_is_an_option() -> None:
         (["train", "--example", "c.yaml"], "CONFIG.yaml cannot be given with --example"),
         (["train", "--example", "--set", "a.b=1"], "--set cannot be given with --example"),
         (["train", "--resume", "x", "--dry-run"], "--dry-run cannot be given with --resume: it"),
-        (["export", "m", "o", "--charge", "0"], "--charge is an option of --target openmm only"),
+        (["export", "m", "o", "--charge", "0"], "--charge is an option of --target openmm and"),
         (["export", "m", "o", "--no-periodic"], "--periodic is an option of --target openmm"),
         (["benchmark", "--no-peer", "--compile"], "--compile is about torchmd-net"),
         (["benchmark", "--units", "nm,ev"], "--units is for a checkpoint: give one with --model"),

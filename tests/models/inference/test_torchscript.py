@@ -19,6 +19,7 @@ from support.paths import ROOT
 from tensormd.models import Committee, NeighborList, Potential, export_torchscript
 from tensormd.models.inference.tables import FORCE_BOUND, tabulated_potential
 from tensormd.models.inference.torchscript_pairs import neighbor_pairs
+from tensormd.models.units import kj_per_mol_in_ev
 
 SYSTEMS = {
     "molecule": ethanol(),
@@ -142,7 +143,34 @@ def test_pairs_equal_those_of_the_neighbor_list(seed: int) -> None:
     np.testing.assert_array_equal(shift, graph.edge_shift)
 
 
-@pytest.mark.parametrize("target", ["portable", "openmm"])
+@pytest.mark.parametrize("name", ["ethanol", "crystal", "slab"])
+def test_gromacs_differentiates_the_energy(name: str, tmp_path: Path) -> None:
+    """As its NNPot module does: float32, int32 and, without a box, two inputs only."""
+    system = {"ethanol": ethanol(charge=1.0), "crystal": crystal(1.0), "slab": slab()}[name]
+    potential = make_potential()
+    charge = int(system.charge)
+    export_torchscript(potential, tmp_path / "model.pt", "gromacs", charge=charge, tables=False)
+    model = torch.jit.load(tmp_path / "model.pt")
+    positions = torch.tensor(system.positions / 10, dtype=torch.float32, requires_grad=True)
+    inputs = [positions, torch.tensor(system.numbers, dtype=torch.int32)]
+    cell = None
+    if system.cell is not None:
+        box = torch.tensor(system.cell / 10, dtype=torch.float32)
+        cell = box.double().numpy() * 10
+        inputs += [box, torch.tensor(np.broadcast_to(system.pbc, 3).copy())]
+    rounded = system.moved(positions.detach().double().numpy() * 10, cell)
+    expected = predict(potential, rounded)
+    for _ in range(2):
+        positions.grad = None
+        energy = model(*inputs)
+        energy.backward()
+        assert energy.item() == pytest.approx(expected.energy.item() / kj_per_mol_in_ev, rel=1e-10)
+        forces = -positions.grad.double() * kj_per_mol_in_ev / 10
+        assert expected.forces.abs().max() > 0.1
+        np.testing.assert_allclose(forces, expected.forces, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["portable", "openmm", "gromacs"])
 def test_files_name_no_file_of_this_machine(
     target: str, potential: Potential, tmp_path: Path
 ) -> None:
@@ -164,8 +192,8 @@ def test_exporting_leaves_the_potential_as_it_is(tmp_path: Path) -> None:
 
 
 def test_impossible_exports(potential: Potential, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown target 'gromacs'"):
-        export_torchscript(potential, tmp_path / "model.pt", "gromacs")
+    with pytest.raises(ValueError, match="unknown target 'lammps'"):
+        export_torchscript(potential, tmp_path / "model.pt", "lammps")
     with pytest.raises(ValueError, match="needs numbers"):
         export_torchscript(potential, tmp_path / "model.pt", "openmm")
     with pytest.raises(ValueError, match="skin is -1"):

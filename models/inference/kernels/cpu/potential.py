@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ....graph import Graph
+from ....parts import Part
 from ....potential import Potential, Prediction
 from ..potential import FusedPotential, Versions
 from .compiled import kernel
@@ -60,18 +61,26 @@ class CPUPotential(FusedPotential):
         self._composition: Composition | None = None
 
     def evaluate(self, graph: Graph) -> Prediction:  # noqa: D102
+        return self._evaluate(graph, None)
+
+    def evaluate_part(self, graph: Graph, part: Part) -> Prediction:  # noqa: D102
+        return self._evaluate(graph, part)
+
+    def _evaluate(self, graph: Graph, part: Part | None) -> Prediction:
         with self._lock:
             known = self._composition
-            if known is None or not known.serves(graph):
-                known = self._composition = Composition(graph, self.references, self.mean)
+            if known is None or not known.serves(graph, part):
+                known = self._composition = Composition(graph, part, self.references, self.mean)
             atoms = len(known.shares)
             forces, virial = np.zeros((atoms, 3)), np.zeros((atoms, 3, 3))
-            outputs = self._run(graph, known, forces, virial) if atoms else np.zeros(0)
+            outputs = self._run(graph, part, known, forces, virial) if atoms else np.zeros(0)
             if self.atomic_scale.per_atom:
                 forces *= known.sizes[:, None]
                 virial *= known.sizes[:, None, None]
                 outputs = outputs * known.sizes
             energies = (self.scale * outputs + known.shares) * self.energy_in_ev
+            if part is not None:
+                energies[part.shells[0] :] = 0
         systems = len(graph.charge)
         sums = virial.sum(0, keepdims=True) if systems == 1 else virial
         virials = torch.from_numpy(0.5 * (sums + sums.transpose(0, 2, 1)))
@@ -88,20 +97,33 @@ class CPUPotential(FusedPotential):
         """Allocate memory for steps with these neighbours; ``old`` served an earlier list."""
         raise NotImplementedError
 
+    def allocate_part(self, neighbors: Neighbors, threads: int, shells: list[int]) -> Memory:
+        """Allocate memory for steps of a part, where the class ``evaluates_parts``."""
+        raise NotImplementedError
+
+    def clear(self, memory: Memory, shells: list[int]) -> None:
+        """Set to zero what a step of a part reads, but does not write."""
+        raise NotImplementedError
+
     def use(self, memory: Memory, composition: Composition) -> None:
         """Write the part of a composition that the network reads to the memory."""
 
     def _run(
-        self, graph: Graph, composition: Composition, forces: NDArray[np.float64],
-        virial: NDArray[np.float64],
+        self, graph: Graph, part: Part | None, composition: Composition,
+        forces: NDArray[np.float64], virial: NDArray[np.float64],
     ) -> NDArray[np.float64]:  # fmt: skip
         """Fill forces and virial, and return the network's outputs, which the next call reuses."""
         threads = threads_to_use()
         known, memory = self._list, self._memory
-        if known is None or memory is None or not known.serves(graph, threads):
-            known = NeighborMemory(graph, threads)
-            memory = self.allocate(known.neighbors, threads, memory)
+        if known is None or memory is None or not known.serves(graph, threads, part):
+            known = NeighborMemory(graph, threads, part)
+            if part is None:
+                memory = self.allocate(known.neighbors, threads, memory)
+            else:
+                memory = self.allocate_part(known.neighbors, threads, part.shells)
             self._list, self._memory = known, memory
+        if part is not None:
+            self.clear(memory, part.shells)
         if memory.composition is not composition:
             self.use(memory, composition)
             memory.composition = composition
@@ -134,8 +156,11 @@ class Composition:
         If an atomic number has no reference energy.
     """
 
-    def __init__(self, graph: Graph, references: NDArray[np.float64], mean: float) -> None:
+    def __init__(
+        self, graph: Graph, part: Part | None, references: NDArray[np.float64], mean: float
+    ) -> None:
         self._given = Versions(graph.numbers, graph.system, graph.charge)
+        self._part = part
         numbers, system, charge = (
             tensor.numpy() for tensor in (graph.numbers, graph.system, graph.charge)
         )
@@ -144,28 +169,30 @@ class Composition:
                 f"atomic numbers are {numbers.min()} to {numbers.max()}: expected 0 to "
                 f"{len(references) - 1}"
             )
-        self.sizes = np.bincount(system, minlength=len(charge))[system]
+        sizes = np.bincount(system, minlength=len(charge)) if part is None else [part.atoms]
+        self.sizes = np.asarray(sizes)[system]
         self.shares = references[numbers] + mean / self.sizes
         self.charge_factors = 1 + 0.1 * charge[system]
 
-    def serves(self, graph: Graph) -> bool:
-        """Whether the graph holds the same, unchanged tensors."""
-        return self._given.are(graph.numbers, graph.system, graph.charge)
+    def serves(self, graph: Graph, part: Part | None) -> bool:
+        """Whether the graph holds the same, unchanged tensors, of the same part."""
+        return part == self._part and self._given.are(graph.numbers, graph.system, graph.charge)
 
 
 class NeighborMemory:
     """Neighbours by receiver, kept as long as graphs hold the same list."""
 
-    def __init__(self, graph: Graph, threads: int) -> None:
+    def __init__(self, graph: Graph, threads: int, part: Part | None) -> None:
         self._given = Versions(graph.edge_index, graph.edge_shift)
         self._cell, self._lattice = Versions(graph.cell), graph.cell.clone()
-        self._threads = threads
+        self._threads, self._part = threads, part
         self.neighbors = pack_neighbors(graph)
 
-    def serves(self, graph: Graph, threads: int) -> bool:
-        """Whether the graph holds the same list and the number of threads is the same."""
+    def serves(self, graph: Graph, threads: int, part: Part | None) -> bool:
+        """Whether the graph holds the same list, for the same part and number of threads."""
         return (
             threads == self._threads
+            and part == self._part
             and self._given.are(graph.edge_index, graph.edge_shift)
             and (self._cell.are(graph.cell) or torch.equal(graph.cell, self._lattice))
         )

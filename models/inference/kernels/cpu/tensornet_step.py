@@ -7,6 +7,7 @@ table and features stay in the cache; tasks of everything else are blocks of ato
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from numba import prange
@@ -32,21 +33,46 @@ PLACE, SUM, EMBED, ENTER, GATHER, INTERACT, READ_OUT = range(1, 8)
 
 
 def tensornet_schedule(
-    layers: int, chunks: int, bounds: tuple[int, ...], threads: int
+    layers: int,
+    chunks: int,
+    bounds: tuple[int, ...],
+    threads: int,
+    shells: Sequence[int] | None = None,
 ) -> Schedule:
     """The stages of the forward pass, the readout and the backward pass (the same, reversed).
 
-    ``bounds`` delimit the blocks of atoms.
+    ``bounds`` delimit the blocks of atoms. With ``shells`` (see `Part`) an operation runs on the
+    first atoms only: those whose results the energies of the own atoms depend on.
     """
-    atoms, parts = bounds[-1], threads // math.gcd(chunks, threads)
-    blocks = Tasks("atoms", bounds)
-    sums = Tasks("sums", even(atoms, -(-atoms // parts)), chunks)
-    tasks = {SUM: sums, GATHER: sums, -GATHER: sums, -PLACE: Tasks("forces", bounds)}
+    parts = threads // math.gcd(chunks, threads)
+
+    def tasks_of(what: int, layer: int) -> Tasks:
+        atoms = bounds[-1]
+        if shells is not None and abs(what) != PLACE:
+            atoms = shells[_hops(what, layer, layers)]
+        if what in (SUM, GATHER, -GATHER):
+            return Tasks("sums", even(atoms, -(-atoms // parts)), chunks)
+        blocks = (*(first for first in bounds if first < atoms), atoms)
+        return Tasks("forces" if what == -PLACE else "atoms", blocks)
+
     there = [(PLACE, 0), (SUM, 0), (EMBED, 0)]
     there += [(what, layer) for layer in range(layers) for what in (ENTER, GATHER, INTERACT)]
     back = [(-what, layer) for what, layer in reversed(there)]
     stages = [*there, (READ_OUT, 0), *back]
-    return make_schedule((tasks.get(what, blocks), what, layer, 0) for what, layer in stages)
+    return make_schedule((tasks_of(what, layer), what, layer, 0) for what, layer in stages)
+
+
+def _hops(what: int, layer: int, layers: int) -> int:
+    """Number of edges between the own atoms and the furthest ones that an operation is needed for.
+
+    Y has to be known for the senders too; its gradient is not zero there.
+    """
+    if what == READ_OUT:
+        return 0
+    if abs(what) in (SUM, EMBED):
+        return layers
+    entering = abs(what) == ENTER or what == -GATHER
+    return layers - layer if entering else layers - 1 - layer
 
 
 def tensornet_step(
