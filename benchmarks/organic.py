@@ -24,6 +24,7 @@ import argparse
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -126,8 +127,10 @@ def mae(values: Array) -> float:
 def evaluated(model: PotentialCalculator, frames: Sequence[Atoms]) -> tuple[Array, list[Array]]:
     """Energies and forces of many structures, in batches."""
     results: list[dict[str, Any]] = []
-    for first in range(0, len(frames), 16):
-        results += model.evaluate(frames[first : first + 16])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of structures unlike its data
+        for first in range(0, len(frames), 16):
+            results += model.evaluate(frames[first : first + 16])
     return np.array([r["energy"] for r in results]), [r["forces"] for r in results]
 
 
