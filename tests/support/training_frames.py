@@ -26,14 +26,16 @@ def labelled(systems: Sequence[System], stress: bool = False) -> Frames:
     )
 
 
-def without(frames: Frames, lack: dict[str, list[int]]) -> Frames:
-    """The same frames, some of which lack labels."""
+def without(
+    frames: Frames, lack: dict[str, list[int]], weights: Sequence[float] | None = None
+) -> Frames:
+    """The same frames, some of which lack labels, with weights."""
     left = {
         name: [None if k in lack.get(name, ()) else v for k, v in enumerate(frames.values(name))]
         for name in frames.quantities
     }
     energies, forces = left.pop("energy"), left.pop("forces")
-    return Frames(frames.graphs, energies, forces, **left)
+    return Frames(frames.graphs, energies, forces, weights=weights, **left)
 
 
 def water(seed: int) -> System:

@@ -382,8 +382,9 @@ def test_resume_of_compiled_steps(
     assert compiled_tensornet._compiled is not None
     graph = compiled_tensornet._compiled._graph  # of the same operators; weights are arguments
     monkeypatch.setattr("tensormd.models.training.compiled._trace", lambda *_: graph)
-    lacking = {"energy": [0, 3, 6], "forces": [1, 4, 7]}  # the graph has masks of both
-    frames = without(labelled([water(k) for k in range(10)]), lacking)
+    lacking = {"energy": [0, 3, 6], "forces": [1, 4, 7]}
+    weights = [1.0 + k for k in range(10)]  # the graph has masks of both labels, and weights
+    frames = without(labelled([water(k) for k in range(10)]), lacking, weights)
     fit, held = frames.split([8, 2], 0)
     settings = dataclasses.replace(
         FORCES, epochs=4, batch=4, warm_up_steps=2, validate_every=2, compile=True, ema_decay=0.5,
