@@ -350,7 +350,12 @@ def stability(model: PotentialCalculator, options: argparse.Namespace) -> Found:
             MaxwellBoltzmannDistribution(moved, temperature_K=kelvin, rng=rng)
             Stationary(moved)
             dynamics = Langevin(
-                moved, 0.5 * units.fs, temperature_K=kelvin, friction=0.01 / units.fs, rng=rng
+                moved,
+                0.5 * units.fs,
+                temperature_K=kelvin,
+                friction=0.01 / units.fs,
+                fixcm=False,
+                rng=rng,
             )
             dynamics.run(round(picoseconds * 2000))
             # Bonds vibrate; one that is broken stays so when the molecule is cold again.

@@ -165,7 +165,7 @@ def _advice(atoms: Atoms) -> str:
     aceff = REGISTRY["aceff-2.0"]
     if not atoms.pbc.any() and set(atoms.numbers.tolist()) <= set(aceff.elements or ()):
         return f"take -m {aceff.name} (drug-like molecules and ions) or another checkpoint"
-    universal = REGISTRY["tensornet-matpes-pbe-v2025.1"]
+    universal = REGISTRY["tensornet-pes-matpes-pbe-2025.2"]
     return f"take -m {universal.name} (89 elements, materials) or another checkpoint"
 
 

@@ -61,7 +61,7 @@ def small_model() -> TensorNetCalculator:
 
 REFUSED = {
     "silane": (molecule("SiH4"), 0, "not Si: take -m aceff-2.0"),
-    "salt": (bulk("NaCl", "rocksalt", 5.6), 0, "not Na: take -m TensorNet-MatPES"),
+    "salt": (bulk("NaCl", "rocksalt", 5.6), 0, "not Na: take -m TensorNet-PES-MatPES"),
     "diamond": (bulk("C", "diamond", 3.57), 0, "from cell to cell without end"),
     "charged": (ethanolate(), -1, "the charge is -1: take -m aceff-2.0"),
     "ethanolate": (ethanolate(), 0, "C2H5O has an odd number of electrons"),

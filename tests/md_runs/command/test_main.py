@@ -95,7 +95,7 @@ def loaded(*arguments: str) -> tuple[set[str], float]:
         (["md", "xenon.xyz", "-m", "tiny.safetensors"], "Xe"),
         (["md", "clash.xyz", "-m", "tiny.safetensors"], "in one place"),
         (["md", "flat.xyz", "-m", "tiny.safetensors"], "cell"),
-        (["md", "xenon.xyz"], "not Xe: take -m TensorNet-MatPES"),
+        (["md", "xenon.xyz"], "not Xe: take -m TensorNet-PES-MatPES"),
         (["relax", "ethanol.xyz", "-m", "tiny.safetensors", "--optimizer", "x"], "lbfgs or fire"),
         (["relax", "ethanol.xyz", "--pressure", "3"], "the cell is fixed: add --cell"),
         (["relax", "ethanol.xyz", "-m", "tiny.safetensors", "--units", "feet"], "LENGTH,ENERGY"),
