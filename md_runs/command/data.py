@@ -12,7 +12,7 @@ from ...models.data.frames import Frames
 from ...models.data.packed import check_digest, open_packed
 from ...models.data.packing import pack_frames
 from .console import say, show_json, show_tree
-from .options import Json, check_folder_of, pairs
+from .options import DataUnits, Json, Labels, check_folder_of, pairs
 
 EVERY = 20_000
 """Frames between lines about the progress."""
@@ -47,21 +47,8 @@ def pack(
             "--format", metavar="NAME", help="Format of all files. Default: by their names."
         ),
     ] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="LABEL=NAME",
-            help="Name of a label in the files, such as energy=REF_energy; may be repeated. "
-            "Without NAME the label is ignored.",
-        ),
-    ] = None,
-    data_units: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="LABEL=UNIT",
-            help="Unit of length or of a label in the files, such as energy=kcal/mol.",
-        ),
-    ] = None,
+    label: Labels = None,
+    data_units: DataUnits = None,
     as_json: Json = False,
 ) -> None:
     """Write frames into one packed file, from which a training of any size reads."""

@@ -20,9 +20,11 @@ from .options import (
     Charge,
     Checkpoint,
     CoulombCutoff,
+    DataUnits,
     Device,
     Dtype,
     JsonFile,
+    Labels,
     OtherMembers,
     Units,
     json_file,
@@ -55,21 +57,8 @@ def evaluate(
             "--format", metavar="NAME", help="Format of the data. Default: by the file's name."
         ),
     ] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="LABEL=NAME",
-            help="Name of a label in the file, such as energy=REF_energy; may be repeated. "
-            "Without NAME the label is ignored.",
-        ),
-    ] = None,
-    data_units: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="LABEL=UNIT",
-            help="Unit of length or of a label in the file, such as energy=kcal/mol.",
-        ),
-    ] = None,
+    label: Labels = None,
+    data_units: DataUnits = None,
     batch: Annotated[
         int | None,
         typer.Option(

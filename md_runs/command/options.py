@@ -59,6 +59,23 @@ CoulombCutoff = Annotated[
         "which periodic structures need; inf: all pairs. Default: as in the checkpoint.",
     ),
 ]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label",
+        metavar="LABEL=NAME",
+        help="Name of a label in the files, such as energy=REF_energy; may be repeated. "
+        "Without NAME the label is ignored.",
+    ),
+]
+DataUnits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data-units",
+        metavar="LABEL=UNIT",
+        help="Unit of length or of a label in the files, such as energy=kcal/mol.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
 JsonFile = Annotated[
     Path | None,
