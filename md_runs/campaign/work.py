@@ -126,8 +126,8 @@ def run_task(path: str, task: Task, model: ModelSettings, digest: str) -> str:
     work = Work(Path(path), task, model, digest)
     if not (work.path / INDEX).is_file():
         raise FileNotFoundError(
-            f"the worker on {socket.gethostname()} does not see {path}: a campaign's folder has to "
-            "be on a file system that all workers share"
+            f"the worker on {socket.gethostname()} does not see {path}: a campaign's folder has "
+            "to be on a file system that all workers share"
         )
     lock = lock_file(work.path, task.name)
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ def _md(work: Work) -> Summary:
     else:
         start_md(atoms, settings, work.folder, record=record, save_every=work.task.save_every)
     log = RunFolder.open(work.folder).read_log()
-    found = {
+    found: Summary = {
         "steps": settings.steps,
         "time_ps": settings.steps * settings.timestep * 1e-3,
         "energy_ev": float(log["potential_ev"][-1]),
@@ -192,8 +192,9 @@ def _md(work: Work) -> Summary:
         "mean_temperature_k": float(log["temperature_k"].mean()),
     }
     if "conserved_ev" in log:
-        drift = drift_mev_per_atom_ps(log["time_ps"], log["conserved_ev"], len(atoms))
-        found["drift_mev_per_atom_ps"] = drift
+        found["drift_mev_per_atom_ps"] = drift_mev_per_atom_ps(
+            log["time_ps"], log["conserved_ev"], len(atoms)
+        )
     if "volume_a3" in log:
         found["mean_volume_a3"] = float(log["volume_a3"].mean())
     return found
