@@ -10,6 +10,7 @@ import contextlib
 import logging
 import queue
 import time
+from asyncio import CancelledError
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -175,16 +176,20 @@ class _Execution:
             future.add_done_callback(self._ended.put)
 
     def _take(self, future: Future) -> None:
-        """A run has come back: what its record says counts."""
-        if future.status not in ("finished", "error"):
-            raise self._lost()
+        """A run has come back; those that begin with its result are next."""
         task, _ = self._running.pop(future.key)
-        record = read_record(self.campaign.path, task.name)
         if future.status == "error":
+            record = read_record(self.campaign.path, task.name)
             record.state, record.cause = LOST, _reason(future.exception())
             write_record(self.campaign.path, task.name, record)
-        self.states[task.name] = record.state
-        if record.state == DONE:
+            self.states[task.name] = LOST
+            return
+        try:
+            # Asked of the worker: a network file system may show an older record for seconds.
+            self.states[task.name] = future.result()
+        except (CancelledError, OSError):
+            raise self._lost() from None
+        if self.states[task.name] == DONE:
             self._submit(self._followers.get(task.name, ()))
 
     def _workers(self) -> int:

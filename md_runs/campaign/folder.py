@@ -57,6 +57,8 @@ class Record:
     """Numbers of the result; units are in the names."""
     cause: str = ""
     """Reason of a failure."""
+    warnings: list[str] = field(default_factory=list)
+    """Warnings of the last attempt."""
 
 
 @dataclass(frozen=True)
@@ -182,10 +184,6 @@ class Campaign:
             LOST,
         )
 
-    def unreadable(self) -> list[Listed]:
-        """Structures of the plan that cannot be run."""
-        return [each for each in self.structures if each.cause]
-
 
 def _index(plan: Plan, model: ModelSettings, digest: str) -> tuple[bytes, dict[str, Any]]:
     """Content of the file of structures and of the index."""
@@ -247,7 +245,9 @@ def read_record(path: Path, name: str) -> Record:
 
 def write_record(path: Path, name: str, record: Record) -> None:
     """Replace the record of a run."""
-    write_json(_record_file(path, name), dataclasses.asdict(record))
+    file = _record_file(path, name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, dataclasses.asdict(record))
 
 
 def _record_file(path: Path, name: str) -> Path:

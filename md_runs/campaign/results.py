@@ -43,6 +43,7 @@ def status(campaign: Campaign, records: Records | None = None) -> dict[str, Any]
         "by_kind": {kind: dict(states) for kind, states in runs.items() if states},
         "attempts": sum(len(record.attempts) for record in records.values()),
         "run_hours": sum(record.seconds for record in records.values()) / 3600,
+        "runs_with_warnings": sum(bool(record.warnings) for record in records.values()),
         "failures": causes(campaign, records),
     }
 
@@ -144,6 +145,7 @@ def _rows(campaign: Campaign, records: Records) -> list[dict[str, Any]]:
                 "attempts": len(record.attempts),
                 "seconds": round(record.seconds, 3),
                 "cause": record.cause,
+                "warnings": "; ".join(record.warnings),
             }
         )
     return rows
@@ -158,7 +160,7 @@ def _conditions(task: Task) -> dict[str, Any]:
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
     """All keys; those that every row has at the end stay there."""
-    end = ["attempts", "seconds", "cause"]
+    end = ["attempts", "seconds", "cause", "warnings"]
     return [key for key in dict.fromkeys(k for row in rows for k in row) if key not in end] + end
 
 

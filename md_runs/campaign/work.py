@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -144,15 +145,19 @@ def _run_locked(work: Work) -> str:
     record = replace(record, state=RUNNING, attempts=[*record.attempts, attempt], cause="")
     write_record(work.path, work.task.name, record)
     start = time.monotonic()
-    try:
-        record.summary = RUNS[work.task.kind](work)
-        record.state = DONE
-        if record.summary.get("converged") is False:
-            record.state = FAILED
-            record.cause = f"not converged in {record.summary['steps']} steps"
-    except (ValueError, RunStopped) as error:
-        record.state, record.cause = FAILED, " ".join(str(error).split())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            record.summary = RUNS[work.task.kind](work)
+            record.state = DONE
+            if record.summary.get("converged") is False:
+                record.state = FAILED
+                record.cause = f"not converged in {record.summary['steps']} steps"
+        except (ValueError, RunStopped) as error:
+            record.state, record.cause = FAILED, " ".join(str(error).split())
     record.seconds += time.monotonic() - start
+    texts = (str(each.message) for each in caught if each.category is UserWarning)
+    record.warnings = [" ".join(text.split()) for text in dict.fromkeys(texts)]
     write_record(work.path, work.task.name, record)
     return record.state
 

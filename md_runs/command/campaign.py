@@ -79,8 +79,6 @@ def run(
     with naming_lines(plan):
         campaign = Campaign.begin(out or Path(f"{plan.stem}_campaign"), content)
     with campaign:
-        for listed in campaign.unreadable():
-            say(f"left out: {listed.source}: {listed.cause}")
         say(f"{len(campaign.tasks)} runs of {len(campaign.structures)} structures")
         with campaign_progress(len(campaign.tasks)) as tell:
             execute(

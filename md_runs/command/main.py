@@ -62,7 +62,7 @@ class _Command(TyperCommand):
         module = importlib.import_module(f".{self.name}", __package__)
         default = getattr(module, "DEFAULT", None)
         names = {function.__name__ for function in getattr(module, "ACTIONS", ())}
-        if default and args and args[0] not in {*names, "-h", "--help"}:
+        if default and not (args and args[0] in {*names, "-h", "--help"}):
             args = [default, *args]
         alone = typer.Typer(add_completion=False)
         for function in getattr(module, "ACTIONS", None) or [getattr(module, self.name)]:
