@@ -10,9 +10,9 @@ import contextlib
 import logging
 import queue
 import time
-from asyncio import CancelledError
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
