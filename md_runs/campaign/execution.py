@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 LOOPBACK = "127.0.0.1"
+NO_DASHBOARD = {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
+"""Options of a scheduler: its HTTP server has no pages, and is at a free port of this machine."""
 SECONDS_TO_ANSWER = 10
 POLL = 0.5
 """Seconds between looks at the scheduler."""
@@ -277,7 +279,7 @@ def _local(count: int | None, threads: int) -> Any:
         n_workers=count or max(CPU_COUNT // threads, 1),
         threads_per_worker=1,
         host=LOOPBACK,
-        dashboard_address=None,
+        scheduler_kwargs=NO_DASHBOARD,
         silence_logs=logging.CRITICAL,
     )
 
@@ -291,6 +293,6 @@ def _batch(system: str, count: int | None) -> Any:
             f"--batch {system} needs dask-jobqueue, which is not installed: "
             "pip install dask-jobqueue"
         ) from None
-    cluster = getattr(dask_jobqueue, BATCH[system])(scheduler_options={"dashboard_address": None})
-    cluster.scale(count)
+    cluster = getattr(dask_jobqueue, BATCH[system])(scheduler_options=NO_DASHBOARD)
+    cluster.adapt(minimum=count, maximum=count)  # replaces jobs whose wall time has ended
     return cluster

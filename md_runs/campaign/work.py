@@ -40,6 +40,7 @@ from .folder import (
     FAILED,
     INDEX,
     RUNNING,
+    STRUCTURES,
     given_structure,
     lock_file,
     read_record,
@@ -80,10 +81,12 @@ class Work:
         Raises
         ------
         ValueError
-            If the model is not for the structure, or not the one that the campaign began with.
+            If the model is not for the structure.
+        RuntimeError
+            If it is not the one that the campaign was begun with.
         """
         if self.task.after is None:
-            source = f"structure {self.task.structure + 1} of the campaign"
+            source = f"{self.path / STRUCTURES}@{self.task.structure}"
             atoms = given_structure(self.path, self.task.structure)
         else:
             source = str(run_folder(self.path, self.task.after) / RELAXED)
@@ -91,7 +94,10 @@ class Work:
         model = resolve_model(self.model, [atoms])
         calculator, record = _calculator(model)
         if record["sha256"] != self.digest:
-            raise ValueError("the weights are not those that the campaign was begun with")
+            raise RuntimeError(
+                f"the weights on {socket.gethostname()} are not those that the campaign was begun "
+                "with"
+            )
         check_elements(atoms.numbers, calculator.potential.elements)
         atoms.calc = calculator
         return atoms, {

@@ -15,6 +15,7 @@ from ase.build import molecule
 from ase.io import read, write
 from support.md_runs import ethanol, run, write_tiny_potential
 
+from tensormd.md_runs.campaign import work
 from tensormd.md_runs.campaign.folder import (
     Campaign,
     Record,
@@ -244,9 +245,13 @@ def test_a_folder_keeps_its_plan_and_weights(here: Path) -> None:
         pytest.raises(ValueError, match="is in use: another process"),
     ):
         begun()
+    campaign = begun()
     write_tiny_potential(here / "tiny.safetensors", seed=1)
     with pytest.raises(ValueError, match="the weights are not those"):
         begun()
+    work._calculator.cache_clear()  # a worker that starts now
+    with pytest.raises(RuntimeError, match="weights on .* are not those"):
+        do(campaign, "1-ethanol/evaluate")
 
 
 def test_mistakes_are_one_line_and_leave_nothing(

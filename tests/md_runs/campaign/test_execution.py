@@ -22,6 +22,7 @@ from ase.io import write
 from support.md_runs import run, write_tiny_potential
 from support.paths import ROOT
 
+from tensormd.md_runs.campaign.execution import LOOPBACK, Workers, _connect
 from tensormd.md_runs.campaign.folder import Campaign, write_record
 from tensormd.md_runs.campaign.results import read_records, status
 
@@ -58,11 +59,12 @@ def plan(steps: int = 10, **model: Any) -> str:
 def test_kills_of_worker_and_scheduler(here: Path, benchmark: ModuleType) -> None:
     """Everything ends, nothing is done twice, and results equal single runs to the bit."""
     path = benchmark.write_plan(
-        here / "plan.yaml", {"files": str(here / "small.xyz")}, picoseconds=0.2
+        here / "plan.yaml", {"files": str(here / "small.xyz")}, picoseconds=0.5
     )
     killed = benchmark.run_with_kills(path, here / "c", workers=1, kills=1)
     found = benchmark.check_once(here / "c", killed)
-    assert found == {"runs": 2 * len(SMALL), "workers_killed": 2, "runs_interrupted": 2}
+    assert (found["runs"], found["workers_killed"]) == (2 * len(SMALL), 2)
+    assert 1 <= found["runs_interrupted"] <= 2  # a run may end just before the kill
     assert benchmark.compare_with_single_runs(here / "c", here / "single", 2) == 2
     campaign = Campaign.open(here / "c")
     attempts = status(campaign)["attempts"]
@@ -194,6 +196,44 @@ def test_a_run_whose_worker_always_dies_is_lost_and_tried_again(here: Path) -> N
             assert len(found["1-CH4/relax"].attempts) == 2
             assert "failed: 1-CH4/relax: its worker died each time (2 times)" in done.stderr
             assert found["1-CH4/md-300K-seed0"].state == "blocked"
+
+
+def test_workers_here_listen_to_this_machine_only(here: Path) -> None:
+    import psutil
+
+    with _connect(Workers(count=1), threads=1, retries=0) as client:
+        assert client.submit(abs, -2).result() == 2
+        me = psutil.Process()
+        listening = {
+            connection.laddr.ip
+            for process in (me, *me.children(recursive=True))
+            for connection in process.net_connections(kind="inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert listening == {LOOPBACK}
+        assert list(client.nthreads().values()) == [1]
+
+
+def test_as_many_workers_as_cores(here: Path) -> None:
+    """One for each core that the process may use, fewer if runs have several threads."""
+    code = (
+        "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from tensormd.md_runs.campaign.execution import Workers, _connect\n"
+        "if __name__ == '__main__':\n"
+        "    with _connect(Workers(), threads=1, retries=0) as client:\n"
+        "        print(len(client.nthreads()))\n"
+    )
+    Path("one.py").write_text(code)
+    done = subprocess.run([sys.executable, "one.py"], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+def test_dask_is_optional(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert run("campaign", plan(), "-o", "c") == 2
+    assert "dask.distributed, which is not installed: pip install" in capsys.readouterr().err
 
 
 def test_batch_systems(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
