@@ -250,7 +250,7 @@ def test_a_folder_keeps_its_plan_and_weights(here: Path) -> None:
     with pytest.raises(ValueError, match="the weights are not those"):
         begun()
     work._calculator.cache_clear()  # a worker that starts now
-    with pytest.raises(RuntimeError, match="weights on .* are not those"):
+    with pytest.raises(RuntimeError, match=r"weights on .* are not those"):
         do(campaign, "1-ethanol/evaluate")
 
 
