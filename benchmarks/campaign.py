@@ -11,7 +11,8 @@ that the results equal those of single runs to the last bit.
 ``throughput`` runs a campaign in turn with one worker and with two, which needs two free cores,
 and prints how many times as many runs two of them do in the same time.
 
-``molecules.csv`` has a column ``smiles``; the first molecules are taken.
+``molecules.csv`` has a column ``smiles``. The first molecules are taken that the potential which
+ships is for.
 """
 
 from __future__ import annotations
@@ -30,9 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ase import Atoms
+from ase.io import write
 
+from tensormd.calculators.domain import why_not
 from tensormd.md_runs.campaign.folder import DONE, RUNNING, RUNS, STRUCTURES, Campaign
+from tensormd.md_runs.campaign.plan import StructuresSection
 from tensormd.md_runs.campaign.results import read_records, status
+from tensormd.md_runs.campaign.structures import read_given
 from tensormd.md_runs.md.launch import launch_md
 from tensormd.md_runs.md.relax import relax_files
 from tensormd.md_runs.runs.folder import LOG, RELAXED, TRAJECTORY, RunFolder
@@ -41,10 +47,23 @@ from tensormd.md_runs.runs.settings import RelaxSettings, md_settings
 SECONDS = 3600
 
 
-def write_plan(path: Path, structures: dict[str, Any], picoseconds: float) -> Path:
-    """A plan that relaxes structures, then runs each at 300 K."""
+def write_molecules(path: Path, smiles: Path, count: int) -> Path:
+    """The first molecules of a file of SMILES that the model that ships is for."""
+    found = []
+    for given in read_given(StructuresSection(smiles=str(smiles), limit=2 * count)):
+        if isinstance(given.structure, Atoms) and why_not(given.structure, 0) is None:
+            found.append(given.structure)
+        if len(found) == count:
+            break
+    write(path, found, format="traj")
+    return path
+
+
+def write_plan(path: Path, file: Path, picoseconds: float, **model: Any) -> Path:
+    """A plan that relaxes the structures of a file, then runs each at 300 K."""
     content = {
-        "structures": structures,
+        "structures": {"files": str(file)},
+        "model": model,
         "relax": {"fmax": 0.02},
         "md": {
             "ensemble": "nvt",
@@ -237,7 +256,7 @@ def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=["kills", "throughput"])
-    parser.add_argument("--smiles", required=True, help="CSV file with a column smiles")
+    parser.add_argument("--smiles", type=Path, required=True, help="CSV file with a column smiles")
     parser.add_argument("--molecules", type=int, default=300)
     parser.add_argument("--picoseconds", type=float, default=1.0)
     parser.add_argument("--work", type=Path, required=True, help="a new folder")
@@ -246,9 +265,8 @@ def main() -> None:
     arguments = parser.parse_args()
     work: Path = arguments.work.resolve()
     work.mkdir(parents=True)
-    smiles = str(Path(arguments.smiles).resolve())
-    structures = {"smiles": smiles, "limit": arguments.molecules}
-    plan = write_plan(work / "plan.yaml", structures, arguments.picoseconds)
+    molecules = write_molecules(work / "molecules.traj", arguments.smiles, arguments.molecules)
+    plan = write_plan(work / "plan.yaml", molecules, arguments.picoseconds)
     if arguments.what == "throughput":
         print(json.dumps(throughput(plan, work, arguments.rounds), indent=2))
         return

@@ -45,10 +45,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def plan(steps: int = 10, **model: Any) -> str:
+def plan(steps: int = 10) -> str:
     content = {
         "structures": {"files": "small.xyz"},
-        "model": {"checkpoint": "tiny.safetensors", **model},
+        "model": {"checkpoint": "tiny.safetensors", "backend": "reference"},
         "relax": {"fmax": 0.05},
         "md": {"steps": steps, "timestep": 0.2, "save_every": 0.1},
     }
@@ -59,7 +59,11 @@ def plan(steps: int = 10, **model: Any) -> str:
 def test_kills_of_worker_and_scheduler(here: Path, benchmark: ModuleType) -> None:
     """Everything ends, nothing is done twice, and results equal single runs to the bit."""
     path = benchmark.write_plan(
-        here / "plan.yaml", {"files": str(here / "small.xyz")}, picoseconds=0.5
+        here / "plan.yaml",
+        here / "small.xyz",
+        picoseconds=0.1,
+        checkpoint=str(here / "tiny.safetensors"),
+        backend="reference",
     )
     killed = benchmark.run_with_kills(path, here / "c", workers=1, kills=1)
     found = benchmark.check_once(here / "c", killed)
