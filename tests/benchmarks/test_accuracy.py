@@ -153,7 +153,7 @@ def test_minutes_decide_the_epochs_once(
 
 def test_first_steps_are_timed(accuracy: ModuleType, data: Path) -> None:
     files = accuracy.data_files(data, "ethanol")
-    found = accuracy.Run("ethanol", "tensornet", files, data, 0, None, 1.0, "cpu")
+    found = accuracy.Run("ethanol", "tensornet", files, data, 0, None, 1.0, (), "cpu")
     startup, step = found._time_steps()
     assert 0 < step < startup
 
@@ -194,4 +194,18 @@ def test_a_state_of_other_settings(
     with pytest.raises(SystemExit) as left:
         run(accuracy, data, *options)
     assert left.value.code == 2
+    assert "learning_rate" in capsys.readouterr().err
+
+
+def test_settings_can_be_changed(
+    accuracy: ModuleType, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("ethanol", "--architecture", "tensornet", "--set", "backend=plain")
+    run(accuracy, data, *options)
+    entries = json.loads(run(accuracy, data, *options, "learning_rate=2e-3").read_text())
+    assert [e["training"]["backend"] for e in entries] == ["plain"] * 2
+    assert sorted(e["training"]["learning_rate"] for e in entries) == [1e-3, 2e-3]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run(accuracy, data, *options, "lerning_rate=1")
     assert "learning_rate" in capsys.readouterr().err
