@@ -31,7 +31,7 @@ NO_DASHBOARD = {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
 """Options of a scheduler: its HTTP server has no pages, and is at a free port of this machine."""
 MOST_SUBMISSIONS = 10
 """Submissions after which a run is lost whose workers die before it begins."""
-SECONDS_TO_ANSWER = 10
+SECONDS_TO_ANSWER = 5
 SECONDS_TO_RESTART = 60
 """A worker that was killed is given up and replaced if it takes longer; it has to import torch."""
 POLL = 0.5
