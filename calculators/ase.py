@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..models.neighbors import SKIN
 from ..models.potential import parse_dtype
 from ..models.quantities import HEADS, QUANTITIES, VOIGT
 from .checks import UntrainedError, charge_of, check_energies, parse_charge
-from .domain import DEFAULT, DOMAIN, doubts, why_not
+from .domain import DEFAULT, why_not
 from .evaluator import Checkpoint, Evaluation, Evaluator, Structure
 
 
@@ -134,11 +134,6 @@ class PotentialCalculator(Calculator):
             "coulomb_cutoff": coulomb_cutoff,
         }
         self._charge_read: float | None = None
-        self._general = any(
-            m.metadata.get("domain") == DOMAIN  # type: ignore[union-attr, operator]
-            for m in members_of(self.potential)
-        )
-        """Whether structures are to be compared with the data of the general potential."""
         self._energies, self.heads = _properties_of(self.potential)
         """Properties that come with the energy, and properties with their own readout."""
         self.implemented_properties = [*self._energies, *self.heads]
@@ -193,7 +188,8 @@ class PotentialCalculator(Calculator):
         self.atoms, self.results = None, {}  # a failure leaves neither behind
         given = self._structure(structure)
         if {"numbers", "pbc", "charge"} & set(system_changes):
-            self._check_domain(structure)
+            self._refuse_undescribed(structure)
+            self.evaluator.check_domain(structure)
         graph = self.evaluator.graph(given, system_changes)
         results = dict(kept)
         if energies:
@@ -204,23 +200,36 @@ class PotentialCalculator(Calculator):
         self.atoms, self._charge_read = structure.copy(), given.charge
 
     def evaluate(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-        """Compute the results of many structures in one batch, in the given order.
+        """Compute the results of many structures, in the given order, in one batch.
 
-        The state kept for molecular dynamics (results, neighbour list) does not change.
+        Fused kernels on a CPU run several batches side by side, in as many threads as torch has;
+        each structure's results are those that it has alone, to the last bit. The state kept for
+        molecular dynamics (results, neighbour list) does not change.
         """
         if len(structures) == 0:
             return []
         for atoms in structures:
-            self._check_domain(atoms)
-        graph = self.evaluator.batch(self._structure(atoms) for atoms in structures)
+            self._refuse_undescribed(atoms)
+            self.evaluator.check_domain(atoms)
+        given = [self._structure(atoms) for atoms in structures]
         results: list[dict[str, Any]] = [{} for _ in structures]
         if "energy" in self.implemented_properties:
-            results = self._results(self.evaluator.evaluate(graph), structures)
+            results = self._results(self.evaluator.evaluate_many(given), structures)
         if self.heads:
-            found = self.evaluator.properties(graph, self.heads)
+            found = self.evaluator.properties(self.evaluator.batch(given), self.heads)
             others = _results_of_heads(found, structures)
             results = [{**a, **b} for a, b in zip(results, others, strict=True)]
         return results
+
+    def team(self) -> list[PotentialCalculator]:
+        """Calculators for threads that work side by side, one each: see `Evaluator.team`."""
+        team = []
+        for evaluator in self.evaluator.team(self.neighbors.skin):
+            twin = copy.copy(self)
+            twin.evaluator, twin.neighbors = evaluator, evaluator.neighbors
+            twin.reset()
+            team.append(twin)
+        return team
 
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
@@ -230,18 +239,10 @@ class PotentialCalculator(Calculator):
             self._require_energies()
         return super().get_property(name, atoms, allow_calculation)
 
-    def _check_domain(self, atoms: Atoms) -> None:
-        """Refuse a structure that nobody chose this model for, or warn once that it is unsure."""
+    def _refuse_undescribed(self, atoms: Atoms) -> None:
+        """Raise a ValueError for a structure that nobody chose this model for."""
         if not self._chosen and (reason := why_not(atoms, self._charge_of(atoms))):
             raise ValueError(reason)
-        if self._general and (reasons := doubts(atoms)):
-            self._general = False
-            warnings.warn(
-                f"{atoms.get_chemical_formula()} is unlike the data of this model "
-                f"({'; '.join(reasons)}): results are unverified",
-                UserWarning,
-                stacklevel=3,
-            )
 
     def _wanted(self, properties: Sequence[str] | None) -> tuple[bool, list[str]]:
         """Whether energies are requested, and which heads."""
