@@ -206,9 +206,11 @@ def _explain_failure(graph: Graph) -> str:
     lengths = np.linalg.norm(displacements(graph).cpu().numpy(), axis=1)
     if len(lengths) and lengths.min() < 1e-6:
         i, j = edge_index[:, int(np.argmin(lengths))]
+        pair = symbols([numbers[i], numbers[j]])
+        first = int((graph.system < graph.system[i]).sum())  # of the structure, in a batch
         return (
-            f"atoms {i} and {j} ({symbols([numbers[i], numbers[j]])}) are in one place: "
-            "expected distinct positions"
+            f"atoms {i - first} and {j - first} ({pair}) are in one place: expected distinct "
+            "positions"
         )
     closest = f", closest pair {lengths.min():.3f} A apart" if len(lengths) else ""
     return f"the model returned an energy or a force that is not finite{closest}"

@@ -262,8 +262,8 @@ class Evaluator:
         """Results of one or more structures, in the given order; the kept list does not change.
 
         Fused kernels on a CPU evaluate batches side by side, in as many threads as torch has, and
-        give each structure the results that it has alone, to the last bit. All else evaluates one
-        batch.
+        give each structure the results that it has alone, to the last bit. All else, and fewer
+        structures than threads, are one batch.
 
         Raises
         ------
@@ -271,9 +271,9 @@ class Evaluator:
             As in `graph` and `evaluate`.
         """
         team = self.team(0.0)
-        if len(team) == 1:
-            return self.evaluate(self.batch(structures))
         batches = _batches(structures, len(team))
+        if len(batches) < len(team) or len(team) == 1:
+            return self.evaluate(self.batch(structures))
         idle: queue.SimpleQueue[Evaluator] = queue.SimpleQueue()
         for each in team:
             idle.put(each)
