@@ -1,9 +1,10 @@
 # Everything runs in .venv, which the first target that needs it creates.
 PYTHON ?= python3
+PYTHON312 ?= python3.12
 BIN := .venv/bin
 FOLDERS := $(shell find package models calculators md_runs -type d -not -name __pycache__)
 
-.PHONY: install demo test test-openmm lint format bench clean
+.PHONY: install demo test test-openmm test-torchsim lint format bench clean
 
 install: .venv/installed
 
@@ -34,6 +35,13 @@ test-openmm: install
 	PYTHONPATH=$(CURDIR)/build/openmm OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 \
 	  --dist loadfile $(wildcard tests/*/test_openmm*.py tests/*/*/test_openmm*.py)
 
+# torch-sim needs Python 3.12: an environment of its own.
+test-torchsim:
+	test -x .venv-torchsim/bin/python || $(PYTHON312) -m venv .venv-torchsim
+	.venv-torchsim/bin/python -m pip install --quiet '.[torchsim]' pytest e3nn
+	OMP_NUM_THREADS=1 .venv-torchsim/bin/python -m pytest tests/calculators/test_torchsim.py \
+	  tests/package/test_examples.py -k torchsim
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +56,4 @@ bench: install
 	$(BIN)/python -m pytest -m slow -s
 
 clean:
-	rm -rf .venv build *.egg-info demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-torchsim build *.egg-info demo .pytest_cache .mypy_cache .ruff_cache

@@ -214,15 +214,17 @@ class Evaluator:
         return self._graph(structure, self.neighbors, changed)
 
     @torch.inference_mode(False)
-    def batch(self, structures: Iterable[Structure]) -> Graph:
+    def batch(self, structures: Iterable[Structure], skin: float = 0.0) -> Graph:
         """One graph of many structures; the kept neighbour list does not change.
+
+        ``skin``, Angstrom, is added to the cutoff of its edges.
 
         Raises
         ------
         ValueError
             As in `graph`.
         """
-        neighbors = NeighborList(self.neighbors.cutoff, 0.0, self.device)
+        neighbors = NeighborList(self.neighbors.cutoff, skin, self.device)
         return batch_graphs([self._graph(structure, neighbors) for structure in structures])
 
     def _graph(
