@@ -87,6 +87,8 @@ class Evaluation(NamedTuple):
     """(N, 3), eV/Angstrom."""
     virial: NDArray[np.float64]
     """(B, 3, 3), eV: -dE/dstrain, symmetric."""
+    virials: NDArray[np.float64]
+    """(N, 3, 3), eV, shares of the atoms in the virial, symmetric."""
     energy_std: NDArray[np.float64] | None = None
     """(B,), eV: sample standard deviation over the members of a committee."""
     forces_std: NDArray[np.float64] | None = None

@@ -78,6 +78,7 @@ def mean_prediction(predictions: list[Prediction]) -> Prediction:
         mean([p.energies for p in predictions]),
         mean([p.forces for p in predictions]),
         mean([p.virial for p in predictions]),
+        mean([p.virials for p in predictions]),
     )
 
 

@@ -85,12 +85,14 @@ class CPUPotential(FusedPotential):
                 energies[part.shells[0] :] = 0
         # Each system's sum by itself: to the last bit that of the system alone.
         energy = np.array([energies[atoms].sum() for atoms in known.systems])
-        sums = np.array([virial[atoms].sum(0) for atoms in known.systems]).reshape(-1, 3, 3)
+        virials = 0.5 * (virial + virial.transpose(0, 2, 1))
+        sums = np.array([virials[atoms].sum(0) for atoms in known.systems]).reshape(-1, 3, 3)
         return Prediction(
             torch.from_numpy(energy),
             torch.from_numpy(energies),
             torch.from_numpy(forces),
-            torch.from_numpy(0.5 * (sums + sums.transpose(0, 2, 1))),
+            torch.from_numpy(sums),
+            torch.from_numpy(virials),
         )
 
     def allocate(self, neighbors: Neighbors, threads: int, old: Memory | None) -> Memory:
