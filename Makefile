@@ -4,7 +4,7 @@ PYTHON312 ?= python3.12
 BIN := .venv/bin
 FOLDERS := $(shell find package models calculators md_runs -type d -not -name __pycache__)
 
-.PHONY: install demo test test-openmm test-torchsim lint format bench clean
+.PHONY: install demo test test-openmm test-torchsim lint format bench gpu clean
 
 install: .venv/installed
 
@@ -54,6 +54,16 @@ format: install
 # Long physical checks and measurements: keep the machine quiet meanwhile.
 bench: install
 	$(BIN)/python -m pytest -m slow -s
+
+# What a machine with a GPU has to show, within ten minutes. It needs no network: without .venv it
+# takes the machine's Python and its torch, ase, vesin, Triton; the package is linked, not installed.
+gpu: build/linked/tensormd
+	PYTHONPATH=build/linked $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py \
+	  --json benchmarks/results/gpu.json
+
+build/linked/tensormd:
+	mkdir -p $@
+	ln -s $(CURDIR)/models $(CURDIR)/calculators $(CURDIR)/md_runs $(CURDIR)/package/* $@
 
 clean:
 	rm -rf .venv .venv-torchsim build *.egg-info demo .pytest_cache .mypy_cache .ruff_cache

@@ -151,8 +151,7 @@ class Evaluator:
         if coulomb_cutoff is not None:
             potential = with_coulomb_cutoff(potential, coulomb_cutoff)  # type: ignore[assignment]
         self.potential = potential.to(self.device, precision).eval().requires_grad_(False)
-        self.why_not_fused = why_not_fused(self.potential, self.backend)
-        """Reason why fused kernels do not run; None if they do."""
+        why_not_fused(self.potential, self.backend)  # an error, if they are asked for in vain
         self.neighbors = NeighborList(float(potential.cutoff), skin, self.device)
         self._members: list[nn.Module] | None = None
         self._charges: set[float] = {0.0}  # that were warned of, if there was a reason
@@ -185,6 +184,11 @@ class Evaluator:
                 UserWarning,
                 stacklevel=3,
             )
+
+    @property
+    def why_not_fused(self) -> str | None:
+        """Reason why fused kernels do not run; None if they do, or have not been tried yet."""
+        return why_not_fused(self.potential, self.backend)
 
     @property
     def members(self) -> list[nn.Module]:
