@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -145,9 +145,10 @@ def relax_files(
     tasks = passing(tasks, lambda task: check_elements(task.atoms.numbers, elements))
     results: list[RelaxResult] = []
     team = calculator.team()
+    if len(tasks) < len(team):
+        team = [calculator]  # with all threads
     idle: queue.SimpleQueue[PotentialCalculator] = queue.SimpleQueue()
-    # Fewer structures than threads: each gets all threads.
-    for each in team if len(tasks) >= len(team) else [calculator]:
+    for each in team:
         idle.put(each)
 
     def run(task: Task) -> RelaxResult:
@@ -171,14 +172,17 @@ def relax_files(
         finally:
             idle.put(mine)
 
+    running: dict[Path, Future[RelaxResult]] = {}
+
     def collect(task: Task) -> None:
-        result = running[task.folder].result()
+        result = running[task.folder].result() if running else run(task)
         results.append(result)
         if done:
             done(result)
 
-    with StopRequest() as stop, ThreadPoolExecutor(idle.qsize()) as pool:
-        running = {task.folder: pool.submit(run, task) for task in tasks}
+    with StopRequest() as stop, ThreadPoolExecutor(len(team)) as pool:
+        if len(team) > 1:
+            running = {task.folder: pool.submit(run, task) for task in tasks}
         try:
             passing(tasks, collect)
         finally:
