@@ -83,12 +83,12 @@ def test_shares_turn_with_the_crystal() -> None:
 
 
 def test_half_of_each_pair() -> None:
-    """Two atoms in one direction: both have half of -r dE/dr."""
+    """Two atoms in one direction: both have half of r dE/dr, which is the force on the first."""
     potential = make_potential()
     atoms = Atoms("CO", [[0, 0, 0], [1.4, 0, 0]], cell=[30, 30, 30], pbc=True)
     found = PotentialCalculator(potential, dtype="float64").evaluate([atoms])[0]
-    pull = found["forces"][0, 0]
-    expected = -0.5 * 1.4 * pull / atoms.cell.volume
+    slope = found["forces"][0, 0]
+    expected = 0.5 * 1.4 * slope / atoms.cell.volume
     assert abs(expected) > 1e-6
     np.testing.assert_allclose(found["stresses"][:, 0], expected, rtol=1e-10)
     np.testing.assert_allclose(found["stresses"][:, 1:], 0, atol=1e-15)
