@@ -29,13 +29,14 @@ from ..models.graph import Graph, batch_graphs, within
 from ..models.inference.backends import (
     compile_potential,
     implementation_of,
+    list_cutoff,
     runs_as,
     why_not_fused,
 )
 from ..models.inference.forks import use_one_thread_in_forks
 from ..models.inference.hessian import hessian
 from ..models.inference.tables import TableInfo
-from ..models.neighbors import SKIN, NeighborList
+from ..models.neighbors import SKIN, NeighborList, all_pairs
 from ..models.potential import Prediction, parse_dtype
 from .checks import (
     all_finite,
@@ -142,7 +143,8 @@ class Evaluator:
         self.potential = potential.to(self.device, precision).eval().requires_grad_(False)
         self.why_not_fused = why_not_fused(self.potential, self.backend)
         """Reason why fused kernels do not run; None if they do."""
-        self.neighbors = NeighborList(float(potential.cutoff), skin, self.device)
+        cutoff = list_cutoff(self.potential, self.backend)
+        self.neighbors = NeighborList(cutoff, skin, self.device)
         self._members: list[nn.Module] | None = None
         self._charges: set[float] = {0.0}  # that were warned of, if there was a reason
         self._boxes_warned = False
@@ -259,7 +261,7 @@ class Evaluator:
 
     @torch.inference_mode(False)
     def properties(self, graph: Graph, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """Properties that the network's own heads predict for a graph.
+        """Properties that the network's own heads predict for a graph, or fused kernels.
 
         Shape (B, ...) for properties of the system, (N, ...) for those of each atom; units as in
         the table of `quantities`.
@@ -272,7 +274,10 @@ class Evaluator:
         use_one_thread_in_forks()
         found = []
         with torch.no_grad():
-            for member in members_of(self.potential):
+            for member, compiled in zip(members_of(self.potential), self.members, strict=True):
+                if set(names) <= set(getattr(compiled, "computes", ())):
+                    found.append(compiled.properties(graph, names))  # type: ignore[operator]
+                    continue
                 near, vectors = within(graph, float(member.cutoff))  # type: ignore[arg-type]
                 found.append(member.properties(near, vectors, names=names))  # type: ignore[operator]
         means = {name: mean([each[name] for each in found]).cpu().numpy() for name in names}
@@ -284,6 +289,8 @@ class Evaluator:
         """Second derivatives of the energy of the network itself, (3N, 3N), eV/Angstrom^2."""
         use_one_thread_in_forks()
         members = members_of(self.potential)
+        if self.neighbors.cutoff < float(self.potential.cutoff):  # type: ignore[arg-type]
+            graph = all_pairs(graph)
         return mean([hessian(each.total_energy, graph) for each in members]).cpu().numpy()  # type: ignore[arg-type]
 
     # The evaluator itself

@@ -191,6 +191,21 @@ class NeighborList:
             )
 
 
+def all_pairs(graph: Graph) -> Graph:
+    """The graph of one molecule with the edges between all its atoms.
+
+    Raises
+    ------
+    ValueError
+        If it is periodic.
+    """
+    if graph.cell.any():
+        raise ValueError(WHY_NO_CELL)
+    index, shift = (torch.from_numpy(array) for array in _all_pairs(len(graph.numbers)))
+    device = graph.positions.device
+    return graph._replace(edge_index=index.to(device), edge_shift=shift.to(device))
+
+
 def _all_pairs(atoms: int) -> tuple[NDArray[np.int64], FloatArray]:
     """Edges between all atoms, in the order of `sorted_edges`."""
     i, j = np.nonzero(~np.eye(atoms, dtype=bool))

@@ -163,14 +163,14 @@ def enter_edges(
     """Compute the terms of a layer's edge networks that depend on the charges of an atom."""
     atoms, n, size = work.outputs.size, last - first, charges.chunks * net.chunks * LANES * LANES
     q, stride = (layer * charges.chunks * atoms + first) * LANES, atoms * LANES
+    z = (layer * net.chunks * atoms + first) * LANES
     multiply(
         more.charges, q, stride, work.rows, n, charges.receiver, layer * size, charges.bias,
-        layer * net.chunks * LANES, charges.chunks, net.chunks, more.receiver, first * LANES,
-        stride,
+        layer * net.chunks * LANES, charges.chunks, net.chunks, more.receiver, z, stride,
     )  # fmt: skip
     multiply(
         more.charges, q, stride, work.rows, n, charges.sender, layer * size, net.zeros, 0,
-        charges.chunks, net.chunks, more.sender, first * LANES, stride,
+        charges.chunks, net.chunks, more.sender, z, stride,
     )  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def edge_network(
     for chunk in range(net.chunks):
         place = layer * net.chunks + chunk
         table = embedding + place * net.rows * row_size
-        own, c = load(net.at_zero, place * LANES), chunk * atoms * LANES
+        own, c = load(net.at_zero, place * LANES), place * atoms * LANES
         at = chunk * n * LANES
         for i in range(first, last):
             a = load(more.receiver, c + i * LANES)
@@ -182,7 +182,7 @@ def receive_back(
     shape, size, chunks = net.shape, features(net.shape), net.chunks
     values, n = more.values[thread], count_rows(first, last, slots)
     tape = tape_start(first, layer, thread, net, neighbors, more)
-    out = 3 * chunks * n * LANES
+    out = edges.chunks[:-1].sum() * n * LANES
     before = places_before(layer, portion, neighbors, more, more.keeps)
     if not more.keeps:
         edge_network(

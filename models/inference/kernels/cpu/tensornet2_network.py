@@ -85,11 +85,12 @@ class ChargesWork(NamedTuple):
     slopes: NDArray[Any]
     """(levels, blocks, ...), derivatives of the activations of the predictions."""
     receiver: NDArray[Any]
-    """F by chunk and atom: the terms of the first dense layer of edges that an atom receives."""
+    """(layers, F) by chunk and atom: terms of the first dense layer of edges that an atom
+    receives."""
     sender: NDArray[Any]
     """The same for edges that it sends."""
     g_receiver: NDArray[Any]
-    """Gradient of ``receiver``."""
+    """F by chunk and atom: gradient of a layer's ``receiver``."""
     g_sender: NDArray[Any]
     envelope: NDArray[Any]
     """(edges, 2), envelope and its derivative of each slot."""
@@ -241,8 +242,8 @@ def make_charges_work(
         gradient=np.zeros(charges.levels * atoms * c, dtype),
         statistics=np.zeros((charges.levels, atoms, 2)),
         slopes=np.empty((charges.levels, blocks, slopes), dtype),
-        receiver=np.empty(atoms * f, dtype),
-        sender=np.empty(atoms * f, dtype),
+        receiver=np.empty(net.layers * atoms * f, dtype),
+        sender=np.empty(net.layers * atoms * f, dtype),
         g_receiver=np.empty(atoms * f, dtype),
         g_sender=np.empty(atoms * f, dtype),
         envelope=np.empty((edges, 2), dtype),

@@ -26,12 +26,12 @@ from .tensornet2_step import tensornet2_schedule, tensornet2_step
 from .tensornet_network import make_tensornet_work, pack_tensornet
 from .tensornet_potential import MOST_ATOMS
 
-GROUP_ROWS = 128
+GROUP_ROWS = 192
 """Wanted number of edges in a group, with those in the skin of the neighbour list."""
-KEPT_BYTES = 2**28
+KEPT_BYTES = 2**31
 """Largest memory for values of all edge networks that the backward pass needs; beyond, it computes
 them again."""
-PORTION_BYTES = 2**24
+PORTION_BYTES = 2**26
 """Memory for those of a portion of the receivers then."""
 NEAR_SKIN = 1.0
 """Verlet skin, Angstrom, of the network's edges among those of a longer Coulomb cutoff."""
