@@ -27,8 +27,8 @@ def random_potential(seed: int = 0, network: str = "tensornet") -> Potential:
         Seed of the weights.
     network
         ``tensornet``: torchmd-net's default architecture, 2 layers, 128 channels, 32 expnorm
-        functions, cutoff 4.5 A, O(3). ``tensornet2``: the size of AceFF-2, the same with 16 charges
-        per atom and level, cutoff 5 A, and the Coulomb energy of all pairs.
+        functions, cutoff 4.5 A, O(3). ``tensornet2``: the size of AceFF-2, the same with 16
+        charges per atom and level, cutoff 5 A, and the Coulomb energy of all pairs.
 
     Raises
     ------

@@ -91,7 +91,12 @@ class CartesianNetwork(Network):
         )
         self.envelope = CosineCutoff(cutoff, lower)
         self.embedding = TensorEmbedding(
-            channels, functions, config["activation"], config["max_number"], self_interaction, irreps
+            channels,
+            functions,
+            config["activation"],
+            config["max_number"],
+            self_interaction,
+            irreps,
         )
 
     def feature_layout(self) -> FeatureLayout:

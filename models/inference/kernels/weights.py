@@ -157,9 +157,9 @@ class ChargeWeights(NamedTuple):
     activation: str
     """Activation of the edge networks."""
     receiver: list[Tensor]
-    """(F, C) of each layer: the part of its first dense layer that reads the receiver's charges."""
+    """(F, C) of each layer: the part of its first dense layer for the receiver's charges."""
     sender: list[Tensor]
-    """(F, C) of each layer: the part that reads the sender's."""
+    """(F, C) of each layer: the part for the sender's."""
     bias: list[Tensor]
     """(F,) of each layer."""
     edges: list[list[Dense]]

@@ -19,8 +19,8 @@ from .compiled import internal
 from .components import load_all, plus, store_all, store_apart, with_first
 from .dense import multiply
 from .perceptron import Perceptron, backward, forward, normalise, normalise_back
-from .simd import LANES, like, load, splat, store
-from .tensornet2_network import ChargesWork, PackedCharges
+from .simd import LANES, like, load, store
+from .tensornet2_network import ChargesWork, EdgesWork, PackedCharges
 from .tensornet_network import PackedTensorNet, TensorNetWork
 
 LEAST_SHARES = 1e-6
@@ -158,7 +158,7 @@ def charge_atoms(
 @internal
 def enter_edges(
     first: int, last: int, layer: int, net: PackedTensorNet, charges: PackedCharges,
-    work: TensorNetWork, more: ChargesWork,
+    work: TensorNetWork, more: ChargesWork, inner: EdgesWork,
 ) -> None:  # fmt: skip
     """Compute the terms of a layer's edge networks that depend on the charges of an atom."""
     atoms, n, size = work.outputs.size, last - first, charges.chunks * net.chunks * LANES * LANES
@@ -166,29 +166,29 @@ def enter_edges(
     z = (layer * net.chunks * atoms + first) * LANES
     multiply(
         more.charges, q, stride, work.rows, n, charges.receiver, layer * size, charges.bias,
-        layer * net.chunks * LANES, charges.chunks, net.chunks, more.receiver, z, stride,
+        layer * net.chunks * LANES, charges.chunks, net.chunks, inner.receiver, z, stride,
     )  # fmt: skip
     multiply(
         more.charges, q, stride, work.rows, n, charges.sender, layer * size, net.zeros, 0,
-        charges.chunks, net.chunks, more.sender, z, stride,
+        charges.chunks, net.chunks, inner.sender, z, stride,
     )  # fmt: skip
 
 
 @internal
 def enter_edges_back(
     first: int, last: int, layer: int, net: PackedTensorNet, charges: PackedCharges,
-    work: TensorNetWork, more: ChargesWork, scratch: Any,
+    work: TensorNetWork, more: ChargesWork, inner: EdgesWork, scratch: Any,
 ) -> None:  # fmt: skip
     """Add to the gradient of the charges that a layer reads."""
     atoms, n, size = work.outputs.size, last - first, charges.chunks * net.chunks * LANES * LANES
     stride, row = atoms * LANES, work.block * LANES
     second = charges.chunks * row
     multiply(
-        more.g_receiver, first * LANES, stride, work.rows, n, charges.receiver_transposed,
+        inner.g_receiver, first * LANES, stride, work.rows, n, charges.receiver_transposed,
         layer * size, charges.zeros, 0, net.chunks, charges.chunks, scratch, 0, row,
     )  # fmt: skip
     multiply(
-        more.g_sender, first * LANES, stride, work.rows, n, charges.sender_transposed,
+        inner.g_sender, first * LANES, stride, work.rows, n, charges.sender_transposed,
         layer * size, charges.zeros, 0, net.chunks, charges.chunks, scratch, second, row,
     )  # fmt: skip
     for chunk in range(charges.chunks):

@@ -54,7 +54,11 @@ def coulomb(
                 z += pairs.shifts[k, 2]
             elif i == j:
                 continue
-            x, y, z = (x + positions[j, 0]) / unit, (y + positions[j, 1]) / unit, (z + positions[j, 2]) / unit
+            x, y, z = (
+                (x + positions[j, 0]) / unit,
+                (y + positions[j, 1]) / unit,
+                (z + positions[j, 2]) / unit,
+            )
             square = x * x + y * y + z * z
             if square >= charges.cutoff * charges.cutoff:
                 continue

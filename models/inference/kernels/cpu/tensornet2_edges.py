@@ -24,7 +24,7 @@ from .components import load_all, store_all, store_apart, times
 from .neighbors import FRAME, WEIGHTS, Neighbors, Slots
 from .perceptron import Perceptron, activate, backward, forward
 from .simd import LANES, fma, load, splat, store, total
-from .tensornet2_network import ChargesWork, PackedCharges
+from .tensornet2_network import EdgesWork, PackedCharges
 from .tensornet_edges import factor_slopes, factors, table_row
 from .tensornet_network import PackedTensorNet, TensorNetWork
 
@@ -32,7 +32,7 @@ from .tensornet_network import PackedTensorNet, TensorNetWork
 @internal
 def place_envelope(
     first: int, last: int, net: PackedTensorNet, neighbors: Neighbors, slots: Slots,
-    more: ChargesWork,
+    more: EdgesWork,
 ) -> None:  # fmt: skip
     """Fill in the envelope of the slots of receivers ``first`` to ``last``."""
     for i in range(first, last):
@@ -59,20 +59,20 @@ def count_rows(first: int, last: int, slots: Slots) -> int:
 @internal
 def tape_start(
     first: int, layer: int, thread: int, net: PackedTensorNet, neighbors: Neighbors,
-    more: ChargesWork,
+    more: EdgesWork,
 ) -> int:  # fmt: skip
     """Position of the derivatives of a group's activations."""
     width = 6 * net.chunks * LANES
     if more.keeps:
-        atoms = slots_end = neighbors.offsets.size - 1
-        slots_end = neighbors.offsets[atoms] + atoms
-        return (layer * slots_end + neighbors.offsets[first] + first) * width
+        atoms = neighbors.offsets.size - 1
+        places = neighbors.offsets[atoms] + atoms
+        return (layer * places + neighbors.offsets[first] + first) * width
     return thread * more.rows.size * width
 
 
 @internal
 def places_before(
-    layer: int, portion: int, neighbors: Neighbors, more: ChargesWork, kept: bool
+    layer: int, portion: int, neighbors: Neighbors, more: EdgesWork, kept: bool
 ) -> int:
     """What to subtract from a place, (offsets[i] + i, ...), to find it in a portion's memory.
 
@@ -89,7 +89,7 @@ def places_before(
 def edge_network(
     first: int, last: int, layer: int, n: int, edges: Perceptron, net: PackedTensorNet,
     charges: PackedCharges, neighbors: Neighbors, slots: Slots, work: TensorNetWork,
-    more: ChargesWork, values: Any, tape: int,
+    more: EdgesWork, values: Any, tape: int,
 ) -> int:  # fmt: skip
     """Run the edge network on a group's rows; returns the position of its outputs in ``values``.
 
@@ -125,7 +125,7 @@ def edge_network(
 def receive(
     first: int, last: int, layer: int, thread: int, edges: Perceptron, net: PackedTensorNet,
     charges: PackedCharges, neighbors: Neighbors, slots: Slots, work: TensorNetWork,
-    more: ChargesWork,
+    more: EdgesWork,
 ) -> None:  # fmt: skip
     """Compute a layer's messages to the atoms of a group."""
     shape, size, chunks = net.shape, features(net.shape), net.chunks
@@ -157,14 +157,14 @@ def receive(
 
 
 @internal
-def keep(chunk: int, place: int, net: PackedTensorNet, more: ChargesWork, v: Any) -> None:
+def keep(chunk: int, place: int, net: PackedTensorNet, more: EdgesWork, v: Any) -> None:
     """Write the outputs of the edge network of a place."""
     irreps = irreps_of(net.shape)
     store_apart(more.factors, (place * net.chunks + chunk) * irreps * LANES, LANES, v)
 
 
 @internal
-def kept(chunk: int, place: int, net: PackedTensorNet, more: ChargesWork) -> Any:
+def kept(chunk: int, place: int, net: PackedTensorNet, more: EdgesWork) -> Any:
     """The outputs of the edge network of a place."""
     irreps = irreps_of(net.shape)
     return load_irreps(
@@ -176,7 +176,7 @@ def kept(chunk: int, place: int, net: PackedTensorNet, more: ChargesWork) -> Any
 def receive_back(
     first: int, last: int, layer: int, portion: int, thread: int, edges: Perceptron,
     net: PackedTensorNet, charges: PackedCharges, neighbors: Neighbors, slots: Slots,
-    work: TensorNetWork, more: ChargesWork,
+    work: TensorNetWork, more: EdgesWork,
 ) -> None:  # fmt: skip
     """Backward pass of a group's edge networks: gradient of z, ``g_receiver``, slopes dE/dr."""
     shape, size, chunks = net.shape, features(net.shape), net.chunks
@@ -211,17 +211,13 @@ def receive_back(
                     keep(chunk, place, net, more, v)
                 theirs = load_all(shape, y, begin + slots.sender[slot] * size)
                 g = dots(mine, theirs)
-                rise = splat(more.envelope[slot, 1]) * weighted(
-                    kept(chunk, place, net, more), g
-                )
+                rise = splat(more.envelope[slot, 1]) * weighted(kept(chunk, place, net, more), g)
                 along = more.along + k * LANES
                 store(values, along, load(values, along) + rise)
                 g = times(splat(more.envelope[slot, 0]), g)
                 store_apart(values, at, chunks * n * LANES, g)
                 k += 1
-    backward(
-        edges, values, 0, more.tape, tape + chunks * n * LANES, more.rows, n, n, net.zeros
-    )
+    backward(edges, values, 0, more.tape, tape + chunks * n * LANES, more.rows, n, n, net.zeros)
     hidden_back(
         first, last, layer, portion, n, tape, net, charges, neighbors, slots, work, more, values
     )
@@ -238,7 +234,7 @@ def receive_back(
 def hidden_back(
     first: int, last: int, layer: int, portion: int, n: int, tape: int, net: PackedTensorNet,
     charges: PackedCharges, neighbors: Neighbors, slots: Slots, work: TensorNetWork,
-    more: ChargesWork, values: Any,
+    more: EdgesWork, values: Any,
 ) -> None:  # fmt: skip
     """From the gradient of g(z), in ``values``, to that of z, its sums and its part of dE/dr."""
     row_size, atoms = table_row(charges.one), work.outputs.size
@@ -271,7 +267,7 @@ def hidden_back(
 def send_back(
     first: int, last: int, chunk: int, layer: int, portion: int, net: PackedTensorNet,
     charges: PackedCharges, neighbors: Neighbors, slots: Slots, work: TensorNetWork,
-    more: ChargesWork,
+    more: EdgesWork,
 ) -> None:  # fmt: skip
     """Add the part of a portion of receivers to the gradients of Y and ``sender``."""
     shape, size, atoms = net.shape, features(net.shape), work.outputs.size
@@ -292,7 +288,7 @@ def send_back(
         slot, stop = neighbors.offsets[j], neighbors.offsets[j] + slots.counts[j]
         while slot < stop and slots.sender[slot] < start:
             slot += 1
-        while slot < stop and slots.sender[slot] < end or own_next:
+        while (slot < stop and slots.sender[slot] < end) or own_next:
             i, place, envelope = j, neighbors.offsets[j] + j, own
             if own_next and (slot == stop or slots.sender[slot] >= j):
                 own_next = False

@@ -64,7 +64,7 @@ class PackedCharges(NamedTuple):
 
 
 class ChargesWork(NamedTuple):
-    """Memory of a step beside `TensorNetWork`. Numbers by chunk and atom are (chunks, N, 16)."""
+    """Memory of the charges in a step; numbers by chunk and atom are (chunks, N, 16)."""
 
     system: NDArray[np.int64]
     """(N,), system of each atom."""
@@ -84,6 +84,11 @@ class ChargesWork(NamedTuple):
     """(levels, N, 2), mean and 1 / deviation of the layer norm before the prediction."""
     slopes: NDArray[Any]
     """(levels, blocks, ...), derivatives of the activations of the predictions."""
+
+
+class EdgesWork(NamedTuple):
+    """Memory of the edge networks in a step; numbers by chunk and atom are (chunks, N, 16)."""
+
     receiver: NDArray[Any]
     """(layers, F) by chunk and atom: terms of the first dense layer of edges that an atom
     receives."""
@@ -178,7 +183,7 @@ class EdgePlan(NamedTuple):
     places: int
     """Largest number of places in a portion."""
     keeps: bool
-    """See `ChargesWork`."""
+    """See `EdgesWork`."""
 
 
 def plan_edges(
@@ -207,9 +212,7 @@ def plan_edges(
     )
 
 
-def _divide(
-    places: NDArray[np.int64], most: int, also: Sequence[int] = ()
-) -> tuple[int, ...]:
+def _divide(places: NDArray[np.int64], most: int, also: Sequence[int] = ()) -> tuple[int, ...]:
     """Consecutive atoms with at most so many places, or one atom; ``also`` are bounds too."""
     atoms, bounds, fixed = len(places) - 1, [0], set(also)
     for i in range(1, atoms):
@@ -223,15 +226,11 @@ def _largest(places: NDArray[np.int64], bounds: Sequence[int]) -> int:
 
 
 def make_charges_work(
-    net: PackedTensorNet, charges: PackedCharges, predictions: Perceptron, plan: EdgePlan,
-    offsets: NDArray[np.int64], bounds: Sequence[int], threads: int,
-) -> ChargesWork:  # fmt: skip
-    """Allocate memory for steps with these neighbours; blocks of atoms as ``bounds`` delimit."""
-    dtype, atoms, blocks = net.tables.dtype, bounds[-1], len(bounds) - 1
-    edges, f, c = int(offsets[-1]), net.chunks * LANES, charges.chunks * LANES
-    places = net.layers * (edges + atoms) if plan.keeps else plan.places
+    charges: PackedCharges, predictions: Perceptron, bounds: Sequence[int], dtype: np.dtype[Any]
+) -> ChargesWork:
+    """Allocate memory for the charges of the blocks of atoms that ``bounds`` delimit."""
+    atoms, blocks, c = bounds[-1], len(bounds) - 1, charges.chunks * LANES
     slopes = int(predictions.chunks[1:].sum()) * bounds[1] * LANES
-    rows = max(1, plan.rows)
     return ChargesWork(
         system=np.zeros(atoms, np.int64),
         total=np.zeros(1),
@@ -242,16 +241,28 @@ def make_charges_work(
         gradient=np.zeros(charges.levels * atoms * c, dtype),
         statistics=np.zeros((charges.levels, atoms, 2)),
         slopes=np.empty((charges.levels, blocks, slopes), dtype),
-        receiver=np.empty(net.layers * atoms * f, dtype),
-        sender=np.empty(net.layers * atoms * f, dtype),
+    )
+
+
+def make_edges_work(
+    net: PackedTensorNet, charges: PackedCharges, plan: EdgePlan, offsets: NDArray[np.int64],
+    threads: int,
+) -> EdgesWork:  # fmt: skip
+    """Allocate memory for the edge networks of a neighbour list."""
+    dtype, atoms, edges = net.tables.dtype, len(offsets) - 1, int(offsets[-1])
+    f, rows, numbers = net.chunks * LANES, max(1, plan.rows), charges.levels * charges.chunks
+    kept, layers = net.layers * (edges + atoms), net.layers * atoms * net.chunks * LANES
+    return EdgesWork(
+        receiver=np.empty(layers, dtype),
+        sender=np.empty(layers, dtype),
         g_receiver=np.empty(atoms * f, dtype),
         g_sender=np.empty(atoms * f, dtype),
         envelope=np.empty((edges, 2), dtype),
         rows=LANES * np.arange(rows),
-        values=np.zeros((threads, max(rows * (6 * f + LANES), 2 * charges.levels * c)), dtype),
+        values=np.zeros((threads, max(rows * (6 * f + LANES), 2 * numbers * LANES)), dtype),
         along=rows * 6 * f,
-        tape=np.empty((net.layers * (edges + atoms) if plan.keeps else threads * rows) * 6 * f, dtype),
-        factors=np.empty(places * 3 * f, dtype),
+        tape=np.empty((kept if plan.keeps else threads * rows) * 6 * f, dtype),
+        factors=np.empty((kept if plan.keeps else plan.places) * 3 * f, dtype),
         hidden=np.empty(plan.places * f, dtype),
         keeps=plan.keeps,
         portions=np.array(plan.portions),

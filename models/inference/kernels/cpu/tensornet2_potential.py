@@ -21,7 +21,14 @@ from .neighbors import Neighbors, make_slots, pack_list, require_sorted
 from .potential import Composition, CPUPotential, Memory
 from .simd import LANES
 from .team import even
-from .tensornet2_network import ChargesWork, make_charges_work, pack_charges, plan_edges
+from .tensornet2_network import (
+    ChargesWork,
+    EdgesWork,
+    make_charges_work,
+    make_edges_work,
+    pack_charges,
+    plan_edges,
+)
 from .tensornet2_step import tensornet2_schedule, tensornet2_step
 from .tensornet_network import make_tensornet_work, pack_tensornet
 from .tensornet_potential import MOST_ATOMS
@@ -44,6 +51,7 @@ class ChargedMemory(Memory):
     """Memory of a TensorNet2."""
 
     charges: ChargesWork = field(kw_only=True)
+    edges: EdgesWork = field(kw_only=True)
 
 
 class CPUTensorNet2(CPUPotential):
@@ -136,10 +144,9 @@ class CPUTensorNet2(CPUPotential):
         return ChargedMemory(
             make_slots(atoms, edges, 1, self.arithmetic),
             make_tensornet_work(net, [*perceptrons, predictions], bounds, threads),
-            tensornet2_schedule(
-                net.layers, net.chunks, bounds, plan, threads, self.electrostatic
-            ),
-            charges=make_charges_work(net, charges, predictions, plan, offsets, bounds, threads),
+            tensornet2_schedule(net.layers, net.chunks, bounds, plan, threads, self.electrostatic),
+            charges=make_charges_work(charges, predictions, bounds, self.arithmetic),
+            edges=make_edges_work(net, charges, plan, offsets, threads),
         )
 
     def use(self, memory: Memory, composition: Composition) -> None:
@@ -160,10 +167,10 @@ class CPUTensorNet2(CPUPotential):
         )
 
     def more(self, memory: Memory) -> tuple[Any, ...]:
-        """Memory of the charges, and the pairs of the Coulomb energy."""
+        """Memory of charges and edge networks, and the pairs of the Coulomb energy."""
         assert isinstance(memory, ChargedMemory)
         assert self._pairs is not None
-        return memory.charges, self._pairs.packed
+        return memory.charges, memory.edges, self._pairs.packed
 
 
 def _read(graph: Graph) -> tuple[Tensor, ...]:
@@ -190,7 +197,9 @@ class _Pairs:
         lengths = torch.linalg.vector_norm(displacements(graph), dim=1)
         self._longer = bool((lengths > reach + LONGER).any())
         self._near: tuple[Tensor, Graph] | None = None
-        nothing = graph._replace(edge_index=graph.edge_index[:, :0], edge_shift=graph.edge_shift[:0])
+        nothing = graph._replace(
+            edge_index=graph.edge_index[:, :0], edge_shift=graph.edge_shift[:0]
+        )
         self.packed = pack_list(graph if listed else nothing)
 
     def serves(self, graph: Graph) -> bool:
@@ -198,7 +207,7 @@ class _Pairs:
         return self._given.are(graph.edge_index, graph.edge_shift, graph.cell)
 
     def near(self, graph: Graph) -> Graph:
-        """The graph with the edges of the network alone, kept while the atoms have moved little."""
+        """The graph with the edges of the network alone, kept while atoms have moved little."""
         if not self._longer:
             return graph
         if self._near is not None:

@@ -26,7 +26,7 @@ from .neighbors import Neighbors, Slots, collect, place
 from .perceptron import Perceptron, one_of
 from .team import Schedule, Stage, Tasks, counters, done, even, join, make_schedule, next_task
 from .tensornet2_edges import place_envelope, receive, receive_back, send_back
-from .tensornet2_network import ChargesWork, EdgePlan, PackedCharges
+from .tensornet2_network import ChargesWork, EdgePlan, EdgesWork, PackedCharges
 from .tensornet_edges import embed, embed_back
 from .tensornet_network import PackedTensorNet, TensorNetWork
 from .tensornet_nodes import (
@@ -88,7 +88,7 @@ def tensornet2_schedule(
 def tensornet2_step(
     schedule: Schedule, threads: int, positions: Any, species: Any, neighbors: Neighbors,
     slots: Slots, work: TensorNetWork, factor: float, forces: Any, virial: Any,
-    more: ChargesWork, pairs: Neighbors, net: PackedTensorNet, gate: Perceptron,
+    more: ChargesWork, inner: EdgesWork, pairs: Neighbors, net: PackedTensorNet, gate: Perceptron,
     values: Perceptron, gates: Perceptron, charges: PackedCharges, edges: Perceptron,
     predictions: Perceptron,
 ) -> None:  # fmt: skip
@@ -105,8 +105,8 @@ def tensornet2_step(
             for stage in range(schedule.starts[phase], schedule.starts[phase + 1]):
                 perform(
                     stage, phase, task, thread, schedule, positions, species, neighbors, slots,
-                    work, factor, forces, virial, more, pairs, net, gate, values, gates, charges,
-                    edges, predictions,
+                    work, factor, forces, virial, more, inner, pairs, net, gate, values, gates,
+                    charges, edges, predictions,
                 )  # fmt: skip
             done(state, phase)
             phase, task = next_task(state, schedule.tasks, phase)
@@ -116,9 +116,9 @@ def tensornet2_step(
 def perform(
     stage: int, phase: int, task: int, thread: int, schedule: Schedule, positions: Any,
     species: Any, neighbors: Neighbors, slots: Slots, work: TensorNetWork, factor: float,
-    forces: Any, virial: Any, more: ChargesWork, pairs: Neighbors, net: PackedTensorNet,
-    gate: Perceptron, values: Perceptron, gates: Perceptron, charges: PackedCharges,
-    edges: Perceptron, predictions: Perceptron,
+    forces: Any, virial: Any, more: ChargesWork, inner: EdgesWork, pairs: Neighbors,
+    net: PackedTensorNet, gate: Perceptron, values: Perceptron, gates: Perceptron,
+    charges: PackedCharges, edges: Perceptron, predictions: Perceptron,
 ) -> None:  # fmt: skip
     """Run one stage of a task."""
     what, layer = schedule.stages[stage, 0], schedule.stages[stage, 1]
@@ -132,7 +132,7 @@ def perform(
             first, last, positions, neighbors, slots, net.unit, net.lower, net.cutoff,
             net.rows - 3,
         )  # fmt: skip
-        place_envelope(first, last, net, neighbors, slots, more)
+        place_envelope(first, last, net, neighbors, slots, inner)
     elif what == SUM:
         embed(first, last, chunk, species, net, neighbors, slots, work)
     elif what == EMBED:
@@ -146,11 +146,11 @@ def perform(
         charge_atoms(first, last, layer, charges, more)
     elif what == ENTER:
         enter_layer(first, last, layer, net, work, scratch)
-        enter_edges(first, last, layer, net, charges, work, more)
+        enter_edges(first, last, layer, net, charges, work, more, inner)
     elif what == RECEIVE:
         receive(
             first, last, layer, thread, one_of(edges, layer), net, charges, neighbors, slots,
-            work, more,
+            work, inner,
         )  # fmt: skip
     elif what == INTERACT:
         interact(first, last, layer, net, work, scratch)
@@ -159,7 +159,7 @@ def perform(
     elif what == COULOMB:
         coulomb(
             first, last, positions, charges, pairs, more, net.unit, factor, work.outputs, forces,
-            virial, more.values[thread],
+            virial, inner.values[thread],
         )  # fmt: skip
     elif what == -ADD_UP:
         add_up_back(layer, charges, more)
@@ -171,15 +171,13 @@ def perform(
     elif what == -RECEIVE:
         receive_back(
             first, last, layer, portion, thread, one_of(edges, layer), net, charges, neighbors,
-            slots, work, more,
+            slots, work, inner,
         )  # fmt: skip
     elif what == SEND:
-        send_back(
-            first, last, chunk, layer, portion, net, charges, neighbors, slots, work, more
-        )
+        send_back(first, last, chunk, layer, portion, net, charges, neighbors, slots, work, inner)
     elif what == -ENTER:
         enter_layer_back(first, last, layer, net, work, scratch)
-        enter_edges_back(first, last, layer, net, charges, work, more, scratch)
+        enter_edges_back(first, last, layer, net, charges, work, more, inner, scratch)
     elif what == -EMBED:
         embed_atoms_back(first, last, net, gate, work, scratch)
     elif what == -SUM:

@@ -169,9 +169,9 @@ def test_same_bits_without_the_memory_of_the_forward_pass(monkeypatch: pytest.Mo
         monkeypatch.setattr(tensornet2_potential, "PORTION_BYTES", size)
         fused: Any = fuse(potential)
         assert equal(predict(fused, system), expected)
-        portions = len(fused._memory.charges.portions) - 1
+        portions = len(fused._memory.edges.portions) - 1
         assert (portions == 1) == (size == 2**26)
-        assert not fused._memory.charges.keeps
+        assert not fused._memory.edges.keeps
 
 
 def test_all_pairs_need_not_be_listed() -> None:
@@ -218,7 +218,9 @@ def test_charges_are_those_of_the_graph_asked_for() -> None:
     fused(anion)
     first = fused.properties(anion, ["charges"])["charges"]
     assert float(first.sum()) == pytest.approx(-1, abs=1e-4)
-    assert float(fused.properties(cation, ["charges"])["charges"].sum()) == pytest.approx(1, abs=1e-4)
+    assert float(fused.properties(cation, ["charges"])["charges"].sum()) == pytest.approx(
+        1, abs=1e-4
+    )
     assert torch.equal(fused.properties(anion, ["charges"])["charges"], first)
     anion.positions[0] += 0.1  # in place
     assert not torch.equal(fused.properties(anion, ["charges"])["charges"], first)
