@@ -289,7 +289,7 @@ class Evaluator:
         """Second derivatives of the energy of the network itself, (3N, 3N), eV/Angstrom^2."""
         use_one_thread_in_forks()
         members = members_of(self.potential)
-        if self.neighbors.cutoff < float(self.potential.cutoff):  # type: ignore[arg-type]
+        if self.neighbors.cutoff < float(self.potential.cutoff):
             graph = all_pairs(graph)
         return mean([hessian(each.total_energy, graph) for each in members]).cpu().numpy()  # type: ignore[arg-type]
 

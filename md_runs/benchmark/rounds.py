@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from ...calculators.checks import check_elements, parse_device
-from ...models import NeighborList, load_potential, save_potential
+from ...models import NeighborList, Potential, load_potential, save_potential
 from ...models.checkpoint import why_not_torchmdnet, write_torchmdnet_checkpoint
 from ...models.potential import parse_dtype
 from ..runs.versions import package_version
@@ -214,7 +214,8 @@ def measure_system(bench: _Bench, system: System, say: Say) -> dict[str, Any]:
     """
     atoms = system.atoms
     # Without pairs that interact by their charges alone.
-    cutoff = float(getattr(bench.potential, "near_cutoff", bench.potential.cutoff))
+    found: Any = bench.potential
+    cutoff = float(found.near_cutoff if isinstance(found, Potential) else found.cutoff)
     graph = NeighborList(cutoff).graph(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
     about = {
         "name": system.name,
