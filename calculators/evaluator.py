@@ -35,6 +35,7 @@ from ..models.inference.backends import (
 )
 from ..models.inference.forks import use_one_thread_in_forks
 from ..models.inference.hessian import hessian
+from ..models.inference.kernels.potential import FusedPotential
 from ..models.inference.tables import TableInfo
 from ..models.neighbors import SKIN, NeighborList, all_pairs
 from ..models.potential import Prediction, parse_dtype
@@ -141,8 +142,7 @@ class Evaluator:
         if coulomb_cutoff is not None:
             potential = with_coulomb_cutoff(potential, coulomb_cutoff)  # type: ignore[assignment]
         self.potential = potential.to(self.device, precision).eval().requires_grad_(False)
-        self.why_not_fused = why_not_fused(self.potential, self.backend)
-        """Reason why fused kernels do not run; None if they do."""
+        # This is an error if fused kernels are asked for in vain.
         cutoff = list_cutoff(self.potential, self.backend)
         self.neighbors = NeighborList(cutoff, skin, self.device)
         self._members: list[nn.Module] | None = None
@@ -159,6 +159,11 @@ class Evaluator:
             warn_of_charge(self.potential, int(charge))
         if charge and periodic and not self._boxes_warned:
             self._boxes_warned = warn_of_charged_cell(self.potential, int(charge))
+
+    @property
+    def why_not_fused(self) -> str | None:
+        """Reason why fused kernels do not run; None if they do, or have not been tried yet."""
+        return why_not_fused(self.potential, self.backend)
 
     @property
     def members(self) -> list[nn.Module]:
@@ -257,7 +262,10 @@ class Evaluator:
     def predictions(self, graph: Graph) -> list[Prediction]:
         """The prediction of each member for a graph."""
         with torch.set_grad_enabled(True):  # forces are gradients, even under no_grad
-            return [member(graph) for member in self.members]
+            return [
+                member(graph if isinstance(member, FusedPotential) else self._whole(graph))
+                for member in self.members
+            ]
 
     @torch.inference_mode(False)
     def properties(self, graph: Graph, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
@@ -289,9 +297,14 @@ class Evaluator:
         """Second derivatives of the energy of the network itself, (3N, 3N), eV/Angstrom^2."""
         use_one_thread_in_forks()
         members = members_of(self.potential)
-        if self.neighbors.cutoff < float(self.potential.cutoff):
-            graph = all_pairs(graph)
+        graph = self._whole(graph)
         return mean([hessian(each.total_energy, graph) for each in members]).cpu().numpy()  # type: ignore[arg-type]
+
+    def _whole(self, graph: Graph) -> Graph:
+        """The graph with all pairs, of which fused kernels need no list."""
+        if self.neighbors.cutoff < float(self.potential.cutoff):
+            return all_pairs(graph)
+        return graph
 
     # The evaluator itself
 

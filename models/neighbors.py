@@ -192,18 +192,20 @@ class NeighborList:
 
 
 def all_pairs(graph: Graph) -> Graph:
-    """The graph of one molecule with the edges between all its atoms.
+    """The graph of molecules with the edges between all atoms of each.
 
     Raises
     ------
     ValueError
-        If it is periodic.
+        If one is periodic.
     """
     if graph.cell.any():
         raise ValueError(WHY_NO_CELL)
-    index, shift = (torch.from_numpy(array) for array in _all_pairs(len(graph.numbers)))
-    device = graph.positions.device
-    return graph._replace(edge_index=index.to(device), edge_shift=shift.to(device))
+    same = graph.system.unsqueeze(0) == graph.system.unsqueeze(1)
+    same.fill_diagonal_(False)
+    index = same.nonzero().t().contiguous()
+    shift = graph.positions.new_zeros(index.shape[1], 3)
+    return graph._replace(edge_index=index, edge_shift=shift)
 
 
 def _all_pairs(atoms: int) -> tuple[NDArray[np.int64], FloatArray]:

@@ -30,6 +30,7 @@ from ..runs.structures import (
     write_structure,
 )
 from ..runs.versions import versions
+from .ase_engine import warm_up
 from .launch import resolve_model
 
 OPTIMIZERS = {"lbfgs": LBFGS, "fire": FIRE, "bfgs": BFGS}
@@ -276,7 +277,8 @@ def relax(
     """
     source = (record or {}).get("structure", {}).get("source", "structure")
     check_relaxation(atoms, settings, source)
-    before = float(atoms.get_potential_energy())  # fails before a folder is made
+    warm_up(atoms)  # fails before a folder is made
+    before = float(atoms.get_potential_energy())
     target = (
         FrechetCellFilter(atoms, scalar_pressure=settings.pressure * bar_in_ev_per_angstrom3)
         if settings.cell
@@ -325,7 +327,7 @@ def relax(
             volume_a3=row.get("volume_a3"),
             max_stress_gpa=row.get("max_stress_gpa"),
         )
-        relaxed = _with_results(atoms, has_stress)
+        relaxed = with_results(atoms, has_stress)
         write_structure(folder.path / RELAXED, relaxed)
         if file is not None:
             write_structure(file, relaxed)
@@ -352,14 +354,15 @@ def _record(
     if has_stress:
         row["volume_a3"] = float(atoms.get_volume())
         row["max_stress_gpa"] = float(np.abs(atoms.get_stress()).max() * ev_per_angstrom3_in_gpa)
-    frame = _with_results(atoms, has_stress)
+    frame = with_results(atoms, has_stress)
     frame.info["step"] = step
     folder.trajectory.append(frame_text(frame))
     folder.log.add(row)
     return row
 
 
-def _with_results(atoms: Atoms, has_stress: bool) -> Atoms:
+def with_results(atoms: Atoms, has_stress: bool) -> Atoms:
+    """A copy for a file, with energy, forces and on request stress."""
     results = {
         "energy": float(atoms.get_potential_energy()),
         "forces": atoms.get_forces(apply_constraint=False),

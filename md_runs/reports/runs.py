@@ -54,7 +54,11 @@ def write_report(path: Path | str, reload: int | None = None) -> tuple[Path, dic
     """
     path = Path(path)
     page = path / REPORT
-    parts = sorted(file.parent for file in path.glob(f"*/{CONFIG}"))
+    parts = [
+        file.parent
+        for file in sorted(path.glob(f"*/{CONFIG}"))
+        if RunFolder.open(file.parent).config["kind"] in SECTIONS
+    ]
     if not parts or (path / CONFIG).exists():
         section, numbers = section_of(path)
         write_atomically(page, html_page(section.title, [section], reload=reload).encode())
@@ -78,9 +82,12 @@ def section_of(path: Path | str) -> tuple[Section, dict[str, Any]]:
     """
     folder = RunFolder.open(path)
     config = folder.config
-    make = {"md": md_section, "relax": relax_section, "train": train_section}.get(config["kind"])
+    make = SECTIONS.get(config["kind"])
     if make is None:
-        raise ValueError(f"{path} holds a run of an unknown kind {config['kind']!r}")
+        raise ValueError(
+            f"{path} holds a run of the kind {config['kind']!r}: only {', '.join(SECTIONS)} have "
+            "reports"
+        )
     pictures = folder.path / FIGURES
     try:
         pictures.mkdir(exist_ok=True)
@@ -284,3 +291,7 @@ def _shorten(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.4f}" if abs(value) < 1e5 else f"{value:,.2f}"
     return f"{value:.4g}" if np.isfinite(value) else str(value)
+
+
+SECTIONS = {"md": md_section, "relax": relax_section, "train": train_section}
+"""Sections of a report by the kind of run; other kinds have none."""

@@ -20,6 +20,7 @@ from support.tensornet2 import make_tensornet2 as make_larger
 from tensormd.calculators import PotentialCalculator, TensorNetCalculator, create_force
 from tensormd.calculators import openmm_versions as engines
 from tensormd.models import Committee, Potential, export_torchscript, save_potential
+from tensormd.models.inference import backends
 from tensormd.models.inference.tables import tabulated_potential
 from tensormd.models.units import kj_per_mol_in_ev, nm_in_angstrom
 
@@ -103,6 +104,22 @@ def test_fused_in_ase(potential: Potential, tmp_path: Path) -> None:
     mean = 0.5 * (alone["charges"] + found["charges"])
     np.testing.assert_allclose(atoms.get_charges(), mean, rtol=0, atol=1e-12)
     assert "forces_std" in atoms.calc.evaluate([atoms])[0]
+
+
+def test_a_list_without_all_pairs_serves_the_network_too(
+    potential: Potential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If fused kernels turn out to be unusable at the first evaluation."""
+    apart = Atoms("OH", [[0.0, 0, 0], [0, 0, 9.0]])
+    expected = calculator(potential).evaluate([apart, ethanol()])
+    monkeypatch.setattr(backends, "find_problem", lambda *_: "a test forbids them")
+    calc = TensorNetCalculator(potential, device="cpu")
+    found = calc.evaluate([apart, ethanol()])
+    assert calc.evaluator.neighbors.cutoff < 9
+    assert calc.info()["engine"] == "TorchScript"
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a["forces"], b["forces"], rtol=0, atol=1e-5)
+    assert np.abs(expected[0]["forces"]).max() > 1e-4
 
 
 def test_auto_runs_fused_kernels_in_float32(potential: Potential) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class FusedPotential(nn.Module):
     """Whether it takes parts of a system."""
     computes: tuple[str, ...] = ()
     """Names of the properties that it gives beside energies and forces; see `properties`."""
+    kernel_folder: Path | None = None
+    """Folder of the compiled kernels, whose name tells versions and processor; None: not kept."""
 
     def __init__(self, potential: Potential, table: RadialTable | None = None) -> None:
         super().__init__()
