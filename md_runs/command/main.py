@@ -23,7 +23,7 @@ from ..runs.versions import package_version
 from .console import given_options, say
 
 COMMANDS = {
-    "demo": "Relax ethanol, run dynamics and write a report, with what ships: about a minute.",
+    "demo": "Relax aspirin, run it at 300 K and write a report, with what ships: about a minute.",
     "relax": "Relax structures with ASE's optimizers.",
     "md": "Run molecular dynamics of a structure in a run folder.",
     "report": "Write figures and an HTML page of a run.",
