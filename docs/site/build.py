@@ -55,6 +55,9 @@ def stage(target: Path) -> None:
         if str(page) == "reference/api":
             text = api_directives()
         text = with_links(text, path, Path(page), target)
+        if str(page) == "tutorials/README":
+            names = "\n".join(source.stem for source in tutorials())
+            text += f"\n```{{toctree}}\n:hidden:\n\n{names}\n```\n"
         if str(page) == "README":
             page, text = Path("index"), text + sections(text, target)
         write(target / f"{page}.md", text)
@@ -125,7 +128,10 @@ def executed(source: Path, cache: Path) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         resources = {"metadata": {"path": str(folder)}}
-        NotebookClient(notebook, timeout=600, resources=resources).execute()
+        # Cells of commands find the `tensormd` of this environment.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        client = NotebookClient(notebook, timeout=600, resources=resources)
+        client.execute(env=os.environ | {"PATH": path})
         write(kept, nbformat.writes(notebook))
         shutil.rmtree(folder)
     return kept

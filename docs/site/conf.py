@@ -18,6 +18,7 @@ extensions = [
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # build.py executes the tutorials
+nb_merge_streams = True
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 default_role = "py:obj"

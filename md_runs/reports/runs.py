@@ -21,6 +21,7 @@ from .analysis import (
     rmsd_angstrom,
 )
 from .page import Figure, Section, html_page
+from .scene import Scene
 from .spectrum import Spectrum, spectrum_of
 from .training import train_section
 
@@ -174,7 +175,8 @@ def md_section(
     what += f" at {settings['temperature']:g} K, {settings['timestep']:g} fs steps"
     if settings.get("engine") == "openmm":
         what += ", OpenMM" + (" (ML/MM)" if settings.get("ml_atoms") else "")
-    return _section("Molecular dynamics", what, config, numbers, shown)
+    labels = [f"{frame.info['step'] * settings['timestep'] * 1e-3:.3f} ps" for frame in frames]
+    return _section("Molecular dynamics", what, config, numbers, shown, Scene(frames, labels))
 
 
 def _infrared_numbers(spectrum: Spectrum) -> Numbers:
@@ -216,7 +218,8 @@ def relax_section(
     if not log:
         raise ValueError(f"{folder.path} holds no step yet: nothing to report")
     settings = config["settings"]
-    start, last = folder.start(), read_frames(folder)[-1]
+    frames = read_frames(folder)
+    start, last = folder.start(), frames[-1]
     energy, force = log["energy_ev"], log["fmax_ev_per_a"]
     converged = bool(force[-1] < settings["fmax"])
     numbers: Numbers = [
@@ -245,12 +248,19 @@ def relax_section(
     what = f"{settings['optimizer'].upper()} to {settings['fmax']:g} eV/Å"
     what += ", cell included" if settings["cell"] else ""
     what += ": converged" if converged else ": NOT converged"
-    section, values = _section("Relaxation", what, config, numbers, shown)
+    labels = [f"step {frame.info['step']}" for frame in frames]
+    scene = Scene(frames, labels)
+    section, values = _section("Relaxation", what, config, numbers, shown, scene)
     return section, {**values, "converged": converged}
 
 
 def _section(
-    kind: str, what: str, config: dict[str, Any], numbers: Numbers, shown: list[Figure]
+    kind: str,
+    what: str,
+    config: dict[str, Any],
+    numbers: Numbers,
+    shown: list[Figure],
+    scene: Scene,
 ) -> tuple[Section, dict[str, Any]]:
     formula = config.get("structure", {}).get("formula", "")
     section = Section(
@@ -263,6 +273,7 @@ def _section(
         ],
         figures=shown,
         config=config,
+        scene=scene,
     )
     return section, {key: _plain(value) for key, _, value, _ in numbers}
 
