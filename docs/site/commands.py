@@ -11,8 +11,8 @@ from tensormd.md_runs.command.main import COMMANDS
 
 HEAD = """# All commands and options
 
-This page is what `tensormd COMMAND --help` shows, written by `docs/site/generate.py` from the program.
-What the options mean together is in [the command line](command_line.md).
+This page is what `tensormd COMMAND --help` shows, written from the program by
+`docs/site/generate.py`. What the options mean together is in [the command line](command_line.md).
 """
 KINDS = {"int": "INTEGER", "float": "NUMBER", "Path": "PATH", "str": "TEXT"}
 """Words for the values of options, by the type that the program declares."""

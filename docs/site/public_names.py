@@ -16,9 +16,9 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 HEAD = """# Python API
 
-Every public name: what `tensormd.calculators` and `tensormd.models` export, and what the pages of this
-documentation import from other modules. `docs/site/generate.py` writes this page from the docstrings; the
-site shows them whole. All other names may change without notice.
+Every public name: what `tensormd.calculators` and `tensormd.models` export, and what the pages of
+this documentation import from other modules. `docs/site/generate.py` writes this page from the
+docstrings; the site shows them whole. All other names may change without notice.
 
 `import tensormd` has the names of the first two tables that most scripts need
 (`tensormd.TensorNetCalculator`), and imports torch only when one is used.
@@ -31,7 +31,9 @@ def public_names() -> dict[str, list[str]]:
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for block in BLOCK.findall(page.read_text()):
             for node in ast.walk(ast.parse(block)):
-                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tensormd."):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                    "tensormd."
+                ):
                     assert node.module is not None
                     found.setdefault(node.module, set()).update(a.name for a in node.names)
     return {module: sorted(names, key=str.lower) for module, names in sorted(found.items())}

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Ten minutes with ethanol
 #
-# Relax a molecule, shake it, and look at what came out, with the potential that ships. In a terminal,
-# `tensormd demo` does the same for aspirin.
+# Relax a molecule, shake it, and look at what came out, with the potential that ships. In a
+# terminal, `tensormd demo` does the same for aspirin.
 
 # %%
 import matplotlib.pyplot as plt
@@ -22,8 +22,8 @@ from tensormd.md_runs.runs.settings import MDSettings
 # %% [markdown]
 # ## Energy and forces
 #
-# A calculator turns positions into energy and forces. Without a checkpoint it is `organic`. The first
-# call compiles its kernels for this processor, once.
+# A calculator turns positions into energy and forces. Without a checkpoint it is `organic`. The
+# first call compiles its kernels for this processor, once.
 
 # %%
 atoms = molecule("CH3CH2OH")
@@ -48,8 +48,8 @@ axes.set_axis_off()
 # %% [markdown]
 # ## Vibrations
 #
-# The Hessian is the exact second derivative of the network, in float64. Its eigenvalues are the harmonic
-# frequencies: O-H near 3700, C-H near 3000, C-O near 1050 cm⁻¹.
+# The Hessian is the exact second derivative of the network, in float64. Its eigenvalues are the
+# harmonic frequencies: O-H near 3700, C-H near 3000, C-O near 1050 cm⁻¹.
 
 # %%
 atoms.calc = TensorNetCalculator(dtype="float64")
@@ -62,7 +62,8 @@ print(f"zero-point energy {vibrations.get_zero_point_energy():.3f} eV")
 # %% [markdown]
 # ## Dynamics at 300 K
 #
-# One picosecond of NVE in a run folder. If the process is killed, the folder continues where it was.
+# One picosecond of NVE in a run folder. If the process is killed, the folder continues where it
+# was.
 
 # %%
 atoms.calc = TensorNetCalculator()
@@ -78,8 +79,7 @@ left.set(xlabel="time / ps", ylabel="energy / eV")
 left.legend()
 frames = read("run/trajectory.extxyz", ":")
 right.plot(log["time_ps"], [frame.get_distance(2, 3) for frame in frames])
-right.set(xlabel="time / ps", ylabel="O-H / Å");
-
+_ = right.set(xlabel="time / ps", ylabel="O-H / Å")
 # %% [markdown]
 # Kinetic and potential energy change into each other, and their sum stays. How well, in numbers:
 
@@ -89,7 +89,7 @@ print(f"drift {numbers['drift_mev_per_atom_ps']:.4f} meV per atom and ps")
 print(f"mean temperature {numbers['temperature_k']:.0f} K")
 
 # %% [markdown]
-# NVE from a minimum: half of the kinetic energy goes into the bonds, so the mean temperature is below the
-# 300 K of the start (those velocities were drawn for). A thermostat keeps it: `MDSettings(ensemble="nvt",
-# thermostat="bussi")`. The report, `run/report.html`, holds these figures and more, and the molecule to turn
-# and play.
+# NVE from a minimum: half of the kinetic energy goes into the bonds, so the mean temperature is
+# below the 300 K of the start (those velocities were drawn for). A thermostat keeps it:
+# `MDSettings(ensemble="nvt", thermostat="bussi")`. The report, `run/report.html`, holds these
+# figures and more, and the molecule to turn and play.

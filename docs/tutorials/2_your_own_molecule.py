@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Your own molecule
 #
-# Any neutral molecule of H, C, N, O, F, S and Cl runs without a checkpoint. Here it is paracetamol; put your own
-# file in its place. Cells that begin with `%%bash` are commands for a terminal.
+# Any neutral molecule of H, C, N, O, F, S and Cl runs without a checkpoint. Here it is
+# paracetamol; put your own file in its place. Cells that begin with `%%bash` are commands for a
+# terminal.
 
 # %%
 from pathlib import Path
@@ -14,10 +15,11 @@ from ase.visualize.plot import plot_atoms
 # %% [markdown]
 # ## A file
 #
-# Hydrogens have to be in it; the geometry may be rough, such as a drawing program or a force field gives it.
+# Hydrogens have to be in it; the geometry may be rough, such as a drawing program or a force
+# field gives it.
 
 # %%
-Path("molecule.xyz").write_text("""20
+_ = Path("molecule.xyz").write_text("""20
 paracetamol
 C -3.790  0.097 -0.368
 C -2.407 -0.376 -0.091
@@ -39,8 +41,7 @@ H  2.987  2.059  0.060
 H  4.746  0.555  0.667
 H  2.310 -2.083  0.977
 H -0.088 -1.808  0.576
-""");
-
+""")
 # %% [markdown]
 # ## Relax it
 
@@ -64,14 +65,15 @@ right.set_axis_off()
 # A quarter of a picosecond at 300 K; take `--steps 20000` for ten picoseconds.
 
 # %% language="bash"
-# tensormd md molecule_relaxed/relaxed.extxyz --ensemble nvt --thermostat bussi --steps 500 --seed 1 -o run 2>&1
+# tensormd md molecule_relaxed/relaxed.extxyz --ensemble nvt --thermostat bussi \
+#     --steps 500 --seed 1 -o run 2>&1
 
 # %% language="bash"
 # tensormd report run
 
 # %% [markdown]
-# `run/report.html` shows curves and the moving molecule. `tensormd md --resume run --steps 20000` makes the run
-# longer.
+# `run/report.html` shows curves and the moving molecule. `tensormd md --resume run --steps 20000`
+# makes the run longer.
 #
 # ## A molecule that it is not for
 #

@@ -1,12 +1,14 @@
 # %% [markdown]
 # # Train and fine-tune
 #
-# You have forty frames of one molecule, labelled by a method that you trust. Which is better: a new network
-# trained on them, or a network that knows the molecule from another method, fine-tuned? Here `organic` plays the
-# trusted method, so that the tutorial needs no quantum chemistry; `ethanol`, trained on PBE energies, is what is
-# fine-tuned.
+# You have forty frames of one molecule, labelled by a method that you trust. Which is better: a
+# new network trained on them, or a network that knows the molecule from another method,
+# fine-tuned? Here `organic` plays the trusted method, so that the tutorial needs no quantum
+# chemistry; `ethanol`, trained on PBE energies, is what is fine-tuned.
 
 # %%
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 from ase.build import molecule
@@ -19,18 +21,19 @@ from tensormd.md_runs.runs.settings import MDSettings
 from tensormd.md_runs.train.config import TrainConfig
 from tensormd.md_runs.train.run import start_training
 from tensormd.md_runs.train.schema import read_config
-from pathlib import Path
 
 # %% [markdown]
 # ## Frames
 #
-# Energies (eV) and forces (eV/Å) at geometries of a run at 500 K. Extended XYZ holds both; your own come from your
-# program through ASE.
+# Energies (eV) and forces (eV/Å) at geometries of a run at 500 K. Extended XYZ holds both; your
+# own come from your program through ASE.
 
 # %%
 atoms = molecule("CH3CH2OH")
 atoms.calc = TensorNetCalculator("organic")
-start_md(atoms, MDSettings(ensemble="nvt", temperature=500, steps=2800, interval=20, seed=1), "run")
+start_md(
+    atoms, MDSettings(ensemble="nvt", temperature=500, steps=2800, interval=20, seed=1), "run"
+)
 frames = read("run/trajectory.extxyz", ":")[1:]
 order = np.random.default_rng(0).permutation(len(frames))
 write("mine.extxyz", [frames[k] for k in order[:40]])
@@ -40,8 +43,8 @@ print(len(order[:40]), "frames to learn from,", len(order[40:]), "to test")
 # %% [markdown]
 # ## Two trainings
 #
-# Configurations are YAML; `tensormd train config.yaml -o new` is the same in a terminal. Keys that are not given
-# have defaults, and a misspelt key is an error.
+# Configurations are YAML; `tensormd train config.yaml -o new` is the same in a terminal. Keys
+# that are not given have defaults, and a misspelt key is an error.
 
 # %%
 Path("new.yaml").write_text("""
@@ -63,8 +66,8 @@ for name in ("new", "tuned"):
 # %% [markdown]
 # ## Which is better?
 #
-# Errors on the frames that neither has seen. `ethanol` as it ships is the third bar: its forces are those of another
-# method.
+# Errors on the frames that neither has seen. `ethanol` as it ships is the third bar: its forces
+# are those of another method.
 
 # %%
 errors = {}
@@ -79,7 +82,7 @@ for label, checkpoint in (
 
 figure, axes = plt.subplots(figsize=(6, 2.2), layout="constrained")
 axes.barh(list(errors), list(errors.values()))
-axes.set_xlabel("mean absolute error of forces / (meV/Å)");
+_ = axes.set_xlabel("mean absolute error of forces / (meV/Å)")
 
 # %% [markdown]
 # Both new potentials are ready to use: `TensorNetCalculator("tuned/last.safetensors")`, or `-m

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # ML/MM: a ligand in water
 #
-# The potential describes the molecule that matters, a force field everything around it. Here the ligand is
-# N-methylacetamide, the smallest peptide bond, for which AMBER has parameters, in TIP3P water; a drug in a protein is
-# the same with a larger file and parameters of its own (for example from openmmforcefields).
+# The potential describes the molecule that matters, a force field everything around it. Here the
+# ligand is N-methylacetamide, the smallest peptide bond, for which AMBER has parameters, in TIP3P
+# water; a drug in a protein is the same with a larger file and parameters of its own (for example
+# from openmmforcefields).
 #
 # This tutorial needs `pip install 'tensormd[openmm]'`.
 
@@ -20,10 +21,11 @@ from tensormd.md_runs.runs.folder import RunFolder
 # %% [markdown]
 # ## The ligand, and water around it
 #
-# A PDB file has what ML/MM needs: residues, and with them bonds. OpenMM's Modeller adds the water.
+# A PDB file has what ML/MM needs: residues, and with them bonds. OpenMM's Modeller adds the
+# water.
 
 # %%
-Path("ligand.pdb").write_text("""\
+_ = Path("ligand.pdb").write_text("""\
 HETATM    1  H1  ACE A   1       2.000   1.000   0.000  1.00  0.00           H
 HETATM    2  CH3 ACE A   1       2.000   2.090   0.000  1.00  0.00           C
 HETATM    3  H2  ACE A   1       1.486   2.454   0.890  1.00  0.00           H
@@ -49,8 +51,8 @@ print(modeller.topology.getNumAtoms(), "atoms, 12 of them the ligand")
 # %% [markdown]
 # ## Run it
 #
-# `--ml-atoms` names the part of the potential, `--force-field` describes the rest and everything between the two.
-# Half a picosecond is a demonstration; take `--steps 200000` to learn something.
+# `--ml-atoms` names the part of the potential, `--force-field` describes the rest and everything
+# between the two. Half a picosecond is a demonstration; take `--steps 200000` to learn something.
 
 # %% language="bash"
 # tensormd md solvated.pdb --engine openmm --ensemble nvt --timestep 1 --steps 500 --seed 1 \
@@ -60,7 +62,8 @@ print(modeller.topology.getNumAtoms(), "atoms, 12 of them the ligand")
 # %% [markdown]
 # ## Look at it
 #
-# Hydrogen bonds of water to the carbonyl oxygen: the shortest distances from O to a hydrogen of water.
+# Hydrogen bonds of water to the carbonyl oxygen: the shortest distances from O to a hydrogen of
+# water.
 
 # %%
 log = RunFolder.open("run").read_log()
@@ -72,9 +75,10 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained
 left.plot(log["time_ps"], log["temperature_k"])
 left.set(xlabel="time / ps", ylabel="temperature / K")
 right.plot(log["time_ps"], nearest)
-right.set(xlabel="time / ps", ylabel="O···H-O / Å", title="two nearest hydrogens of water");
+_ = right.set(xlabel="time / ps", ylabel="O···H-O / Å", title="two nearest hydrogens of water")
 
 # %% [markdown]
-# The water finds the oxygen while the box warms up from the minimum. `tensormd report run` draws distances and
-# structures; `--trajectory dcd` writes a copy for VMD or MDAnalysis. How the two descriptions are joined, charged
-# ligands and constraints: [OpenMM](../guide/openmm.md#runs-without-a-script).
+# The water finds the oxygen while the box warms up from the minimum. `tensormd report run` draws
+# distances and structures; `--trajectory dcd` writes a copy for VMD or MDAnalysis. How the two
+# descriptions are joined, charged ligands and constraints:
+# [OpenMM](../guide/openmm.md#runs-without-a-script).

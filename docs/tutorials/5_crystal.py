@@ -1,10 +1,10 @@
 # %% [markdown]
 # # A universal potential on a crystal
 #
-# Lattice constant and bulk modulus of three crystals, with a published TensorNet for 89 elements. Its weights do not
-# ship: the name downloads them once (a few MB) and checks their digest. Where there is no network, set
-# `TENSORMD_UNIVERSAL` to a file or folder of any universal potential; otherwise the cells below say that they are
-# skipped.
+# Lattice constant and bulk modulus of three crystals, with a published TensorNet for 89 elements.
+# Its weights do not ship: the name downloads them once (a few MB) and checks their digest. Where
+# there is no network, set `TENSORMD_UNIVERSAL` to a file or folder of any universal potential;
+# otherwise the cells below say that they are skipped.
 
 # %%
 import os
@@ -66,6 +66,7 @@ if calculator:
         print(f"{crystal:3s}  bulk modulus {modulus / GPa:.0f} GPa   (PBE {published} GPa)")
 
 # %% [markdown]
-# Lattice constants agree to a few mÅ; MgO comes out too soft, as universal potentials often do. They are a start: check quantities that you know, as here, before you trust it on what you do not
-# ([which universal potential](../reference/checkpoints.md#which-universal-potential)). In a terminal: `tensormd relax
-# crystal.cif --cell -m TensorNet-PES-MatPES-PBE-2025.2`.
+# Lattice constants agree to a few mÅ; MgO comes out too soft, as universal potentials often do.
+# They are a start: check quantities that you know, as here, before you trust it on what you do
+# not ([which universal potential](../reference/checkpoints.md#which-universal-potential)). In a
+# terminal: `tensormd relax crystal.cif --cell -m TensorNet-PES-MatPES-PBE-2025.2`.

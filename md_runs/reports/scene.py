@@ -70,7 +70,7 @@ def scene_html(scene: Scene, at_once: bool) -> str:
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     caption = "Drag to turn, scroll or pinch to zoom."
     if np.prod(repeats) > 1:
-        caption += f" The cell is shown {' × '.join(map(str, repeats))} times."
+        caption += f" The cell is shown {' by '.join(map(str, repeats))} times."
     return f"""<figure><div class="scene" data-start="{"page" if at_once else "button"}"></div>
 <div class="controls" hidden><button type="button" aria-label="play or pause">▶</button>
 <input type="range" min="0" value="0" aria-label="frame"><output></output></div>
