@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase import Atoms, units
 
 from ...models.files import unwritable, write_atomically
@@ -21,12 +20,11 @@ from .analysis import (
     rmsd_angstrom,
 )
 from .page import Figure, Section, html_page
+from .run_section import Numbers, run_section
 from .scene import Scene
 from .spectrum import Spectrum, spectrum_of
 from .training import train_section
-
-Numbers = list[tuple[str, str, float | None, str]]
-"""Key for --json, words, value, unit."""
+from .workflows import eos_section, neb_section, vibrations_section
 
 
 def write_report(path: Path | str, reload: int | None = None) -> tuple[Path, dict[str, Any]]:
@@ -79,7 +77,7 @@ def section_of(path: Path | str) -> tuple[Section, dict[str, Any]]:
     """
     folder = RunFolder.open(path)
     config = folder.config
-    make = {"md": md_section, "relax": relax_section, "train": train_section}.get(config["kind"])
+    make = SECTIONS.get(config["kind"])
     if make is None:
         raise ValueError(f"{path} holds a run of an unknown kind {config['kind']!r}")
     pictures = folder.path / FIGURES
@@ -176,7 +174,7 @@ def md_section(
     if settings.get("engine") == "openmm":
         what += ", OpenMM" + (" (ML/MM)" if settings.get("ml_atoms") else "")
     labels = [f"{frame.info['step'] * settings['timestep'] * 1e-3:.3f} ps" for frame in frames]
-    return _section("Molecular dynamics", what, config, numbers, shown, Scene(frames, labels))
+    return run_section("Molecular dynamics", what, config, numbers, shown, Scene(frames, labels))
 
 
 def _infrared_numbers(spectrum: Spectrum) -> Numbers:
@@ -250,32 +248,8 @@ def relax_section(
     what += ": converged" if converged else ": NOT converged"
     labels = [f"step {frame.info['step']}" for frame in frames]
     scene = Scene(frames, labels)
-    section, values = _section("Relaxation", what, config, numbers, shown, scene)
+    section, values = run_section("Relaxation", what, config, numbers, shown, scene)
     return section, {**values, "converged": converged}
-
-
-def _section(
-    kind: str,
-    what: str,
-    config: dict[str, Any],
-    numbers: Numbers,
-    shown: list[Figure],
-    scene: Scene,
-) -> tuple[Section, dict[str, Any]]:
-    formula = config.get("structure", {}).get("formula", "")
-    section = Section(
-        title=f"{kind}: {formula}" if formula else kind,
-        subtitle=what,
-        numbers=[
-            (words, _shorten(value), unit)
-            for _, words, value, unit in numbers
-            if value is not None
-        ],
-        figures=shown,
-        config=config,
-        scene=scene,
-    )
-    return section, {key: _plain(value) for key, _, value, _ in numbers}
 
 
 def _density(atoms: Atoms, log: figures.Columns) -> float:
@@ -283,15 +257,12 @@ def _density(atoms: Atoms, log: figures.Columns) -> float:
     return mass_g / (float(log["volume_a3"].mean()) * 1e-24)
 
 
-def _plain(value: float | None) -> float | int | None:
-    if value is None:
-        return None
-    return int(value) if float(value).is_integer() else float(value)
-
-
-def _shorten(value: float) -> str:
-    if float(value).is_integer() and abs(value) < 1e9:
-        return f"{int(value):,}"
-    if abs(value) >= 1000:
-        return f"{value:,.4f}" if abs(value) < 1e5 else f"{value:,.2f}"
-    return f"{value:.4g}" if np.isfinite(value) else str(value)
+SECTIONS = {
+    "md": md_section,
+    "relax": relax_section,
+    "train": train_section,
+    "vibrations": vibrations_section,
+    "eos": eos_section,
+    "neb": neb_section,
+}
+"""For each kind of run, what makes its section."""
