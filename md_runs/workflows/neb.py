@@ -131,7 +131,12 @@ def neb(
     images = [first, *(first.copy() for _ in range(settings.images)), last]
     for image in images:
         image.calc = first.calc
-    band = NEB(images, allow_shared_calculator=True, remove_rotation_and_translation=free)
+    band = NEB(
+        images,
+        method="improvedtangent",
+        allow_shared_calculator=True,
+        remove_rotation_and_translation=free,
+    )
     band.interpolate("idpp", mic=not free)
     optimizer = FIRE(band, logfile=None)
     converged = False
@@ -146,6 +151,8 @@ def neb(
                     observer(optimizer.nsteps, float(top), _largest(band))
                 if stop.asked():
                     break
+            if stop.asked():
+                break
     frames = [with_results(image) for image in images]
     energies = np.array([frame.get_potential_energy() for frame in frames])
     steps = [

@@ -96,13 +96,17 @@ def vibrations(job: Job, settings: VibrationsSettings) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the structure is no molecule, or its model has no Hessian.
+        If the structure is no molecule, or its calculator has no Hessian.
     RunStopped
         If the relaxation does not converge.
     """
     atoms, start = job.atoms, job.atoms.copy()
-    assert isinstance(atoms.calc, PotentialCalculator)
     check_molecule(atoms)
+    if not isinstance(atoms.calc, PotentialCalculator):
+        raise ValueError(
+            f"the calculator is {type(atoms.calc).__name__}: expected a PotentialCalculator, "
+            "which has the Hessian"
+        )
     converge(atoms, settings.fmax, settings.steps, "the relaxation to the minimum")
     hessian = without_rigid_motion(atoms, atoms.calc.get_hessian(atoms))
     energies = true_vibrations(atoms, hessian)
