@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 FOLDERS := $(shell find package models calculators md_runs -type d -not -name __pycache__)
 
-.PHONY: install demo test lint format bench docs tutorials packages clean
+.PHONY: install demo test lint format bench gpu docs tutorials packages clean
 
 install: .venv/installed
 
@@ -51,6 +51,16 @@ tutorials: install
 # Wheel and sdist in clean environments, one for each Python from 3.10 to 3.13 that is there.
 packages: install
 	$(BIN)/python .ci/packages.py
+
+# What a machine with a GPU has to show, within ten minutes. It needs no network: without .venv it
+# takes the machine's Python and its torch, ase, vesin, Triton; the package is linked, not installed.
+gpu: build/linked/tensormd
+	PYTHONPATH=build/linked $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py \
+	  --json benchmarks/results/gpu.json
+
+build/linked/tensormd:
+	mkdir -p $@
+	ln -s $(CURDIR)/models $(CURDIR)/calculators $(CURDIR)/md_runs $(CURDIR)/package/* $@
 
 clean:
 	rm -rf .venv build *.egg-info demo .pytest_cache .mypy_cache .ruff_cache

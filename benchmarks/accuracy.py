@@ -1,7 +1,8 @@
 """Accuracy on revised MD17: 950 training, 50 validation and 1,000 test frames of split 1.
 
     python benchmarks/accuracy.py [MOLECULE ...] --data DIR [--architecture tensornet tdn]
-                                  [--epochs N | --minutes M] [--seed S] [--out DIR] [--work DIR]
+                                  [--epochs N | --minutes M] [--seed S] [--set KEY=VALUE ...]
+                                  [--out DIR] [--work DIR]
 
 trains every architecture on every molecule (default: all ten) and tests it. It stores the errors
 with settings, seed and time in ``accuracy_cpu.json`` of the folder ``--out``, and prints them next
@@ -12,6 +13,7 @@ Every run has a folder under ``--work`` with its state, a log and, at the end, t
 same command resumes an interrupted run and ends with the same numbers. ``--minutes`` is the time
 of one run on this machine: its first steps are timed to choose the number of epochs that fit, so
 that the learning-rate schedule is completed. No choice depends on the 50 validation frames.
+``--set`` changes a setting of the training, such as ``backend=plain``.
 
 To use two cores, run two molecules at a time, each with OMP_NUM_THREADS=1.
 """
@@ -27,19 +29,23 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from rmd17 import CUTOFF, MOLECULES, add_data_option, data_files
 from torch import nn
 
 from tensormd.md_runs.benchmark.machine import describe_machine
+from tensormd.md_runs.train.schema import parse_config
 from tensormd.models import TDN, EnergyReadout, Potential, ScalarReadout, TensorNet, save_potential
 from tensormd.models.files import write_atomically
+from tensormd.models.options import STRICT
 from tensormd.models.training import (
     Frames,
     Progress,
@@ -57,6 +63,13 @@ class Setting:
     """A network and how it is trained."""
 
     network: dict[str, Any]
+    training: TrainingSettings
+
+
+@pydantic_dataclass(frozen=True, config=STRICT)
+class _File:
+    """The section of a configuration that ``--set`` changes."""
+
     training: TrainingSettings
 
 
@@ -111,6 +124,8 @@ class Run:
         Seed of the split, the weights and the order of the frames.
     epochs, minutes
         Length of the training; at most one is not None. Both None: as in the setting.
+    changes
+        Changes of the training's settings, ``key=value``.
     device
         Device to train on.
     """
@@ -124,17 +139,18 @@ class Run:
         seed: int,
         epochs: int | None,
         minutes: float | None,
+        changes: Sequence[str],
         device: str,
     ) -> None:
         self.molecule, self.architecture, self.device = molecule, architecture, device
         setting = SETTINGS[architecture]
         self.network = dict(setting.network)
         self.settings = replace(
-            setting.training, seed=seed, epochs=epochs or setting.training.epochs
+            changed(setting.training, changes), seed=seed, epochs=epochs or setting.training.epochs
         )
         self.minutes = minutes
         length = f"{self.settings.epochs}-epochs" if minutes is None else f"{minutes:g}-minutes"
-        self.name = f"{molecule}-{architecture}-seed-{seed}-{length}"
+        self.name = "-".join([molecule, architecture, f"seed-{seed}", length, *changes])
         self.folder = work / self.name
         self.train_file, self.test_file = files
         self.frames = read_rmd17(self.train_file, CUTOFF)
@@ -286,6 +302,21 @@ class Run:
         }
 
 
+def changed(settings: TrainingSettings, changes: Sequence[str]) -> TrainingSettings:
+    """Settings with changes ``key=value``, whose values are YAML.
+
+    Raises
+    ------
+    ValueError
+        If a key is unknown or its value is not valid.
+    """
+    given = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
+    text = yaml.safe_dump({"training": given})
+    return parse_config(
+        _File, text, "--set", [f"training.{change}" for change in changes]
+    ).training
+
+
 def report(run: Run, progress: Progress) -> None:
     """Write a line to the screen and to the log of the run."""
     energy, forces = (progress.errors[name].mae for name in ("energy", "forces"))
@@ -361,6 +392,14 @@ def main(arguments: list[str] | None = None) -> None:
     length.add_argument("--epochs", type=_positive(int), help="epochs per run; default: as set")
     length.add_argument("--minutes", type=_positive(float), help="time per run, on this machine")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        dest="changes",
+        metavar="KEY=VALUE",
+        help="changes of the training's settings",
+    )
     parser.add_argument("--device", default="cpu")
     add_data_option(parser)
     parser.add_argument(
@@ -388,7 +427,7 @@ def main(arguments: list[str] | None = None) -> None:
             try:
                 run = Run(
                     molecule, architecture, files[molecule], options.work, options.seed,
-                    options.epochs, options.minutes, options.device,
+                    options.epochs, options.minutes, options.changes, options.device,
                 )  # fmt: skip
                 keep(results, run.execute())
             except ValueError as error:

@@ -140,8 +140,7 @@ class Evaluator:
         if coulomb_cutoff is not None:
             potential = with_coulomb_cutoff(potential, coulomb_cutoff)  # type: ignore[assignment]
         self.potential = potential.to(self.device, precision).eval().requires_grad_(False)
-        self.why_not_fused = why_not_fused(self.potential, self.backend)
-        """Reason why fused kernels do not run; None if they do."""
+        why_not_fused(self.potential, self.backend)  # an error, if they are asked for in vain
         self.neighbors = NeighborList(float(potential.cutoff), skin, self.device)
         self._members: list[nn.Module] | None = None
         self._charges: set[float] = {0.0}  # that were warned of, if there was a reason
@@ -157,6 +156,11 @@ class Evaluator:
             warn_of_charge(self.potential, int(charge))
         if charge and periodic and not self._boxes_warned:
             self._boxes_warned = warn_of_charged_cell(self.potential, int(charge))
+
+    @property
+    def why_not_fused(self) -> str | None:
+        """Reason why fused kernels do not run; None if they do, or have not been tried yet."""
+        return why_not_fused(self.potential, self.backend)
 
     @property
     def members(self) -> list[nn.Module]:

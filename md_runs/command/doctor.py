@@ -20,7 +20,10 @@ from ase.md.verlet import VelocityVerlet
 from ...calculators import PotentialCalculator
 from ...calculators.domain import DEFAULT
 from ...calculators.openmm_versions import python_problem, torchforce_problem
+from ...models import Potential, load_potential
 from ...models.files import cache_folder
+from ...models.inference.kernels import fuse
+from ...models.inference.self_check import compare
 from ...models.units import kj_per_mol_in_ev
 from ..runs.versions import versions
 from .console import show_json, show_tree
@@ -53,7 +56,7 @@ class Check:
 def examine() -> dict[str, Any]:
     """Versions, devices and checks, as plain data."""
     checks = [check_model(), *(check_backend(name) for name in BACKENDS), check_cuda()]
-    checks += [check_cache(), check_auto()]
+    checks += [check_kernels("cpu"), check_cache(), check_auto()]
     checks += [check_ase_engine(), *check_openmm()]
     return {
         "versions": versions(optional=True),
@@ -96,17 +99,28 @@ def check_backend(backend: str) -> Check:
 
 
 def check_cuda() -> Check:
-    """Evaluate ethanol with the fused kernels on a CUDA device."""
-    name = "backend fused on cuda"
+    """Compare the fused kernels with the network itself on a CUDA device."""
     if not torch.cuda.is_available():
         built = torch.version.cuda
         reason = f"built for CUDA {built}" if built else "built without CUDA"
-        return Check(name, False, f"torch {torch.__version__} ({reason}) finds no CUDA device")
+        detail = f"torch {torch.__version__} ({reason}) finds no CUDA device"
+        return Check("self-check cuda", False, detail)
+    return check_kernels("cuda")
+
+
+def check_kernels(device: str) -> Check:
+    """Compare the fused kernels with the network itself, as every machine does at first use."""
+    name = f"self-check {device}"
     try:
-        _, force, engine = _evaluate("fused", "cuda")
+        potential = load_potential(DEFAULT).to(device, torch.float32)
+        assert isinstance(potential, Potential)
+        found = compare(fuse(potential), potential)
     except Exception as error:
         return Check(name, False, _reason(error))
-    return Check(name, True, f"{engine}: largest force {force:.3f} eV/A")
+    if found.problem:
+        return Check(name, False, f"fused kernels are wrong: {found.problem}")
+    detail = f"forces of 40 atoms within {found.forces:.1e} eV/A of the network itself"
+    return Check(name, True, f"{detail} (allowed {found.bound:.1e})")
 
 
 def check_cache() -> Check:

@@ -23,7 +23,7 @@ from ..runs.versions import package_version
 from .console import given_options, say
 
 COMMANDS = {
-    "demo": "Relax aspirin, run it at 300 K and write a report, with what ships: about a minute.",
+    "demo": "Relax aspirin, run dynamics and write a report, with what ships: about a minute.",
     "relax": "Relax structures with ASE's optimizers.",
     "md": "Run molecular dynamics of a structure in a run folder.",
     "vibrations": "Compute vibrations and thermochemistry of a molecule.",
@@ -33,6 +33,7 @@ COMMANDS = {
     "info": "Show what a checkpoint holds.",
     "convert": "Convert a checkpoint to the native format or to torchmd-net's.",
     "doctor": "Report versions and devices, and explain what does not work.",
+    "warm": "Compile the fused kernels for this machine before they are needed.",
     "serve": "Serve a potential to i-PI, or another program with its protocol, at a socket.",
     "train": "Train a TensorNet or a TDN, new or from a checkpoint, in a run folder.",
     "data": "Pack labelled frames into one file for large trainings, or show what it holds.",

@@ -19,6 +19,7 @@ from ..parts import Part
 from ..potential import Potential, Prediction, assemble, edge_gradient
 from .forks import use_one_thread_in_forks
 from .kernels import fuse, fused_problem
+from .self_check import find_problem, known_problem
 
 log = logging.getLogger("tensormd")
 
@@ -80,6 +81,8 @@ def compile_potential(potential: nn.Module, backend: str = "reference") -> nn.Mo
         ``reference``: plain torch operators, compiled by TorchScript; architectures that run as
         torchmd-net's own modules cannot be compiled and are returned unchanged.
         ``fused``: the kernels of `kernels`, whose radial tables leave errors of up to 2e-5 eV/A.
+        The first time that they run on a machine they are compared with the network itself; if
+        they are wrong or fail, a warning says so, and ``reference`` runs.
         ``auto``: fused kernels if they exist and the dtype is float32, otherwise ``reference``:
         float64 is meant to reproduce the network exactly.
 
@@ -95,10 +98,15 @@ def compile_potential(potential: nn.Module, backend: str = "reference") -> nn.Mo
     use_one_thread_in_forks()
     problem = why_not_fused(potential, backend)
     if problem is None:
+        assert isinstance(potential, Potential)
         # Building the tables needs gradients, even if the caller has switched them off.
-        with compiling(), torch.inference_mode(False), torch.set_grad_enabled(True):
-            return fuse(potential)  # type: ignore[arg-type]
-    if fused_problem(potential) is not None:
+        with torch.inference_mode(False), torch.set_grad_enabled(True):
+            with compiling():
+                fused = fuse(potential)
+            problem = find_problem(fused, potential)
+        if problem is None:
+            return fused
+    elif fused_problem(potential) is not None:
         log.info("%s runs as %s", getattr(potential, "architecture", "it"), runs_as(potential))
     elif backend == "auto":
         log.info("the network itself runs, not fused kernels: %s", problem)
@@ -179,6 +187,7 @@ def why_not_fused(potential: nn.Module, backend: str) -> str | None:
         problem = fused_problem(member)
         if problem is not None and backend == "fused":
             raise ValueError(f"backend is 'fused', but {problem}; or take backend='reference'")
+        problem = problem or known_problem(member)
         if problem is None and backend == "auto" and _dtype(member) == torch.float64:
             problem = "float64 runs the network itself under 'auto' ('fused' has radial tables)"
         if problem is not None:

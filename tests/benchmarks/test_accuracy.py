@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,54 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ase.build import molecule
-from support.paths import ROOT
 
 from tensormd.models import load_potential
 from tensormd.models.training import Progress, evaluate_errors, read_rmd17
 from tensormd.models.units import kcal_per_mol_in_ev
 
-TRAIN, TEST = 16, 9
+TRAIN, TEST = 16, 9  # frames of the fixture `data`
 MOLECULES = ("ethanol", "uracil")
-
-
-@pytest.fixture
-def accuracy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The benchmark with networks and frames that take a second."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    module = importlib.import_module("accuracy")
-    small: dict[str, Any] = {}
-    for name, setting in module.SETTINGS.items():
-        network = setting.network | {"channels": 4, "layers": 1, "radial_functions": 4}
-        if name == "tdn":
-            network["lmax"] = 1
-        training = dataclasses.replace(
-            setting.training, epochs=2, validate_every=1, warm_up_steps=1, compile=False
-        )
-        small[name] = module.Setting(network, training)
-    monkeypatch.setattr(module, "SETTINGS", small)
-    monkeypatch.setattr(module, "SIZES", (TRAIN - 4, 4))
-    return module
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Water on springs under the names of two molecules of the set, kcal/mol and Angstrom."""
-    folder = tmp_path / "rmd17"
-    folder.mkdir()
-    atoms = molecule("H2O")
-    for seed, name in enumerate(MOLECULES):
-        for part, count in (("train", TRAIN), ("test", TEST)):
-            random = np.random.default_rng([seed, count])
-            moves = random.normal(scale=0.05, size=(count, 3, 3))
-            np.savez(
-                folder / f"rmd17_{name}_{part}_01.npz",
-                nuclear_charges=atoms.numbers.astype(np.uint8),
-                coords=atoms.positions + moves,
-                energies=-100.0 + 300.0 * np.square(moves).sum((1, 2)),
-                forces=-600.0 * moves,
-            )
-    return tmp_path
 
 
 def run(accuracy: ModuleType, data: Path, *options: str, place: str = "first") -> Path:
@@ -153,7 +111,7 @@ def test_minutes_decide_the_epochs_once(
 
 def test_first_steps_are_timed(accuracy: ModuleType, data: Path) -> None:
     files = accuracy.data_files(data, "ethanol")
-    found = accuracy.Run("ethanol", "tensornet", files, data, 0, None, 1.0, "cpu")
+    found = accuracy.Run("ethanol", "tensornet", files, data, 0, None, 1.0, (), "cpu")
     startup, step = found._time_steps()
     assert 0 < step < startup
 
@@ -194,4 +152,18 @@ def test_a_state_of_other_settings(
     with pytest.raises(SystemExit) as left:
         run(accuracy, data, *options)
     assert left.value.code == 2
+    assert "learning_rate" in capsys.readouterr().err
+
+
+def test_settings_can_be_changed(
+    accuracy: ModuleType, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("ethanol", "--architecture", "tensornet", "--set", "backend=plain")
+    run(accuracy, data, *options)
+    entries = json.loads(run(accuracy, data, *options, "learning_rate=2e-3").read_text())
+    assert [e["training"]["backend"] for e in entries] == ["plain"] * 2
+    assert sorted(e["training"]["learning_rate"] for e in entries) == [1e-3, 2e-3]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run(accuracy, data, *options, "lerning_rate=1")
     assert "learning_rate" in capsys.readouterr().err

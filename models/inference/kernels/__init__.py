@@ -18,6 +18,7 @@ from ...networks.tdn import TDN
 from ...networks.tensornet import TensorNet
 from ...potential import Potential
 from ..tables import TabulatedPotential
+from .potential import FusedPotential
 
 __all__ = ["fuse", "fused_problem"]
 
@@ -43,7 +44,7 @@ def fused_problem(potential: nn.Module) -> str | None:
     return problem
 
 
-def fuse(potential: Potential) -> nn.Module:
+def fuse(potential: Potential) -> FusedPotential:
     """A potential for inference only, ``Graph -> Prediction``, that runs as fused kernels.
 
     Parameters
@@ -68,7 +69,7 @@ def _tensornet_problem(network: TensorNet, on_gpu: bool) -> str | None:
     return None
 
 
-def _fuse_tensornet(potential: Potential) -> nn.Module:
+def _fuse_tensornet(potential: Potential) -> FusedPotential:
     if _on_gpu(potential):
         from .cuda.operators import TritonOperators
         from .cuda.potential import CUDATensorNet
@@ -87,7 +88,7 @@ def _tdn_problem(network: TDN, on_gpu: bool) -> str | None:
     return None
 
 
-def _fuse_tdn(potential: Potential) -> nn.Module:
+def _fuse_tdn(potential: Potential) -> FusedPotential:
     from .cpu.tdn_potential import CPUTDN
 
     return CPUTDN(potential)
@@ -100,7 +101,7 @@ class Kernels(NamedTuple):
     """The only readout that the kernels compute."""
     problem: Callable[[Any, bool], str | None]
     """(network, whether on a GPU) -> reason why there are no kernels, or None."""
-    fuse: Callable[[Potential], nn.Module]
+    fuse: Callable[[Potential], FusedPotential]
     """`fuse` for this network. It imports Numba or Triton, which are optional."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,8 @@ class FusedPotential(nn.Module):
     """Name of the implementation, shown to users."""
     evaluates_parts = False
     """Whether it takes parts of a system."""
+    kernel_folder: Path | None = None
+    """Folder of the compiled kernels, whose name tells versions and processor; None: not kept."""
 
     def __init__(self, potential: Potential, table: RadialTable | None = None) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ from tensormd.calculators.openmm_versions import python_problem
 from tensormd.md_runs.command import demo as demo_module
 from tensormd.md_runs.command import doctor
 from tensormd.md_runs.command.main import COMMANDS
+from tensormd.models.inference.kernels.cpu import potential as cpu_potential
 
 SHARED = ("__init__", "main", "console", "options", "progress")
 
@@ -217,7 +218,7 @@ def test_doctor_tells_what_works(
     assert found["versions"]["torch"]
     assert "cpu" in found["devices"]
     checks = {check["name"]: check for check in found["checks"]}
-    for name in ("model organic", "backend reference", "engine ase"):
+    for name in ("model organic", "backend reference", "self-check cpu", "engine ase"):
         assert checks[name]["works"], checks[name]
     assert checks["engine openmm"]["works"] == (python_problem() is None)
     assert all(check["detail"] for check in checks.values())
@@ -226,6 +227,15 @@ def test_doctor_tells_what_works(
     shown = capsys.readouterr().out
     assert "ok  engine ase" in shown
     assert "engine openmm" in shown
+
+
+def test_warm_leaves_compiled_kernels(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cpu_potential, "folder", lambda: here)
+    assert run("warm", "tiny.safetensors") == 0
+    assert "tiny.safetensors: fused CPU kernels ready after" in capsys.readouterr().err
+    assert len(list(here.glob("checked-*"))) == 1
 
 
 def test_doctor_says_why_something_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:

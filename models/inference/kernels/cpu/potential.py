@@ -16,7 +16,7 @@ from ....graph import Graph
 from ....parts import Part
 from ....potential import Potential, Prediction
 from ..potential import FusedPotential, Versions
-from .compiled import kernel
+from .compiled import folder, kernel
 from .neighbors import Neighbors, Slots, pack_neighbors
 from .team import Schedule
 from .threads import may_use_threads, threads_of_kernels, threads_to_use
@@ -59,6 +59,7 @@ class CPUPotential(FusedPotential):
         self._list: NeighborMemory | None = None
         self._memory: Memory | None = None
         self._composition: Composition | None = None
+        self.kernel_folder = folder()
 
     def evaluate(self, graph: Graph) -> Prediction:  # noqa: D102
         return self._evaluate(graph, None)
