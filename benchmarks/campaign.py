@@ -84,12 +84,12 @@ def started(plan: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "tensormd", *command], cwd=out.parent)
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any] | None) -> None:
     """Return once something holds; a process that should run meanwhile must not end."""
     end = time.monotonic() + SECONDS
     while not condition():
         if process is not None and process.poll() is not None:
-            raise RuntimeError(f"the campaign ended with {process.returncode} before its kills")
+            raise RuntimeError(f"the campaign ended too early, with {process.returncode}")
         if time.monotonic() > end:
             raise RuntimeError(f"nothing happened in {SECONDS} s")
         time.sleep(0.02)

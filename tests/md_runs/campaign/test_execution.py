@@ -89,7 +89,7 @@ def scheduler(folder: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
     file = folder / "sched.json"
     parts = [
         ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
-        *[["worker", "--nthreads", "1", "--no-dashboard", "--death-timeout", "5"]] * workers,
+        *[["worker", "--nthreads", "1", "--no-dashboard"]] * workers,
     ]
     processes = []
     try:
@@ -120,18 +120,14 @@ def test_a_scheduler_that_is_not_there_is_one_line_and_quick(
     assert time.monotonic() - began < 60
 
 
-def test_a_scheduler_that_runs_and_one_that_ends(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_scheduler_that_runs_and_one_that_ends(here: Path, benchmark: ModuleType) -> None:
     """With two workers; when the scheduler is killed, the command ends and says what to do."""
     with scheduler(here, workers=2) as process:
         command = [sys.executable, "-m", "tensormd", "campaign", plan(steps=20_000), "-o", "long"]
         long = subprocess.Popen(
             [*command, "--scheduler", "sched.json"], stderr=subprocess.PIPE, text=True
         )
-        while not any(record.attempts for record in _records("long").values()):
-            assert long.poll() is None, long.communicate()
-            time.sleep(0.1)
+        benchmark.wait_until(lambda: any(r.attempts for r in _records("long").values()), long)
         process.kill()
         _, errors = long.communicate(timeout=900)
     assert long.returncode == 1
@@ -151,14 +147,14 @@ def _records(folder: str) -> dict[str, Any]:
         return {}
 
 
-def test_ctrl_c_stops_and_the_rest_is_done_later(here: Path) -> None:
+def test_ctrl_c_stops_and_the_rest_is_done_later(here: Path, benchmark: ModuleType) -> None:
     command = [sys.executable, "-m", "tensormd", "campaign", plan(steps=20_000), "-o", "c"]
     process = subprocess.Popen(
         [*command, "--workers", "1"], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    while not any("md" in name and r.attempts for name, r in _records("c").items()):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
+    benchmark.wait_until(
+        lambda: any("md" in name and r.attempts for name, r in _records("c").items()), process
+    )
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
     _, errors = process.communicate(timeout=900)
