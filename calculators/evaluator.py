@@ -33,13 +33,15 @@ from ..models.graph import Graph, batch_graphs, within
 from ..models.inference.backends import (
     compile_potential,
     implementation_of,
+    list_cutoff,
     runs_as,
     why_not_fused,
 )
 from ..models.inference.forks import use_one_thread_in_forks
 from ..models.inference.hessian import hessian
+from ..models.inference.kernels.potential import FusedPotential
 from ..models.inference.tables import TableInfo
-from ..models.neighbors import SKIN, NeighborList
+from ..models.neighbors import SKIN, NeighborList, all_pairs
 from ..models.potential import Prediction, parse_dtype
 from .checks import (
     all_finite,
@@ -151,8 +153,9 @@ class Evaluator:
         if coulomb_cutoff is not None:
             potential = with_coulomb_cutoff(potential, coulomb_cutoff)  # type: ignore[assignment]
         self.potential = potential.to(self.device, precision).eval().requires_grad_(False)
-        why_not_fused(self.potential, self.backend)  # an error, if they are asked for in vain
-        self.neighbors = NeighborList(float(potential.cutoff), skin, self.device)
+        # This is an error if fused kernels are asked for in vain.
+        cutoff = list_cutoff(self.potential, self.backend)
+        self.neighbors = NeighborList(cutoff, skin, self.device)
         self._members: list[nn.Module] | None = None
         self._charges: set[float] = {0.0}  # that were warned of, if there was a reason
         self._boxes_warned = False
@@ -321,11 +324,14 @@ class Evaluator:
     def predictions(self, graph: Graph) -> list[Prediction]:
         """The prediction of each member for a graph."""
         with torch.set_grad_enabled(True):  # forces are gradients, even under no_grad
-            return [member(graph) for member in self.members]
+            return [
+                member(graph if isinstance(member, FusedPotential) else self._whole(graph))
+                for member in self.members
+            ]
 
     @torch.inference_mode(False)
     def properties(self, graph: Graph, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """Properties that the network's own heads predict for a graph.
+        """Properties that the network's own heads predict for a graph, or fused kernels.
 
         Shape (B, ...) for properties of the system, (N, ...) for those of each atom; units as in
         the table of `quantities`.
@@ -338,7 +344,10 @@ class Evaluator:
         use_one_thread_in_forks()
         found = []
         with torch.no_grad():
-            for member in members_of(self.potential):
+            for member, compiled in zip(members_of(self.potential), self.members, strict=True):
+                if set(names) <= set(getattr(compiled, "computes", ())):
+                    found.append(compiled.properties(graph, names))  # type: ignore[operator]
+                    continue
                 near, vectors = within(graph, float(member.cutoff))  # type: ignore[arg-type]
                 found.append(member.properties(near, vectors, names=names))  # type: ignore[operator]
         means = {name: mean([each[name] for each in found]).cpu().numpy() for name in names}
@@ -350,7 +359,14 @@ class Evaluator:
         """Second derivatives of the energy of the network itself, (3N, 3N), eV/Angstrom^2."""
         use_one_thread_in_forks()
         members = members_of(self.potential)
+        graph = self._whole(graph)
         return mean([hessian(each.total_energy, graph) for each in members]).cpu().numpy()  # type: ignore[arg-type]
+
+    def _whole(self, graph: Graph) -> Graph:
+        """The graph with all pairs, of which fused kernels need no list."""
+        if self.neighbors.cutoff < float(self.potential.cutoff):
+            return all_pairs(graph)
+        return graph
 
     # The evaluator itself
 

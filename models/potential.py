@@ -191,6 +191,8 @@ class Potential(nn.Module):
         own_cutoff = representation.cutoff
         if repulsion is not None:
             own_cutoff = max(own_cutoff, repulsion.cutoff)
+        self.near_cutoff = own_cutoff * self.length_in_angstrom
+        """Largest distance at which atoms interact other than by their charges, Angstrom."""
         if coulomb is not None:
             own_cutoff = max(own_cutoff, coulomb.cutoff)
         self.charged = representation.charge_levels > 0

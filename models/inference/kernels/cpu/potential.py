@@ -48,6 +48,8 @@ class CPUPotential(FusedPotential):
     """The function to compile, which runs a whole step."""
     packed: tuple[Any, ...]
     """Last arguments of `step`: the network and its perceptrons."""
+    forgotten: ClassVar[tuple[str, ...]] = ("_list", "_memory", "_composition")
+    """Attributes that copies start without."""
 
     def __init__(self, potential: Potential) -> None:
         super().__init__(potential)
@@ -57,7 +59,7 @@ class CPUPotential(FusedPotential):
         self.factor = self.scale * self.energy_in_ev / self.length_in_angstrom
         """Factor that converts the derivative of an output to eV/A."""
         self.references = scale.references.cpu().numpy()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._list: NeighborMemory | None = None
         self._memory: Memory | None = None
         self._composition: Composition | None = None
@@ -111,6 +113,10 @@ class CPUPotential(FusedPotential):
     def use(self, memory: Memory, composition: Composition) -> None:
         """Write the part of a composition that the network reads to the memory."""
 
+    def more(self, memory: Memory) -> tuple[Any, ...]:
+        """Arguments of `step` before ``packed``."""
+        return ()
+
     def _run(
         self, graph: Graph, part: Part | None, composition: Composition,
         forces: NDArray[np.float64], virial: NDArray[np.float64],
@@ -136,18 +142,17 @@ class CPUPotential(FusedPotential):
             run(
                 memory.schedule, threads, graph.positions.detach().numpy(),
                 graph.numbers.numpy(), known.neighbors, memory.slots, memory.work, self.factor,
-                forces, virial, *self.packed,
+                forces, virial, *self.more(memory), *self.packed,
             )  # fmt: skip
         outputs: NDArray[np.float64] = memory.work.outputs
         return outputs
 
     def __getstate__(self) -> dict[str, Any]:
-        nothing = dict.fromkeys(("_lock", "_list", "_memory", "_composition"))
-        return {**self.__dict__, **nothing}
+        return {**self.__dict__, **dict.fromkeys(("_lock", *self.forgotten))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 class Composition:
@@ -175,6 +180,7 @@ class Composition:
         sizes = np.bincount(system, minlength=len(charge)) if part is None else [part.atoms]
         self.sizes = np.asarray(sizes)[system]
         self.shares = references[numbers] + mean / self.sizes
+        self.system, self.charge = system, charge
         self.charge_factors = 1 + 0.1 * charge[system]
         self.systems: list[Any] = [slice(None)]
         """Atoms of each system."""
