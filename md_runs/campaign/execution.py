@@ -6,13 +6,13 @@ Tasks travel there and states back; results are files.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import queue
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ LOOPBACK = "127.0.0.1"
 NO_DASHBOARD = {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
 """Options of a scheduler: its HTTP server has no pages, and is at a free port of this machine."""
 SECONDS_TO_ANSWER = 10
+SECONDS_TO_RESTART = 60
+"""A worker that was killed is given up and replaced if it takes longer; it has to import torch."""
 POLL = 0.5
 """Seconds between looks at the scheduler."""
 
@@ -179,19 +181,25 @@ class _Execution:
 
     def _take(self, future: Future) -> None:
         """A run has come back; those that begin with its result are next."""
-        task, _ = self._running.pop(future.key)
+        task, _ = self._running[future.key]
+        state = LOST
+        if future.status != "error":
+            try:
+                # Asked of the worker: a network file system may show an older record for seconds.
+                state = future.result(timeout=POLL)
+            except asyncio.TimeoutError:
+                self._ended.put(future)  # the worker has died since, and another one is asked
+                return
+            except Exception:
+                if future.status != "error":
+                    raise self._lost() from None
         if future.status == "error":
             record = read_record(self.campaign.path, task.name)
             record.state, record.cause = LOST, _reason(future.exception())
             write_record(self.campaign.path, task.name, record)
-            self.states[task.name] = LOST
-            return
-        try:
-            # Asked of the worker: a network file system may show an older record for seconds.
-            self.states[task.name] = future.result()
-        except (CancelledError, OSError):
-            raise self._lost() from None
-        if self.states[task.name] == DONE:
+        del self._running[future.key]
+        self.states[task.name] = state
+        if state == DONE:
             self._submit(self._followers.get(task.name, ()))
 
     def _workers(self) -> int:
@@ -230,7 +238,7 @@ def _reason(error: BaseException | None) -> str:
 def _connect(workers: Workers, threads: int, retries: int) -> Iterator[Client]:
     """A client of a scheduler with workers, which are ended with it if they were started here."""
     try:
-        import dask
+        import dask.system  # CPU_COUNT: cores of this process, by affinity and cgroups
         from distributed import Client
     except ImportError:
         raise ValueError(
@@ -241,15 +249,16 @@ def _connect(workers: Workers, threads: int, retries: int) -> Iterator[Client]:
         with _answering(workers.scheduler, Client) as client:
             yield client
         return
-    # The scheduler counts how often workers died under a run; it reads this when it is made.
-    with dask.config.set({"distributed.scheduler.allowed-failures": retries}):
-        cluster = (
-            _local(workers.count, threads)
-            if workers.batch is None
-            else _batch(workers.batch, workers.count)
-        )
-    with cluster, Client(cluster) as client:
-        yield client
+    settings = {
+        "distributed.scheduler.allowed-failures": retries,
+        "distributed.deploy.lost-worker-timeout": f"{SECONDS_TO_RESTART} s",
+    }
+    with dask.config.set(settings):
+        count = workers.count or max(dask.system.CPU_COUNT // threads, 1)
+        cluster = _local(count) if workers.batch is None else _batch(workers.batch)
+        with cluster, Client(cluster) as client:
+            cluster.adapt(minimum=count, maximum=count)  # replaces workers that do not come back
+            yield client
 
 
 def _answering(address: str, make: Callable[..., Client]) -> Client:
@@ -270,13 +279,12 @@ def _answering(address: str, make: Callable[..., Client]) -> Client:
         ) from None
 
 
-def _local(count: int | None, threads: int) -> Any:
+def _local(count: int) -> Any:
     """Workers on this machine, in processes of their own; the scheduler is in this one."""
-    from dask.system import CPU_COUNT  # cores of this process: affinity and cgroups count
     from distributed import LocalCluster
 
     return LocalCluster(
-        n_workers=count or max(CPU_COUNT // threads, 1),
+        n_workers=count,
         threads_per_worker=1,
         host=LOOPBACK,
         scheduler_kwargs=NO_DASHBOARD,
@@ -284,7 +292,7 @@ def _local(count: int | None, threads: int) -> Any:
     )
 
 
-def _batch(system: str, count: int | None) -> Any:
+def _batch(system: str) -> Any:
     """Workers as jobs of a batch system, with the options of dask-jobqueue's configuration."""
     try:
         import dask_jobqueue
@@ -293,6 +301,4 @@ def _batch(system: str, count: int | None) -> Any:
             f"--batch {system} needs dask-jobqueue, which is not installed: "
             "pip install dask-jobqueue"
         ) from None
-    cluster = getattr(dask_jobqueue, BATCH[system])(scheduler_options=NO_DASHBOARD)
-    cluster.adapt(minimum=count, maximum=count)  # replaces jobs whose wall time has ended
-    return cluster
+    return getattr(dask_jobqueue, BATCH[system])(scheduler_options=NO_DASHBOARD)

@@ -133,7 +133,7 @@ def test_a_scheduler_that_runs_and_one_that_ends(
             assert long.poll() is None, long.communicate()
             time.sleep(0.1)
         process.kill()
-        _, errors = long.communicate(timeout=300)
+        _, errors = long.communicate(timeout=900)
     assert long.returncode == 1
     assert "the scheduler has ended: " in errors.splitlines()[-1]
     Path("sched.json").unlink()
@@ -161,7 +161,7 @@ def test_ctrl_c_stops_and_the_rest_is_done_later(here: Path) -> None:
         time.sleep(0.1)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 130, errors
     assert "the same command does the others" in errors.splitlines()[-1]
     assert "Traceback" not in errors
@@ -186,7 +186,7 @@ def test_a_run_whose_worker_always_dies_is_lost_and_tried_again(here: Path) -> N
             env={**os.environ, **extra},
             stderr=subprocess.PIPE,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         assert done.returncode == code, done.stderr
         found = _records("c")
@@ -256,7 +256,7 @@ def test_batch_systems(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DASK_CONFIG", str(here / "dask"))
     command = ["campaign", plan(), "-o", "c", "--batch", "slurm", "--workers", "1"]
     done = subprocess.run(
-        [sys.executable, "-m", "tensormd", *command], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "tensormd", *command], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     [script] = here.glob("*.sh")

@@ -221,16 +221,17 @@ def collect(
 ) -> None:  # fmt: skip
     """Forces (N, 3) and shares of the virial (N, 3, 3) from dE/dr_ij.
 
-    F_i = sum of dE/dr_ij - dE/dr_ji, W_i = - sum of r_ij (x) dE/dr_ij over the edges that i
-    receives. They are added to zeros. ``factor`` converts dE/dr to eV/A, ``unit`` converts lengths
-    to Angstrom.
+    F_i = sum of p_ij and W_i = - sum of r_ij (x) p_ij / 2 over the edges that i receives, with
+    p_ij = dE/dr_ij - dE/dr_ji. They are added to zeros. ``factor`` converts dE/dr to eV/A,
+    ``unit`` converts lengths to Angstrom.
     """
     for i in range(first, last):
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             back = slots.slot[neighbors.reverse[slots.edge[slot]]]
-            r = unit / np.float64(slots.frame[slot * FRAME + 3])
+            half = 0.5 * unit / np.float64(slots.frame[slot * FRAME + 3])
             for k in range(3):
-                gradient = factor * np.float64(slots.gradient[slot, k])
-                forces[i, k] += gradient - factor * np.float64(slots.gradient[back, k])
+                pull = factor * np.float64(slots.gradient[slot, k])
+                pull -= factor * np.float64(slots.gradient[back, k])
+                forces[i, k] += pull
                 for m in range(3):
-                    virial[i, m, k] -= r * slots.frame[slot * FRAME + m] * gradient
+                    virial[i, m, k] -= half * slots.frame[slot * FRAME + m] * pull

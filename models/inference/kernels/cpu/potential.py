@@ -42,6 +42,8 @@ class CPUPotential(FusedPotential):
     """
 
     engine = "fused CPU kernels"
+    threads: int | None = None
+    """Number of threads of a step; None: as many as torch uses."""
     step: ClassVar[Callable[..., None]]
     """The function to compile, which runs a whole step."""
     packed: tuple[Any, ...]
@@ -84,17 +86,17 @@ class CPUPotential(FusedPotential):
             energies = (self.scale * outputs + known.shares) * self.energy_in_ev
             if part is not None:
                 energies[part.shells[0] :] = 0
-        systems = len(graph.charge)
-        sums = virial.sum(0, keepdims=True) if systems == 1 else virial
-        virials = torch.from_numpy(0.5 * (sums + sums.transpose(0, 2, 1)))
-        if systems == 1:
-            energy = torch.from_numpy(energies.sum(keepdims=True))
-        else:
-            energy = torch.zeros(systems, dtype=torch.float64)
-            energy.index_add_(0, graph.system, torch.from_numpy(energies))
-            virials = torch.zeros_like(graph.cell).index_add_(0, graph.system, virials)
-        each = torch.from_numpy(energies), torch.from_numpy(forces)
-        return Prediction(energy, *each, virials)
+        # Each system's sum by itself: to the last bit that of the system alone.
+        energy = np.array([energies[atoms].sum() for atoms in known.systems])
+        virials = 0.5 * (virial + virial.transpose(0, 2, 1))
+        sums = np.array([virials[atoms].sum(0) for atoms in known.systems]).reshape(-1, 3, 3)
+        return Prediction(
+            torch.from_numpy(energy),
+            torch.from_numpy(energies),
+            torch.from_numpy(forces),
+            torch.from_numpy(sums),
+            torch.from_numpy(virials),
+        )
 
     def allocate(self, neighbors: Neighbors, threads: int, old: Memory | None) -> Memory:
         """Allocate memory for steps with these neighbours; ``old`` served an earlier list."""
@@ -120,7 +122,7 @@ class CPUPotential(FusedPotential):
         forces: NDArray[np.float64], virial: NDArray[np.float64],
     ) -> NDArray[np.float64]:  # fmt: skip
         """Fill forces and virial, and return the network's outputs, which the next call reuses."""
-        threads = threads_to_use()
+        threads = self.threads or threads_to_use()
         known, memory = self._list, self._memory
         if known is None or memory is None or not known.serves(graph, threads, part):
             known = NeighborMemory(graph, threads, part)
@@ -180,6 +182,12 @@ class Composition:
         self.shares = references[numbers] + mean / self.sizes
         self.system, self.charge = system, charge
         self.charge_factors = 1 + 0.1 * charge[system]
+        self.systems: list[Any] = [slice(None)]
+        """Atoms of each system."""
+        if len(charge) != 1:
+            order = np.argsort(system, kind="stable")
+            ends = np.searchsorted(system[order], np.arange(1, len(charge)))
+            self.systems = np.split(order, ends)[: len(charge)]
 
     def serves(self, graph: Graph, part: Part | None) -> bool:
         """Whether the graph holds the same, unchanged tensors, of the same part."""
