@@ -49,6 +49,7 @@ from tensormd.models import (
     save_potential,
     write_torchmdnet_checkpoint,
 )
+from tensormd.models.checkpoint import why_not_torchmdnet
 
 MEASURED = ROOT / "benchmarks" / "results" / "inference_cpu.json"
 
