@@ -85,7 +85,7 @@ def _tensornet2_problem(network: TensorNet2, on_gpu: bool) -> str | None:
     return "the kernels of TensorNet2 run only on a CPU" if on_gpu else None
 
 
-def _fuse_tensornet2(potential: Potential) -> nn.Module:
+def _fuse_tensornet2(potential: Potential) -> FusedPotential:
     from .cpu.tensornet2_potential import CPUTensorNet2
 
     return CPUTensorNet2(potential)

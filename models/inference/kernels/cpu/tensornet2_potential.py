@@ -103,8 +103,10 @@ class CPUTensorNet2(CPUPotential):
             known = self._pairs
             if known is None or not known.serves(graph):
                 known = self._pairs = _Pairs(graph, self.near_cutoff, self.listed)
+            self._last = None
+            prediction = super().forward(known.near(graph), part)
             self._last = Versions(*_read(graph))
-            return super().forward(known.near(graph), part)
+            return prediction
 
     def properties(self, graph: Graph, names: Sequence[str]) -> dict[str, Tensor]:
         """Charges of the atoms, (N,) e float64: those of the last evaluation, or of a new one.
@@ -123,7 +125,7 @@ class CPUTensorNet2(CPUPotential):
             return {name: torch.from_numpy(self.levels @ means) for name in names}
 
     def allocate(self, neighbors: Neighbors, threads: int, old: Memory | None) -> ChargedMemory:
-        """Allocate memory for steps with these neighbours; the old memory is not reused.
+        """Allocate memory for steps with these neighbours, reusing the largest arrays that fit.
 
         Raises
         ------
@@ -141,12 +143,18 @@ class CPUTensorNet2(CPUPotential):
             offsets, size, net.layers, threads, rows=GROUP_ROWS, kept=KEPT_BYTES,
             portion=PORTION_BYTES,
         )  # fmt: skip
+        work = make_edges_work(net, charges, plan, offsets, threads)
+        if isinstance(old, ChargedMemory) and len(old.work.outputs) == atoms:
+            # Memory that was written before; the system takes a while to provide it anew.
+            before = {name: getattr(old.edges, name) for name in ("tape", "factors", "hidden")}
+            fit = {k: v for k, v in before.items() if len(v) >= len(getattr(work, k))}
+            work = work._replace(**fit)
         return ChargedMemory(
             make_slots(atoms, edges, 1, self.arithmetic),
             make_tensornet_work(net, [*perceptrons, predictions], bounds, threads),
             tensornet2_schedule(net.layers, net.chunks, bounds, plan, threads, self.electrostatic),
             charges=make_charges_work(charges, predictions, bounds, self.arithmetic),
-            edges=make_edges_work(net, charges, plan, offsets, threads),
+            edges=work,
         )
 
     def use(self, memory: Memory, composition: Composition) -> None:
