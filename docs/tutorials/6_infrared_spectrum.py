@@ -79,9 +79,9 @@ axes.set(xlim=(0, 4200), xlabel="wavenumber / cm$^{-1}$", ylabel="absorption / k
 _ = axes.legend(loc="upper center")
 
 # %% [markdown]
-# The bands lie where the sticks are, and O-H a little above: velocity Verlet with a step Δt raises
-# a frequency by (ωΔt)²/24, 20 cm⁻¹ for O-H at 0.5 fs, which is most of the difference (take 0.25 fs
-# where that matters). Both lie above the measured positions: nuclei are quantum, and their
-# zero-point motion feels the anharmonic walls, which classical nuclei at a few hundred K do not.
-# That is why harmonic frequencies are usually multiplied by about 0.96. Rotation widens the bands
-# of a free molecule.
+# The bands lie where the sticks are, and O-H a little above: velocity Verlet with a step Δt
+# raises a frequency by (ωΔt)²/24, 20 cm⁻¹ for O-H at 0.5 fs, which is most of the difference
+# (take 0.25 fs where that matters). Both lie above the measured positions: nuclei are quantum,
+# and their zero-point motion feels the anharmonic walls, which classical nuclei at a few hundred
+# K do not. That is why harmonic frequencies are usually multiplied by about 0.96. Rotation
+# widens the bands of a free molecule.
