@@ -3,7 +3,7 @@
 The table is the one place of the package where imports wait: a command's module, with all that it
 imports at its top, is loaded when the command is called or asked for its own help. A new command
 is a file here, with a function of the same name, or `ACTIONS`, functions that the command's first
-argument names; and a row of `COMMANDS`.
+argument names (`DEFAULT` where it names none); and a row of `COMMANDS`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ COMMANDS = {
     "doctor": "Report versions and devices, and explain what does not work.",
     "warm": "Compile the fused kernels for this machine before they are needed.",
     "serve": "Serve a potential to i-PI, or another program with its protocol, at a socket.",
+    "campaign": "Run many structures, seeds and temperatures on many cores or machines.",
     "train": "Train a TensorNet or a TDN, new or from a checkpoint, in a run folder.",
     "data": "Pack labelled frames into one file for large trainings, or show what it holds.",
     "evaluate": "Compute the errors of a checkpoint on labelled frames.",
@@ -63,6 +64,10 @@ class _Command(TyperCommand):
     ) -> Any:
         assert self.name is not None
         module = importlib.import_module(f".{self.name}", __package__)
+        default = getattr(module, "DEFAULT", None)
+        names = {function.__name__ for function in getattr(module, "ACTIONS", ())}
+        if default and not (args and args[0] in {*names, "-h", "--help"}):
+            args = [default, *args]
         alone = typer.Typer(add_completion=False)
         for function in getattr(module, "ACTIONS", None) or [getattr(module, self.name)]:
             alone.command(function.__name__)(function)

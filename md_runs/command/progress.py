@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from .console import say
 
 if TYPE_CHECKING:
     from ...models.training import Progress as TrainingProgress
+    from ..campaign.execution import Tell
     from ..md.engine import Row
     from ..md.loop import Observer
     from ..md.relax import StepObserver, Task
@@ -140,6 +142,41 @@ def frames_progress() -> Callable[[int, int], None]:
             say(f"{done} of {total} frames")
 
     return tell
+
+
+@contextmanager
+def campaign_progress(runs: int) -> Iterator[Tell]:
+    """A function for `execute`, which tells how many runs have ended.
+
+    Parameters
+    ----------
+    runs
+        Number of all runs.
+    """
+    if not sys.stderr.isatty():
+        pace = Pace(at_once=True)
+
+        def line(states: Counter[str], workers: int) -> None:
+            if pace():
+                ended, note = _campaign_note(states, workers)
+                say(f"{ended} of {runs} runs  {note}")
+
+        yield line
+        return
+    with _bar("campaign", runs) as (bar, task):
+
+        def tell(states: Counter[str], workers: int) -> None:
+            ended, note = _campaign_note(states, workers)
+            bar.update(task, completed=ended, note=note)
+
+        yield tell
+
+
+def _campaign_note(states: Counter[str], workers: int) -> tuple[int, str]:
+    """Number of runs that have ended, and a note."""
+    failed = states["failed"] + states["lost"]
+    note = f"{workers} worker{'s' * (workers != 1)}" + (f"  {failed} failed" if failed else "")
+    return states["done"] + failed, note
 
 
 @contextmanager

@@ -30,7 +30,7 @@ class ASEEngine:
     """
 
     def __init__(self, atoms: Atoms, settings: MDSettings) -> None:
-        _warm_up(atoms)
+        warm_up(atoms)
         if settings.ensemble == "npt" and settings.compressibility is None:
             found = estimate_compressibility(atoms)
             settings = dataclasses.replace(settings, compressibility=found)
@@ -116,7 +116,7 @@ class ASEEngine:
         return trouble_with(self.atoms.get_velocities(), self.settings.timestep)
 
 
-def _warm_up(atoms: Atoms) -> None:
+def warm_up(atoms: Atoms) -> None:
     """Evaluate until the numbers are those of every later evaluation, to the last bit.
 
     TorchScript runs its first call unoptimised, and rounds otherwise from the second on: a run

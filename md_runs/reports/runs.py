@@ -53,7 +53,11 @@ def write_report(path: Path | str, reload: int | None = None) -> tuple[Path, dic
     """
     path = Path(path)
     page = path / REPORT
-    parts = sorted(file.parent for file in path.glob(f"*/{CONFIG}"))
+    parts = [
+        file.parent
+        for file in sorted(path.glob(f"*/{CONFIG}"))
+        if RunFolder.open(file.parent).config["kind"] in SECTIONS
+    ]
     if not parts or (path / CONFIG).exists():
         section, numbers = section_of(path)
         write_atomically(page, html_page(section.title, [section], reload=reload).encode())
@@ -79,7 +83,10 @@ def section_of(path: Path | str) -> tuple[Section, dict[str, Any]]:
     config = folder.config
     make = SECTIONS.get(config["kind"])
     if make is None:
-        raise ValueError(f"{path} holds a run of an unknown kind {config['kind']!r}")
+        raise ValueError(
+            f"{path} holds a run of the kind {config['kind']!r}: only {', '.join(SECTIONS)} have "
+            "reports"
+        )
     pictures = folder.path / FIGURES
     try:
         pictures.mkdir(exist_ok=True)

@@ -48,6 +48,10 @@ CHARGE_IN_FILE = Need(
     lambda v: v["target"] != "portable",
 )
 TCP = Need("is an option of --port only: a UNIX socket is on this machine", lambda v: v["port"])
+STARTED_HERE = Need(
+    "cannot be given with --scheduler, whose workers are started elsewhere",
+    lambda v: v["scheduler"] is None,
+)
 PEER = Need("is about torchmd-net, which --no-peer leaves out", lambda v: not v["no_peer"])
 PROTEINS = Need(
     "is the folder of chignolin and dhfr: name one of them with --systems",
@@ -92,6 +96,7 @@ NEEDS: dict[str, dict[str, tuple[Need, ...]]] = {
     },
     "relax": {"pressure": (CELL,)},
     "serve": {"host": (TCP,)},
+    "campaign": dict.fromkeys(("workers", "batch"), (STARTED_HERE,)),
     "train": {
         "config": (NO_EXAMPLE, KEEPS),
         "out": (NO_EXAMPLE, KEEPS, NO_SEARCH),

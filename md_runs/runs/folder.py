@@ -12,7 +12,7 @@ import errno
 import io
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,7 @@ RESTART = "restart.npz"
 START = "start.traj"
 LOCK = "lock"
 RELAXED = "relaxed.extxyz"
+EVALUATED = "evaluated.extxyz"
 RESULTS = "results.json"
 HESSIAN = "hessian.npz"
 REPORT = "report.html"
@@ -43,10 +44,12 @@ TOPOLOGIES = ("topology.pdb", "topology.cif")
 TRAJECTORY_ATOMS = "trajectory.pdb"
 CONVERTED = ("trajectory.dcd", "trajectory.xtc", TRAJECTORY_ATOMS)
 OWN_FILES = (
-    *(CONFIG, LOG, TRAJECTORY, RESTART, START, LOCK, RELAXED, RESULTS, HESSIAN, REPORT),
+    *(CONFIG, LOG, TRAJECTORY, RESTART, START, LOCK, RELAXED, EVALUATED, RESULTS, HESSIAN),
+    REPORT,
     *TOPOLOGIES,
     *CONVERTED,
 )
+BEGUN = (LOCK, START, *TOPOLOGIES)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 """Answers of a file system that has no locks, such as NFS without its lock service."""
 
@@ -196,16 +199,7 @@ class RunFolder:
         OSError
             If the folder cannot be written.
         """
-        file = self.path / LOCK
-        lock = FileLock(file, timeout=0, thread_local=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ValueError(f"{self.path} is in use: another process is running in it") from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise unwritable(file, error) from error
-        self._lock = lock
+        self._lock = locked(self.path / LOCK)
 
     def close(self) -> None:
         """Close the files and release the lock."""
@@ -338,19 +332,48 @@ class RunFolder:
         return {name: np.array(column) for name, column in table.items()}
 
 
+def locked(file: Path, wait: bool = False) -> BaseFileLock:
+    """A lock on a file, held until it is released or this process ends.
+
+    Parameters
+    ----------
+    file
+        Created where it is missing; it stays.
+    wait
+        Whether to wait while another process holds the lock.
+
+    Raises
+    ------
+    ValueError
+        If another process holds it.
+    OSError
+        If the file cannot be written. Where the file system has no locks, nothing is locked.
+    """
+    lock = FileLock(file, timeout=-1 if wait else 0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"{file.parent} is in use: another process is running in it") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise unwritable(file, error) from error
+    return lock
+
+
 def topology_suffix(source: Path) -> str:
     """``.pdb`` or ``.cif``, or nothing if the name says that the file is neither."""
     suffix = source.suffix.lower()
     return {".pdb": ".pdb", ".ent": ".pdb", ".cif": ".cif", ".mmcif": ".cif"}.get(suffix, "")
 
 
-def refuse_existing(path: Path, remedy: str) -> None:
-    """Raise a ValueError if there is something that a new run would overwrite."""
-    if path.exists() and not (path.is_dir() and _holds_nothing(path)):
+def refuse_existing(path: Path, remedy: str, begun: Collection[str] = BEGUN) -> None:
+    """Raise a ValueError if there is something that a new run would overwrite.
+
+    ``begun`` are files of a run that was killed before it wrote its config.
+    """
+    if path.exists() and not (path.is_dir() and _holds_only(path, begun)):
         raise ValueError(f"{path} exists already: {remedy}")
 
 
-def _holds_nothing(path: Path) -> bool:
-    """Whether a folder is empty, or that of a run killed before it wrote its config."""
-    names = {file.name for file in path.iterdir() if file.suffix != ".tmp"}
-    return names <= {LOCK, START, *TOPOLOGIES}
+def _holds_only(path: Path, names: Collection[str]) -> bool:
+    return {file.name for file in path.iterdir() if file.suffix != ".tmp"} <= set(names)

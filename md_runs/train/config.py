@@ -406,8 +406,13 @@ def yaml_text(value: Any) -> str:
 
 def markdown_table(section: str) -> str:
     """The table of a section's keys for the documentation."""
+    return table_of(SECTIONS[section])
+
+
+def table_of(section: type) -> str:
+    """The table of the keys of any section."""
     lines = ["| key | type | default | unit | |", "|---|---|---|---|---|"]
-    for each in keys_of(SECTIONS[section]):
+    for each in keys_of(section):
         default = each.default if each.default == REQUIRED else f"`{each.default}`"
         lines.append(f"| `{each.name}` | {each.type} | {default} | {each.unit} | {each.text} |")
     return "\n".join(lines)

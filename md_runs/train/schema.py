@@ -24,7 +24,10 @@ DEEPEST = 8
 """Levels of a file; an anchor that holds itself would have no end."""
 # YAML 1.1 takes a number without a point, 1e-3, for a word.
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|[-+]?\.?inf(inity)?$", re.I)
-_KEY = re.compile(r"\b(?:data|model|training|machine|output)\.[a-z_]+(?:\.[a-z_]+)?")
+# Keys of a training, and those of a campaign.
+_KEY = re.compile(
+    r"\b(?:data|model|training|machine|output|structures|relax|md)\.[a-z_]+(?:\.[a-z_]+)?"
+)
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")
 
