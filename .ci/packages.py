@@ -2,7 +2,8 @@
 
 The wheel is made from the sdist. In a new environment for each Python the wheel is installed with
 its dependencies and runs the first Python example of the README; in the first one the sdist is
-installed and tried too, and every extra is resolved (`pip install --dry-run`). Each environment
+installed and tried too, and in the last one, which has wheels of everything, every extra is
+resolved (`pip install --dry-run`). Each environment
 is removed before the next is made: torch is large.
 """
 
@@ -136,8 +137,8 @@ def main() -> None:
                 run(*pip, "uninstall", "--yes", "--quiet", "tensormd", folder=folder)
                 run(*pip, "install", "--quiet", "--no-deps", sdist, folder=folder)
                 print(f"{version}: sdist, {try_package(python, folder)}", flush=True)
-                if not arguments.no_extras:
-                    resolve_extras(python, wheel, folder)
+            if number == len(wanted) - 1 and not arguments.no_extras:
+                resolve_extras(python, wheel, folder)
             shutil.rmtree(folder / "env")
         if arguments.out:
             arguments.out.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ def stage(target: Path) -> None:
         text = scripts_page() if path == SCRIPTS else path.read_text()
         if str(page) == "reference/api":
             text = api_directives()
-        text = with_links(text, path, Path(page), target)
+        text = with_links(text, path, target)
         if str(page) == "tutorials/README":
             names = "\n".join(source.stem for source in tutorials())
             text += f"\n```{{toctree}}\n:hidden:\n\n{names}\n```\n"
@@ -64,7 +64,7 @@ def stage(target: Path) -> None:
     shutil.copytree(DOCS / "images", target / "images")
 
 
-def with_links(text: str, path: Path, page: Path, target: Path) -> str:
+def with_links(text: str, path: Path, target: Path) -> str:
     """The text of a file with its links as they are from the page; files are copied."""
     folder = path if path.is_dir() else path.parent
 
@@ -122,6 +122,8 @@ def executed(source: Path, cache: Path) -> Path:
     kept = cache / f"{source.stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.ipynb"
     if not kept.exists():
         print(f"running {source.name}", flush=True)
+        for older in cache.glob(f"{source.stem}-*.ipynb"):
+            older.unlink()
         notebook = jupytext.reads(text, fmt="py:percent")
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
         folder = cache / source.stem

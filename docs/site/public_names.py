@@ -31,11 +31,9 @@ def public_names() -> dict[str, list[str]]:
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for block in BLOCK.findall(page.read_text()):
             for node in ast.walk(ast.parse(block)):
-                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
-                    "tensormd."
-                ):
-                    assert node.module is not None
-                    found.setdefault(node.module, set()).update(a.name for a in node.names)
+                module = str(getattr(node, "module", ""))
+                if isinstance(node, ast.ImportFrom) and module.startswith("tensormd."):
+                    found.setdefault(module, set()).update(alias.name for alias in node.names)
     return {module: sorted(names, key=str.lower) for module, names in sorted(found.items())}
 
 
