@@ -34,7 +34,7 @@ import yaml
 from ase import Atoms
 from ase.io import write
 
-from tensormd.calculators.domain import why_not
+from tensormd.calculators.domain import DEFAULT, why_not
 from tensormd.md_runs.campaign.folder import DONE, RUNNING, RUNS, STRUCTURES, Campaign
 from tensormd.md_runs.campaign.plan import StructuresSection
 from tensormd.md_runs.campaign.results import read_records, status
@@ -266,7 +266,8 @@ def main() -> None:
     work: Path = arguments.work.resolve()
     work.mkdir(parents=True)
     molecules = write_molecules(work / "molecules.traj", arguments.smiles, arguments.molecules)
-    plan = write_plan(work / "plan.yaml", molecules, arguments.picoseconds)
+    # Named, so that a relaxed molecule is not refused which the given one was not.
+    plan = write_plan(work / "plan.yaml", molecules, arguments.picoseconds, checkpoint=DEFAULT)
     if arguments.what == "throughput":
         print(json.dumps(throughput(plan, work, arguments.rounds), indent=2))
         return

@@ -210,18 +210,20 @@ def test_workers_here_listen_to_this_machine_only(here: Path) -> None:
         assert list(client.nthreads().values()) == [1]
 
 
-def test_as_many_workers_as_cores(here: Path) -> None:
-    """One for each core that the process may use, fewer if runs have several threads."""
-    code = (
-        "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from tensormd.md_runs.campaign.execution import Workers, _connect\n"
-        "if __name__ == '__main__':\n"
-        "    with _connect(Workers(), threads=1, retries=0) as client:\n"
-        "        print(len(client.nthreads()))\n"
-    )
-    Path("one.py").write_text(code)
-    done = subprocess.run([sys.executable, "one.py"], capture_output=True, text=True, check=True)
-    assert done.stdout == "1\n"
+def test_as_many_workers_as_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As dask counts them, by affinity and cgroups; fewer if runs have several threads."""
+    counts = []
+
+    def local(count: int) -> None:
+        counts.append(count)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("tensormd.md_runs.campaign.execution._local", local)
+    monkeypatch.setattr("dask.system.CPU_COUNT", 4)
+    for threads in (1, 2, 8):
+        with pytest.raises(ValueError, match="enough"), _connect(Workers(), threads, retries=0):
+            pass
+    assert counts == [4, 2, 1]
 
 
 def test_dask_is_optional(
