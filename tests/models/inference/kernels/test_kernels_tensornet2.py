@@ -252,3 +252,15 @@ def swapped(graph: Graph) -> Graph:
     return graph._replace(
         edge_index=graph.edge_index[:, order], edge_shift=graph.edge_shift[order]
     )
+
+
+def test_memory_of_earlier_lists_is_used_again() -> None:
+    """For the same atoms, where it is large enough; results are those of new memory."""
+    potential = make_tensornet2(channels=32, coulomb=6.0).float()
+    fused, system, kept = fuse(potential), water(40), 0
+    for step in range(4):
+        moved = system.moved(system.positions * (1 + 0.02 * step), system.cell * (1 + 0.02 * step))
+        before = fused._memory  # type: ignore[union-attr]
+        assert equal(predict(fused, moved), predict(fuse(potential), moved))
+        kept += before is not None and before.edges.tape is fused._memory.edges.tape  # type: ignore
+    assert kept > 0
