@@ -27,6 +27,7 @@ MODELS: dict[str, Any] = {
     "tensornet": make_potential,
     "zbl": lambda: make_potential(1, zbl=2.0),
     "tdn": lambda: make_tdn(lmax=2, scale=1.4),
+    "tensornet2": lambda: make_tensornet2(coulomb=REACTION_FIELD),
     "committee": lambda: Committee([make_potential(), make_potential(2)]),
 }
 
@@ -114,10 +115,3 @@ def test_in_ase() -> None:
     with pytest.raises(StressUndefinedError):
         one.get_stresses()
     assert "stresses" not in atoms.calc.evaluate([one])[0]
-
-
-def test_charges_share_theirs() -> None:
-    potential = make_tensornet2(coulomb=REACTION_FIELD)
-    found = PotentialCalculator(potential, dtype="float64").evaluate([crystal()])[0]
-    np.testing.assert_allclose(found["stresses"].sum(0), found["stress"], atol=1e-12)
-    assert np.ptp(found["stresses"], axis=0).max() > 1e-4
