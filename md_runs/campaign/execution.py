@@ -13,7 +13,7 @@ import queue
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 NO_DASHBOARD = {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
 """Options of a scheduler: its HTTP server has no pages, and is at a free port of this machine."""
+MOST_SUBMISSIONS = 10
+"""Submissions after which a run is lost whose workers die before it begins."""
 SECONDS_TO_ANSWER = 10
 SECONDS_TO_RESTART = 60
 """A worker that was killed is given up and replaced if it takes longer; it has to import torch."""
@@ -146,6 +148,10 @@ class _Execution:
         self.campaign, self.client, self.states = campaign, client, states
         self._retries, self._tell, self._warn = retries, tell, warn
         self._warned = False
+        self._submissions: Counter[str] = Counter()
+        self._attempts_before = {
+            name: len(read_record(campaign.path, name).attempts) for name in campaign.tasks
+        }
         self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._running: dict[str, tuple[Task, Future]] = {}
         self._followers: dict[str, list[Task]] = {}
@@ -172,9 +178,11 @@ class _Execution:
         for task in tasks:
             if not _ready(task, self.states):
                 continue
+            self._submissions[task.name] += 1
             future = self.client.submit(
                 run_task, str(campaign.path), task, campaign.model, campaign.digest,
-                key=f"{campaign.path}/{task.name}", pure=False, retries=self._retries,
+                key=f"{campaign.path}/{task.name}/{self._submissions[task.name]}", pure=False,
+                retries=self._retries,
             )  # fmt: skip
             self._running[future.key] = task, future
             future.add_done_callback(self._ended.put)
@@ -193,14 +201,29 @@ class _Execution:
             except Exception:
                 if future.status != "error":
                     raise self._lost() from None
-        if future.status == "error":
-            record = read_record(self.campaign.path, task.name)
-            record.state, record.cause = LOST, _reason(future.exception())
-            write_record(self.campaign.path, task.name, record)
         del self._running[future.key]
+        if future.status == "error" and not self._lose(task, future.exception()):
+            self._submit([task])
+            return
         self.states[task.name] = state
         if state == DONE:
             self._submit(self._followers.get(task.name, ()))
+
+    def _lose(self, task: Task, error: BaseException) -> bool:
+        """Record a run as lost, if that is what the error means."""
+        from distributed import KilledWorker
+
+        record = read_record(self.campaign.path, task.name)
+        deaths = len(record.attempts) - self._attempts_before[task.name]
+        if isinstance(error, KilledWorker):
+            # dask also counts the deaths of workers at which a run only waited for its turn.
+            if deaths <= self._retries and self._submissions[task.name] < MOST_SUBMISSIONS:
+                return False
+            reason = f"its worker died {deaths} times: out of memory?"
+        else:
+            reason = " ".join(str(error).split())
+        write_record(self.campaign.path, task.name, replace(record, state=LOST, cause=reason))
+        return True
 
     def _workers(self) -> int:
         """How many workers there are now."""
@@ -224,14 +247,6 @@ class _Execution:
     def _so_far(self) -> str:
         done = sum(state in ENDED for state in self.states.values())
         return f"{done} of {len(self.states)} runs have ended; the same command does the others"
-
-
-def _reason(error: BaseException | None) -> str:
-    from distributed import KilledWorker
-
-    if isinstance(error, KilledWorker):
-        return f"its worker died each time ({error.allowed_failures + 1} times): out of memory?"
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @contextlib.contextmanager

@@ -115,7 +115,7 @@ def run_task(path: str, task: Task, model: ModelSettings, digest: str) -> str:
     """Run a task of a campaign, or resume it, unless it has ended before.
 
     A run that cannot succeed (the model does not know an element, the dynamics break down) is
-    recorded as failed. Other errors, such as a full disk, are raised: the scheduler tries again.
+    recorded as failed. After other errors, such as a full disk, the scheduler tries again.
 
     Parameters
     ----------
@@ -127,6 +127,11 @@ def run_task(path: str, task: Task, model: ModelSettings, digest: str) -> str:
     Returns
     -------
     The state in its record.
+
+    Raises
+    ------
+    FileNotFoundError, RuntimeError
+        If something else than the run is to blame.
     """
     work = Work(Path(path), task, model, digest)
     if not (work.path / INDEX).is_file():
@@ -137,7 +142,12 @@ def run_task(path: str, task: Task, model: ModelSettings, digest: str) -> str:
     lock = lock_file(work.path, task.name)
     lock.parent.mkdir(parents=True, exist_ok=True)
     with _ONE_AT_A_TIME, locked(lock, wait=True):
-        return _run_locked(work)
+        try:
+            return _run_locked(work)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    # Words only: dask never ends a task whose exception or traceback it cannot send.
+    raise RuntimeError(problem)
 
 
 def _run_locked(work: Work) -> str:

@@ -221,7 +221,7 @@ def test_errors_from_outside_are_raised(here: Path, monkeypatch: pytest.MonkeyPa
         raise OSError("no space left")
 
     monkeypatch.setattr("tensormd.md_runs.campaign.work.relax", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(RuntimeError, match="OSError: no space left"):
         do(campaign, "1-ethanol/relax")
     assert campaign.record(campaign.tasks["1-ethanol/relax"]).state == "interrupted"
     monkeypatch.undo()
