@@ -153,7 +153,7 @@ class Evaluator:
         if coulomb_cutoff is not None:
             potential = with_coulomb_cutoff(potential, coulomb_cutoff)  # type: ignore[assignment]
         self.potential = potential.to(self.device, precision).eval().requires_grad_(False)
-        # This is an error if fused kernels are asked for in vain.
+        why_not_fused(self.potential, self.backend)  # an error, if they are asked for in vain
         cutoff = list_cutoff(self.potential, self.backend)
         self.neighbors = NeighborList(cutoff, skin, self.device)
         self._members: list[nn.Module] | None = None

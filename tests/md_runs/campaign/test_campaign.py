@@ -328,7 +328,7 @@ def test_collecting(finished: Campaign, capsys: pytest.CaptureFixture[str]) -> N
     assert run("report", campaign.path / "runs" / "1-ethanol", "--json") == 0
     assert json.loads(capsys.readouterr().out).keys() == {"relax", "md-300K-seed4", "report"}
     assert run("report", campaign.path / "runs" / "1-ethanol" / "hessian") == 2
-    assert "only md, relax, train have reports" in capsys.readouterr().err
+    assert "holds a run of the kind 'hessian': only md, relax, train" in capsys.readouterr().err
 
 
 def test_failures_are_grouped_by_cause(here: Path) -> None:
