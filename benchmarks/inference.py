@@ -1,6 +1,7 @@
 """tensormd against torchmd-net, from 22 to about 100,000 atoms: docs/results/performance.md.
 
     python benchmarks/inference.py --json FILE [--plot FILE] [any option of `tensormd benchmark`]
+    python benchmarks/inference.py --network tensornet2 --sizes "" --json FILE    # AceFF-2's size
     python benchmarks/inference.py --table FILE        # Markdown table, from the JSON
     python benchmarks/inference.py --speed FILE PNG    # the README's bar chart, from the JSON
 

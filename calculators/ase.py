@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..models.neighbors import SKIN
 from ..models.potential import parse_dtype
 from ..models.quantities import HEADS, QUANTITIES, VOIGT
 from .checks import UntrainedError, charge_of, check_energies, parse_charge
-from .domain import DEFAULT, DOMAIN, doubts, why_not
+from .domain import DEFAULT, why_not
 from .evaluator import Checkpoint, Evaluation, Evaluator, Structure
 
 
@@ -76,8 +76,9 @@ class PotentialCalculator(Calculator):
     Notes
     -----
     Properties: energy and free_energy (eV), energies (eV, per atom), forces (eV/A), stress
-    (eV/A^3, Voigt; periodic structures). A committee adds energy_std and forces_std, the
-    sample standard deviations over its members.
+    (eV/A^3, Voigt; periodic structures) and, on request, stresses (N, 6), the atoms' shares in
+    the stress, which sum to it. A committee adds energy_std and forces_std, the sample standard
+    deviations over its members.
 
     A checkpoint with the corresponding heads also gives dipole (3,), e A, and polarizability
     (3, 3), e^2 A^2/eV, on request, and a TensorNet2 its charges (N,), e; the network itself
@@ -104,6 +105,8 @@ class PotentialCalculator(Calculator):
         super().__init__()
         self.atoms: Atoms | None
         self.results: dict[str, Any]
+        self._last: Evaluation | None = None
+        """What `results` come from, as long as they are those of `atoms`."""
         self.use_cache = False  # ASE's copy of the atoms before a calculation: it makes its own
         self.charge = None if charge is None else parse_charge(charge)
         self._chosen = checkpoint is not None
@@ -134,11 +137,6 @@ class PotentialCalculator(Calculator):
             "coulomb_cutoff": coulomb_cutoff,
         }
         self._charge_read: float | None = None
-        self._general = any(
-            m.metadata.get("domain") == DOMAIN  # type: ignore[union-attr, operator]
-            for m in members_of(self.potential)
-        )
-        """Whether structures are to be compared with the data of the general potential."""
         self._energies, self.heads = _properties_of(self.potential)
         """Properties that come with the energy, and properties with their own readout."""
         self.implemented_properties = [*self._energies, *self.heads]
@@ -184,43 +182,61 @@ class PotentialCalculator(Calculator):
         if structure is None:
             raise ValueError("no structure: pass atoms to the calculator")
         energies, heads = self._wanted(properties)
-        if properties and "stress" in properties:
+        if {"stress", "stresses"} & set(properties or ()):
             _check_stress(structure)
         for reason in filter(None, (QUANTITIES[name].not_periodic for name in heads)):
             if structure.pbc.any():
                 raise DipoleUndefinedError(reason)
-        kept: dict[str, Any] = {} if system_changes or self.atoms is None else self.results
-        self.atoms, self.results = None, {}  # a failure leaves neither behind
+        if system_changes or self.atoms is None:
+            self.reset()
+        kept, last = self.results, self._last
+        self.reset()  # a failure leaves nothing behind
         given = self._structure(structure)
         if {"numbers", "pbc", "charge"} & set(system_changes):
-            self._check_domain(structure)
+            self._refuse_undescribed(structure)
+            self.evaluator.check_domain(structure)
         graph = self.evaluator.graph(given, system_changes)
         results = dict(kept)
         if energies:
-            results |= self._results(self.evaluator.evaluate(graph), [structure])[0]
+            last = last or self.evaluator.evaluate(graph)
+            with_stresses = properties is None or "stresses" in properties
+            results |= self._results(last, [structure], with_stresses)[0]
         if heads:
             results |= _results_of_heads(self.evaluator.properties(graph, heads), [structure])[0]
-        self.results = results
+        self.results, self._last = results, last
         self.atoms, self._charge_read = structure.copy(), given.charge
 
     def evaluate(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-        """Compute the results of many structures in one batch, in the given order.
+        """Compute the results of many structures, in the given order, in one batch.
 
-        The state kept for molecular dynamics (results, neighbour list) does not change.
+        Fused kernels on a CPU run several batches side by side, in as many threads as torch has;
+        each structure's results are those that it has alone, to the last bit. The state kept for
+        molecular dynamics (results, neighbour list) does not change.
         """
         if len(structures) == 0:
             return []
         for atoms in structures:
-            self._check_domain(atoms)
-        graph = self.evaluator.batch(self._structure(atoms) for atoms in structures)
+            self._refuse_undescribed(atoms)
+            self.evaluator.check_domain(atoms)
+        given = [self._structure(atoms) for atoms in structures]
         results: list[dict[str, Any]] = [{} for _ in structures]
         if "energy" in self.implemented_properties:
-            results = self._results(self.evaluator.evaluate(graph), structures)
+            results = self._results(self.evaluator.evaluate_many(given), structures)
         if self.heads:
-            found = self.evaluator.properties(graph, self.heads)
+            found = self.evaluator.properties(self.evaluator.batch(given), self.heads)
             others = _results_of_heads(found, structures)
             results = [{**a, **b} for a, b in zip(results, others, strict=True)]
         return results
+
+    def team(self) -> list[PotentialCalculator]:
+        """Calculators for threads that work side by side, one each: see `Evaluator.team`."""
+        team = []
+        for evaluator in self.evaluator.team(self.neighbors.skin):
+            twin = copy.copy(self)
+            twin.evaluator, twin.neighbors = evaluator, evaluator.neighbors
+            twin.reset()
+            team.append(twin)
+        return team
 
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
@@ -230,18 +246,10 @@ class PotentialCalculator(Calculator):
             self._require_energies()
         return super().get_property(name, atoms, allow_calculation)
 
-    def _check_domain(self, atoms: Atoms) -> None:
-        """Refuse a structure that nobody chose this model for, or warn once that it is unsure."""
+    def _refuse_undescribed(self, atoms: Atoms) -> None:
+        """Raise a ValueError for a structure that nobody chose this model for."""
         if not self._chosen and (reason := why_not(atoms, self._charge_of(atoms))):
             raise ValueError(reason)
-        if self._general and (reasons := doubts(atoms)):
-            self._general = False
-            warnings.warn(
-                f"{atoms.get_chemical_formula()} is unlike the data of this model "
-                f"({'; '.join(reasons)}): results are unverified",
-                UserWarning,
-                stacklevel=3,
-            )
 
     def _wanted(self, properties: Sequence[str] | None) -> tuple[bool, list[str]]:
         """Whether energies are requested, and which heads."""
@@ -280,7 +288,9 @@ class PotentialCalculator(Calculator):
     def _charge_of(self, atoms: Atoms) -> int:
         return charge_of(atoms) if self.charge is None else self.charge
 
-    def _results(self, found: Evaluation, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+    def _results(
+        self, found: Evaluation, structures: Sequence[Atoms], with_stresses: bool = True
+    ) -> list[dict[str, Any]]:
         """Results under ASE's names, one dictionary per structure of a batch."""
         results, end = [], 0
         for b, atoms in enumerate(structures):
@@ -292,6 +302,10 @@ class PotentialCalculator(Calculator):
                 result["energies"] = found.energies[part]
             if atoms.pbc.any() and atoms.cell.volume > 0:
                 result["stress"] = -found.virial[b][VOIGT] / atoms.cell.volume
+                if with_stresses:
+                    rows, columns = VOIGT
+                    shares = found.virials[part, rows, columns]
+                    result["stresses"] = -shares / atoms.cell.volume
             if found.energy_std is not None and found.forces_std is not None:
                 result["energy_std"] = float(found.energy_std[b])
                 result["forces_std"] = found.forces_std[part]
@@ -299,6 +313,11 @@ class PotentialCalculator(Calculator):
         return results
 
     # What ASE asks of a calculator
+
+    def reset(self) -> None:
+        """Forget the last structure and its results."""
+        super().reset()
+        self._last = None
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """Inputs of the model that changed since the last calculation, compared bit by bit."""
@@ -367,7 +386,7 @@ if PotentialCalculator.name not in external_calculators:
 def _properties_of(potential: nn.Module) -> tuple[list[str], list[str]]:
     """ASE's names of the properties that come with the energy, and of those from other heads."""
     members = members_of(potential)
-    energies = ["energy", "free_energy", "forces", "stress"]
+    energies = ["energy", "free_energy", "forces", "stress", "stresses"]
     if all(getattr(member, "has_atom_energies", True) for member in members):
         energies.append("energies")
     if isinstance(potential, Committee):

@@ -161,30 +161,6 @@ def check_elements(numbers: NDArray[Any], elements: Sequence[int]) -> None:
         )
 
 
-def check_bonds(topology: Any, chosen: Iterable[int]) -> None:
-    """Raise a ValueError if an OpenMM Topology has bonds between chosen atoms and other ones.
-
-    There are no link atoms: a cut bond would leave the potential a radical.
-    """
-    inside = set(chosen)
-    cut = [bond for bond in topology.bonds() if len(inside & {atom.index for atom in bond}) == 1]
-    if cut:
-        names = ", ".join(
-            "-".join(_name_of(atom) for atom in sorted(bond, key=lambda atom: atom.index))
-            for bond in cut[:5]
-        )
-        more = f" and {len(cut) - 5} more" if len(cut) > 5 else ""
-        raise ValueError(
-            f"the chosen atoms cut {len(cut)} bond(s): {names}{more}; there are no link atoms: "
-            "expected whole molecules, with both atoms of each bond chosen or neither"
-        )
-
-
-def _name_of(atom: Any) -> str:
-    residue = atom.residue
-    return f"{atom.index} ({atom.name} of {residue.name} {residue.id})"
-
-
 def check_geometry(positions: NDArray[Any], cell: NDArray[Any], pbc: NDArray[Any]) -> None:
     """Raise a ValueError if positions are not finite or the periodic cell vectors span no volume.
 
@@ -230,9 +206,11 @@ def _explain_failure(graph: Graph) -> str:
     lengths = np.linalg.norm(displacements(graph).cpu().numpy(), axis=1)
     if len(lengths) and lengths.min() < 1e-6:
         i, j = edge_index[:, int(np.argmin(lengths))]
+        pair = symbols([numbers[i], numbers[j]])
+        first = int((graph.system < graph.system[i]).sum())  # of the structure, in a batch
         return (
-            f"atoms {i} and {j} ({symbols([numbers[i], numbers[j]])}) are in one place: "
-            "expected distinct positions"
+            f"atoms {i - first} and {j - first} ({pair}) are in one place: expected distinct "
+            "positions"
         )
     closest = f", closest pair {lengths.min():.3f} A apart" if len(lengths) else ""
     return f"the model returned an energy or a force that is not finite{closest}"

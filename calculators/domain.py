@@ -1,6 +1,7 @@
 """Structures that the general potential `DEFAULT` is for, and those that it is unsure of.
 
-Nothing but elements, charge and bonds (see `bonds_of`) is read from a structure.
+Nothing but elements, charge and bonds is read from a structure: bonds as `bonds_of` finds them, or
+those that a topology lists.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
+from scipy.sparse import coo_array  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
 from ..models.checkpoint.registry import REGISTRY
 from ..models.data.structures.bonds import bonds_of
@@ -66,14 +69,15 @@ class Molecules:
     """(N,) atomic numbers."""
     part: NDArray[np.int64]
     """(N,) number of the part that an atom belongs to."""
-    bonds: NDArray[np.int64]
-    """(B, 2) bonded atoms, each pair once."""
-    endless: bool
+    bonds: NDArray[np.int64] | None
+    """(B, 2) bonded atoms, each pair once; None: not known."""
+    endless: bool = False
     """Whether a part is bonded to its own periodic image."""
 
     @property
     def names_of_bonds(self) -> list[str]:
         """Symbols of each bond, such as ``C-H``."""
+        assert self.bonds is not None
         return ["-".join(sorted(_symbols(self.numbers[bond]))) for bond in self.bonds]
 
 
@@ -101,6 +105,19 @@ def molecules_of(atoms: Atoms) -> Molecules:
     return Molecules(atoms.numbers, part, np.stack([i[once], j[once]], axis=1), endless)
 
 
+def molecules_of_bonds(numbers: NDArray[Any], bonds: NDArray[np.int64]) -> Molecules:
+    """The molecules of N atoms from a list of their bonds (B, 2).
+
+    If an atom has no bond, as where nothing but residues of proteins have any, the list is not
+    taken for complete: all atoms are one part, of unknown bonds.
+    """
+    atoms = len(numbers)
+    if len(np.unique(bonds)) < atoms:
+        return Molecules(numbers, np.zeros(atoms, dtype=int), None)
+    joined = coo_array((np.ones(len(bonds)), bonds.T), shape=(atoms, atoms))
+    return Molecules(numbers, connected_components(joined, directed=False)[1], bonds)
+
+
 def why_not(atoms: Atoms, charge: int) -> str | None:
     """Why the general potential is not for a structure, with what else would do; None if it is."""
     unknown = sorted(set(atoms.numbers.tolist()) - set(ELEMENTS))
@@ -115,16 +132,25 @@ def why_not(atoms: Atoms, charge: int) -> str | None:
     return f"no checkpoint was given, and {DEFAULT}, which ships, {reason}: {_advice(atoms)}"
 
 
-def doubts(atoms: Atoms) -> list[str]:
+def doubts(structure: Atoms | Molecules) -> list[str]:
     """What makes results of the general potential for a structure doubtful, a clause each."""
-    found = molecules_of(atoms)
-    reasons = _unsuitable(found) + _too_close(atoms) + _odd_neighbours(found)
+    if isinstance(structure, Atoms):
+        found, close = molecules_of(structure), _too_close(structure)
+    else:
+        found, close = structure, []
+    return _unsuitable(found) + close + _unlike_the_data(found)
+
+
+def _unlike_the_data(found: Molecules) -> list[str]:
+    """Bonds that its data lack, or that its teacher is unsure of."""
+    if found.bonds is None:
+        return []
     by_part: dict[int, list[str]] = {}
     for bond, name in zip(found.bonds, found.names_of_bonds, strict=True):
         by_part.setdefault(int(found.part[bond[0]]), []).append(name)
     molecules = {UNSURE_MOLECULES.get(" ".join(sorted(bonds)), "") for bonds in by_part.values()}
     bonds = {UNSURE_BONDS.get(name, "") for name in found.names_of_bonds}
-    return reasons + [
+    return _odd_neighbours(found.numbers, found.bonds) + [
         f"its teacher is unsure of {name}" for name in sorted((molecules | bonds) - {""})
     ]
 
@@ -150,10 +176,10 @@ def _too_close(atoms: Atoms) -> list[str]:
     return [f"atoms {i[k]} and {j[k]} are {d[k]:.2f} A apart"]
 
 
-def _odd_neighbours(found: Molecules) -> list[str]:
+def _odd_neighbours(numbers: NDArray[Any], bonds: NDArray[np.int64]) -> list[str]:
     """The first atom with fewer or more bonds than any in the data."""
-    degrees = np.bincount(found.bonds.ravel(), minlength=len(found.numbers))
-    for atom, (number, degree) in enumerate(zip(found.numbers, degrees, strict=True)):
+    degrees = np.bincount(bonds.ravel(), minlength=len(numbers))
+    for atom, (number, degree) in enumerate(zip(numbers, degrees, strict=True)):
         least, most = NEIGHBOURS.get(int(number), (0, len(degrees)))
         if not least <= degree <= most:
             return [f"atom {atom} ({chemical_symbols[number]}) has {degree} bonds"]

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import copy
 import os
+import queue
+import warnings
 from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from ase import Atoms
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -29,13 +33,15 @@ from ..models.graph import Graph, batch_graphs, within
 from ..models.inference.backends import (
     compile_potential,
     implementation_of,
+    list_cutoff,
     runs_as,
     why_not_fused,
 )
 from ..models.inference.forks import use_one_thread_in_forks
 from ..models.inference.hessian import hessian
+from ..models.inference.kernels.potential import FusedPotential
 from ..models.inference.tables import TableInfo
-from ..models.neighbors import SKIN, NeighborList
+from ..models.neighbors import SKIN, NeighborList, all_pairs
 from ..models.potential import Prediction, parse_dtype
 from .checks import (
     all_finite,
@@ -48,6 +54,11 @@ from .checks import (
     warn_of_charge,
     warn_of_charged_cell,
 )
+from .domain import DOMAIN, Molecules, doubts
+
+ATOMS_AT_ONCE = 512
+"""Atoms of a batch that one of several threads evaluates; fewer leave work to Python, more do not
+fit a core's cache."""
 
 Checkpoint = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | nn.Module
 
@@ -78,6 +89,8 @@ class Evaluation(NamedTuple):
     """(N, 3), eV/Angstrom."""
     virial: NDArray[np.float64]
     """(B, 3, 3), eV: -dE/dstrain, symmetric."""
+    virials: NDArray[np.float64]
+    """(N, 3, 3), eV, shares of the atoms in the virial, symmetric."""
     energy_std: NDArray[np.float64] | None = None
     """(B,), eV: sample standard deviation over the members of a committee."""
     forces_std: NDArray[np.float64] | None = None
@@ -141,10 +154,16 @@ class Evaluator:
             potential = with_coulomb_cutoff(potential, coulomb_cutoff)  # type: ignore[assignment]
         self.potential = potential.to(self.device, precision).eval().requires_grad_(False)
         why_not_fused(self.potential, self.backend)  # an error, if they are asked for in vain
-        self.neighbors = NeighborList(float(potential.cutoff), skin, self.device)
+        cutoff = list_cutoff(self.potential, self.backend)
+        self.neighbors = NeighborList(cutoff, skin, self.device)
         self._members: list[nn.Module] | None = None
         self._charges: set[float] = {0.0}  # that were warned of, if there was a reason
         self._boxes_warned = False
+        self._general = any(
+            member.metadata.get("domain") == DOMAIN  # type: ignore[union-attr, operator]
+            for member in members_of(potential)
+        )
+        """Whether structures are to be compared with the data of the general potential."""
 
     def check_charge(self, charge: float, periodic: bool = False) -> None:
         """Warn of a charge that the potential may never have seen, and of a charged cell.
@@ -156,6 +175,18 @@ class Evaluator:
             warn_of_charge(self.potential, int(charge))
         if charge and periodic and not self._boxes_warned:
             self._boxes_warned = warn_of_charged_cell(self.potential, int(charge))
+
+    def check_domain(self, structure: Atoms | Molecules) -> None:
+        """Warn once of a structure that is unlike the data of the general potential."""
+        if self._general and (reasons := doubts(structure)):
+            self._general = False
+            formula = Atoms(numbers=structure.numbers).get_chemical_formula()
+            warnings.warn(
+                f"{formula} is unlike the data of this model ({'; '.join(reasons)}): results are "
+                "unverified",
+                UserWarning,
+                stacklevel=3,
+            )
 
     @property
     def why_not_fused(self) -> str | None:
@@ -192,15 +223,17 @@ class Evaluator:
         return self._graph(structure, self.neighbors, changed)
 
     @torch.inference_mode(False)
-    def batch(self, structures: Iterable[Structure]) -> Graph:
+    def batch(self, structures: Iterable[Structure], skin: float = 0.0) -> Graph:
         """One graph of many structures; the kept neighbour list does not change.
+
+        ``skin``, Angstrom, is added to the cutoff of its edges.
 
         Raises
         ------
         ValueError
             As in `graph`.
         """
-        neighbors = NeighborList(self.neighbors.cutoff, 0.0, self.device)
+        neighbors = NeighborList(self.neighbors.cutoff, skin, self.device)
         return batch_graphs([self._graph(structure, neighbors) for structure in structures])
 
     def _graph(
@@ -236,6 +269,38 @@ class Evaluator:
         check_results(graph, found.energy, found.forces)
         return found
 
+    def evaluate_many(self, structures: Sequence[Structure]) -> Evaluation:
+        """Results of one or more structures, in the given order; the kept list does not change.
+
+        Fused kernels on a CPU evaluate batches side by side, in as many threads as torch has, and
+        give each structure the results that it has alone, to the last bit. All else, and fewer
+        structures than threads, are one batch.
+
+        Raises
+        ------
+        ValueError
+            As in `graph` and `evaluate`.
+        """
+        team = self.team(0.0)
+        batches = _batches(structures, len(team))
+        if len(batches) < len(team) or len(team) == 1:
+            return self.evaluate(self.batch(structures))
+        idle: queue.SimpleQueue[Evaluator] = queue.SimpleQueue()
+        for each in team:
+            idle.put(each)
+
+        def run(batch: Sequence[Structure]) -> Evaluation:
+            evaluator = idle.get()
+            try:
+                return evaluator.evaluate(evaluator.batch(batch))
+            finally:
+                idle.put(evaluator)
+
+        with ThreadPoolExecutor(len(team)) as pool:
+            found = list(pool.map(run, batches))
+        columns = (None if c[0] is None else np.concatenate(c) for c in zip(*found, strict=True))
+        return Evaluation(*columns)  # type: ignore[arg-type]
+
     @torch.inference_mode(False)
     def energy_and_forces(self, structure: Structure) -> tuple[Tensor, Tensor]:
         """Energy (), eV, and forces (N, 3), eV/Angstrom, with the kept neighbour list.
@@ -259,11 +324,14 @@ class Evaluator:
     def predictions(self, graph: Graph) -> list[Prediction]:
         """The prediction of each member for a graph."""
         with torch.set_grad_enabled(True):  # forces are gradients, even under no_grad
-            return [member(graph) for member in self.members]
+            return [
+                member(graph if isinstance(member, FusedPotential) else self._whole(graph))
+                for member in self.members
+            ]
 
     @torch.inference_mode(False)
     def properties(self, graph: Graph, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """Properties that the network's own heads predict for a graph.
+        """Properties that the network's own heads predict for a graph, or fused kernels.
 
         Shape (B, ...) for properties of the system, (N, ...) for those of each atom; units as in
         the table of `quantities`.
@@ -276,7 +344,10 @@ class Evaluator:
         use_one_thread_in_forks()
         found = []
         with torch.no_grad():
-            for member in members_of(self.potential):
+            for member, compiled in zip(members_of(self.potential), self.members, strict=True):
+                if set(names) <= set(getattr(compiled, "computes", ())):
+                    found.append(compiled.properties(graph, names))  # type: ignore[operator]
+                    continue
                 near, vectors = within(graph, float(member.cutoff))  # type: ignore[arg-type]
                 found.append(member.properties(near, vectors, names=names))  # type: ignore[operator]
         means = {name: mean([each[name] for each in found]).cpu().numpy() for name in names}
@@ -288,9 +359,30 @@ class Evaluator:
         """Second derivatives of the energy of the network itself, (3N, 3N), eV/Angstrom^2."""
         use_one_thread_in_forks()
         members = members_of(self.potential)
+        graph = self._whole(graph)
         return mean([hessian(each.total_energy, graph) for each in members]).cpu().numpy()  # type: ignore[arg-type]
 
+    def _whole(self, graph: Graph) -> Graph:
+        """The graph with all pairs, of which fused kernels need no list."""
+        if self.neighbors.cutoff < float(self.potential.cutoff):
+            return all_pairs(graph)
+        return graph
+
     # The evaluator itself
+
+    def team(self, skin: float) -> list[Evaluator]:
+        """Evaluators that share the weights, for threads that work side by side, one each.
+
+        One for each thread of torch where fused kernels run on a CPU, whose results do not depend
+        on the number of threads and which leave Python to the others meanwhile; otherwise one.
+        """
+        beside = all(hasattr(member, "threads") for member in self.members)
+        team = [self.twin(skin) for _ in range(torch.get_num_threads() if beside else 1)]
+        if len(team) > 1:
+            for evaluator in team:
+                for member in evaluator.members:
+                    member.threads = 1  # type: ignore[assignment]
+        return team
 
     @torch.inference_mode(False)
     def twin(self, skin: float) -> Evaluator:
@@ -328,6 +420,15 @@ class Evaluator:
     def __getstate__(self) -> dict[str, Any]:
         # Compiled modules cannot be pickled: they are rebuilt on first use.
         return {**self.__dict__, "_members": None}
+
+
+def _batches(structures: Sequence[Structure], threads: int) -> list[Sequence[Structure]]:
+    """Consecutive structures of about `ATOMS_AT_ONCE` atoms, or fewer to give all threads some."""
+    ends = np.cumsum([len(structure.numbers) for structure in structures])
+    count = max(-(-int(ends[-1]) // ATOMS_AT_ONCE), threads)
+    bounds = np.searchsorted(ends, ends[-1] * np.arange(1, count) / count) + 1
+    parts = np.split(np.arange(len(structures)), bounds)
+    return [structures[part[0] : part[-1] + 1] for part in parts if len(part)]
 
 
 def _arrays(tensors: Iterable[Tensor]) -> list[NDArray[np.float64]]:

@@ -16,8 +16,10 @@ from ..models.committee import has_coulomb, members_of
 from ..models.inference.backends import script
 from ..models.inference.torchscript import OpenMMModule, PortableEvaluator, scriptable_members
 from ..models.units import kj_per_mol_in_ev, nm_in_angstrom
-from .checks import check_bonds, check_elements, check_energies, parse_charge
+from .checks import check_elements, check_energies, parse_charge
+from .domain import molecules_of_bonds
 from .evaluator import Checkpoint, Evaluator, Structure
+from .openmm_topology import atomic_numbers, bonds_of_region, has_box
 from .openmm_versions import choose_force_class
 from .torch_operator import OperatorEvaluator
 
@@ -53,7 +55,8 @@ def create_force(
     topology_or_numbers
         OpenMM Topology, or the atomic numbers of all particles of the System.
     atoms
-        Indices of the particles that the force acts on, in this order; None for all.
+        Indices of the particles that the force acts on, in this order; None for all. Link atoms
+        of openmm-ml, which are virtual sites of the System, are particles like others.
     charge
         Total charge of those particles, e.
     engine
@@ -86,19 +89,18 @@ def create_force(
     ------
     ValueError
         If the model does not know an element, an index is out of range or repeated, ``atoms``
-        cut a bond of the topology, the charge is not an integer, the Coulomb cutoff cannot be, or
-        the engine or backend cannot run here.
+        cut a bond of the topology that has no link atom, the charge is not an integer, the
+        Coulomb cutoff cannot be, or the engine or backend cannot run here.
     """
     force_class = choose_force_class(engine)
-    numbers = _atomic_numbers(topology_or_numbers)
+    numbers = atomic_numbers(topology_or_numbers)
     particles = None if atoms is None else _checked_indices(atoms, len(numbers))
     if particles is not None:
         numbers = numbers[particles]
-        if hasattr(topology_or_numbers, "bonds"):
-            check_bonds(topology_or_numbers, particles)
+    bonds = bonds_of_region(topology_or_numbers, particles)
     charge = parse_charge(charge)
     if periodic is None:
-        periodic = _has_box(topology_or_numbers)
+        periodic = has_box(topology_or_numbers)
     potential = load_potential(checkpoint)
     check_elements(numbers, potential.elements)
     check_energies(potential)
@@ -114,6 +116,7 @@ def create_force(
         coulomb_cutoff=cutoff,
     )
     evaluator.check_charge(charge, periodic)
+    evaluator.check_domain(molecules_of_bonds(numbers, bonds))
     log.info("tensormd runs %s in OpenMM through %s", potential.architecture, force_class)
     make_force = _torch_force if force_class == "torchforce" else _python_force
     force = make_force(evaluator, numbers, charge, particles, periodic)
@@ -204,7 +207,12 @@ def _python_force(
 ) -> openmm.Force:
     import openmm
 
-    return openmm.PythonForce(PythonEvaluator(evaluator, numbers, charge, particles, periodic))
+    if particles is None or not hasattr(openmm.PythonForce, "setParticles"):
+        return openmm.PythonForce(PythonEvaluator(evaluator, numbers, charge, particles, periodic))
+    # OpenMM 8.6 copies these particles only.
+    force = openmm.PythonForce(PythonEvaluator(evaluator, numbers, charge, None, periodic))
+    force.setParticles(particles)
+    return force
 
 
 class PythonEvaluator:
@@ -246,25 +254,6 @@ def _scriptable(potential: nn.Module) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _atomic_numbers(topology_or_numbers: Any) -> NDArray[np.int64]:
-    if not hasattr(topology_or_numbers, "atoms"):
-        numbers = np.asarray(topology_or_numbers)
-        if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
-            raise ValueError(
-                f"atomic numbers are {topology_or_numbers!r}: expected a list of integers, or an "
-                "OpenMM Topology"
-            )
-        return numbers.astype(np.int64)
-    # Virtual sites have no element: they are allowed if the model does not act on them.
-    elements = [atom.element for atom in topology_or_numbers.atoms()]
-    return np.array([0 if e is None else e.atomic_number for e in elements], dtype=np.int64)
-
-
-def _has_box(topology_or_numbers: Any) -> bool:
-    get = getattr(topology_or_numbers, "getPeriodicBoxVectors", None)
-    return get is not None and get() is not None
 
 
 def _checked_indices(atoms: Iterable[int], total: int) -> list[int]:

@@ -16,6 +16,7 @@ With another torch the first force evaluation fails; with OpenMM 8.6 the process
 System is copied or read from XML.
 """
 INSTALL = "pip install 'tensormd[openmm]'"
+INSTALL_TORCHFORCE = "pip install 'tensormd[torchforce]'"
 
 
 def choose_force_class(wanted: str) -> str:
@@ -47,19 +48,19 @@ def torchforce_problem() -> str | None:
     """Why TorchForce cannot run here, with the remedy, or None if it can."""
     plugin = _version("openmmtorch")
     if plugin is None:
-        return f"openmmtorch is not installed: {INSTALL}"
+        return f"openmmtorch is not installed: {INSTALL_TORCHFORCE}"
     for package, releases in BUILT_FOR.get(_release(plugin), {}).items():
         found = _version(package)
         if found is None or _release(found) not in releases:
             return (
                 f"openmmtorch {plugin} is built for {package} {' or '.join(releases)}, but "
-                f"{package} {found} is installed: {INSTALL}"
+                f"{package} {found} is installed: {INSTALL_TORCHFORCE}"
             )
     try:
         importlib.import_module("torch")  # its libraries must be loaded before openmm's
         _import_quietly("openmmtorch")
     except ImportError as error:
-        return f"openmmtorch {plugin} does not load ({error}): {INSTALL}"
+        return f"openmmtorch {plugin} does not load ({error}): {INSTALL_TORCHFORCE}"
     return _kernels_problem()
 
 
@@ -94,7 +95,8 @@ def _kernels_problem() -> str | None:
             problems.append(" ".join(str(error).split()))
     if Platform.getPlatformByName("Reference").supportsKernels(["CalcTorchForce"]):
         return None
-    return f"OpenMM has no kernels for it ({'; '.join(problems) or 'no such plugin'}): {INSTALL}"
+    why = "; ".join(problems) or "no such plugin"
+    return f"OpenMM has no kernels for it ({why}): {INSTALL_TORCHFORCE}"
 
 
 FORCE_CLASSES = {"torchforce": torchforce_problem, "python": python_problem}

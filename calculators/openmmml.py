@@ -73,6 +73,8 @@ class TensormdImpl(MLPotentialImpl):
     ) -> None:
         """Add one force for ``atoms`` (None: all); options are those of `create_force`.
 
+        The link atoms of openmm-ml 1.8 are among the atoms of the topology, which it has copied.
+
         ``useCoulombCutoff`` is openmm-ml's own: False sums over all pairs, True cuts off without a
         box too; by default there is a cutoff in a box only.
 

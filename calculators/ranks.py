@@ -146,7 +146,7 @@ class RankEvaluator:
     def _predict(self, found: PartGraph) -> tuple[Any, ...]:
         with torch.set_grad_enabled(True):
             mean = mean_prediction([member(found.graph, found.part) for member in self.members])
-        energy, energies, forces, virial = (t.cpu().numpy() for t in mean)
+        energy, energies, forces, virial, _ = (t.cpu().numpy() for t in mean)
         check_results(found.graph, energy, forces)
         return float(energy[0]), energies, forces, virial[0]
 

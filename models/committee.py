@@ -78,6 +78,7 @@ def mean_prediction(predictions: list[Prediction]) -> Prediction:
         mean([p.energies for p in predictions]),
         mean([p.forces for p in predictions]),
         mean([p.virial for p in predictions]),
+        mean([p.virials for p in predictions]),
     )
 
 
@@ -85,9 +86,15 @@ def combine(predictions: list[Prediction]) -> CommitteePrediction:
     """Mean and standard deviation of two or more members' predictions."""
     return CommitteePrediction(
         mean_prediction(predictions),
-        torch.stack([p.energy for p in predictions]).std(0),
-        torch.stack([p.forces for p in predictions]).std(0),
+        _spread([p.energy for p in predictions]),
+        _spread([p.forces for p in predictions]),
     )
+
+
+def _spread(values: list[Tensor]) -> Tensor:
+    """Sample standard deviation, whose bits, unlike those of torch.std, batches do not change."""
+    deviations = torch.stack(values) - mean(values)
+    return (deviations.square().sum(0) / (len(values) - 1)).sqrt()
 
 
 def with_coulomb_cutoff(potential: nn.Module, cutoff: float) -> nn.Module:

@@ -191,6 +191,23 @@ class NeighborList:
             )
 
 
+def all_pairs(graph: Graph) -> Graph:
+    """The graph of molecules with the edges between all atoms of each.
+
+    Raises
+    ------
+    ValueError
+        If one is periodic.
+    """
+    if graph.cell.any():
+        raise ValueError(WHY_NO_CELL)
+    same = graph.system.unsqueeze(0) == graph.system.unsqueeze(1)
+    same.fill_diagonal_(False)
+    index = same.nonzero().t().contiguous()
+    shift = graph.positions.new_zeros(index.shape[1], 3)
+    return graph._replace(edge_index=index, edge_shift=shift)
+
+
 def _all_pairs(atoms: int) -> tuple[NDArray[np.int64], FloatArray]:
     """Edges between all atoms, in the order of `sorted_edges`."""
     i, j = np.nonzero(~np.eye(atoms, dtype=bool))

@@ -51,6 +51,9 @@ class Prediction(NamedTuple):
     """Forces, (N, 3), eV/Angstrom."""
     virial: Tensor
     """Virial -dE/dstrain, (B, 3, 3), eV, symmetric."""
+    virials: Tensor
+    """Shares of the atoms in the virial of their system, (N, 3, 3), eV, symmetric; each atom of a
+    pair has half of what the pair adds."""
 
 
 class AtomicScale(DoubleConstants):
@@ -188,6 +191,8 @@ class Potential(nn.Module):
         own_cutoff = representation.cutoff
         if repulsion is not None:
             own_cutoff = max(own_cutoff, repulsion.cutoff)
+        self.near_cutoff = own_cutoff * self.length_in_angstrom
+        """Largest distance at which atoms interact other than by their charges, Angstrom."""
         if coulomb is not None:
             own_cutoff = max(own_cutoff, coulomb.cutoff)
         self.charged = representation.charge_levels > 0
@@ -436,7 +441,9 @@ def assemble(graph: Graph, energies: Tensor, vectors: Tensor, gradient: Tensor) 
     r_ij = r_j - r_i and r_ij -> r_ij (1 + strain), so that
 
     F_i = sum over edges of dE/dr_ij (received) - dE/dr_ji (sent),
-    virial = - sum over edges of r_ij (x) dE/dr_ij, symmetrised.
+    virial = - sum over edges of r_ij (x) dE/dr_ij, symmetrised,
+
+    and each of its terms is divided equally between i and j.
     """
     i, j = graph.edge_index[0], graph.edge_index[1]
     systems = graph.charge.shape[0]
@@ -445,6 +452,9 @@ def assemble(graph: Graph, energies: Tensor, vectors: Tensor, gradient: Tensor) 
     forces = torch.zeros_like(graph.positions)
     forces = forces.index_add(0, i, gradient).index_add(0, j, -gradient)
     outer = vectors.unsqueeze(2) * gradient.unsqueeze(1)
+    half = -0.25 * (outer + outer.mT)
+    virials = torch.zeros(energies.shape[0], 3, 3, dtype=outer.dtype, device=outer.device)
+    virials = virials.index_add(0, i, half).index_add(0, j, half)
     virial = torch.zeros(systems, 3, 3, dtype=outer.dtype, device=outer.device)
-    virial = virial.index_add(0, graph.system.index_select(0, i), -0.5 * (outer + outer.mT))
-    return Prediction(energy, energies, forces, virial)
+    virial = virial.index_add(0, graph.system, virials)
+    return Prediction(energy, energies, forces, virial, virials)

@@ -8,23 +8,44 @@ import time
 import torch
 from torch import nn
 
-from ...models import EnergyReadout, Potential, TensorNet
+from ...models import CoulombEnergy, EnergyReadout, Potential, TensorNet, TensorNet2
 from ...models.maths.cartesian import TensorLinear
 
 ELEMENTS = range(1, 100)
 
 
-def random_potential(seed: int = 0) -> Potential:
-    """TensorNet with torchmd-net's default architecture and random weights.
+NETWORKS = ("tensornet", "tensornet2")
+"""Networks that `random_potential` makes."""
 
-    2 layers, 128 channels, 32 expnorm functions, cutoff 4.5 A, O(3).
+
+def random_potential(seed: int = 0, network: str = "tensornet") -> Potential:
+    """A potential of a usual size with random weights, for evaluation.
+
+    Parameters
+    ----------
+    seed
+        Seed of the weights.
+    network
+        ``tensornet``: torchmd-net's default architecture, 2 layers, 128 channels, 32 expnorm
+        functions, cutoff 4.5 A, O(3). ``tensornet2``: the size of AceFF-2, the same with 16
+        charges per atom and level, cutoff 5 A, and the Coulomb energy of all pairs.
+
+    Raises
+    ------
+    ValueError
+        If the network is neither.
     """
+    if network not in NETWORKS:
+        raise ValueError(f"network is {network!r}: expected one of {', '.join(NETWORKS)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        charged = network == "tensornet2"
+        representation = TensorNet2() if charged else TensorNet()
         potential = Potential(
-            TensorNet(),
+            representation,
             EnergyReadout(128),
             elements=ELEMENTS,
+            coulomb=CoulombEnergy([0.0, 0.0, 1.0], channels=16) if charged else None,
             metadata={"name": f"random weights, seed {seed}"},
         )
     return potential.eval().requires_grad_(False)

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from ...calculators.checks import check_elements, parse_device
-from ...models import NeighborList, load_potential, save_potential
+from ...models import NeighborList, Potential, load_potential, save_potential
 from ...models.checkpoint import why_not_torchmdnet, write_torchmdnet_checkpoint
 from ...models.potential import parse_dtype
 from ..runs.versions import package_version
@@ -59,6 +59,8 @@ class BenchmarkSettings:
 
     model: str | None = None
     """Checkpoint; None: random weights, see `random_potential`."""
+    network: str = "tensornet"
+    """Network with random weights."""
     units: tuple[str, str] | None = None
     systems: tuple[str, ...] = ("alanine_dipeptide", "testosterone")
     sizes: tuple[int, ...] = (648,)
@@ -81,6 +83,8 @@ class BenchmarkSettings:
     """Seconds that one trial may take."""
 
     def __post_init__(self) -> None:
+        if self.model is not None and self.network != "tensornet":
+            raise ValueError(f"--network is {self.network}, but --model has a network: give one")
         for name, least in (("threads", 1), ("rounds", 1), ("limit", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -131,7 +135,7 @@ def run_benchmark(
     parse_dtype(settings.dtype)
     systems = collect_systems(settings.systems, settings.sizes, settings.data)
     potential = (
-        random_potential()
+        random_potential(network=settings.network)
         if settings.model is None
         else load_potential(settings.model, units=settings.units)
     )
@@ -209,7 +213,9 @@ def measure_system(bench: _Bench, system: System, say: Say) -> dict[str, Any]:
     tensormd does not run, why not, under ``failed``.
     """
     atoms = system.atoms
-    cutoff = float(bench.potential.cutoff)  # type: ignore[arg-type]
+    # Without pairs that interact by their charges alone.
+    found: Any = bench.potential
+    cutoff = float(found.near_cutoff if isinstance(found, Potential) else found.cutoff)
     graph = NeighborList(cutoff).graph(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
     about = {
         "name": system.name,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import io
 import os
 import socket
 import threading
@@ -22,7 +21,6 @@ from ase.vibrations import VibrationsData
 
 from ...calculators import PotentialCalculator
 from ...calculators.checks import check_elements
-from ...models.files import write_atomically
 from ..md.ase_engine import warm_up
 from ..md.engine import frame_properties
 from ..md.launch import resolve_model
@@ -30,7 +28,7 @@ from ..md.loop import resume_md, start_md
 from ..md.relax import relax, with_results
 from ..reports.analysis import drift_mev_per_atom_ps
 from ..runs.errors import RunStopped
-from ..runs.folder import CONFIG, EVALUATED, HESSIAN, RELAXED, RunFolder, locked
+from ..runs.folder import CONFIG, EVALUATED, RELAXED, RunFolder, locked
 from ..runs.models import load_calculator
 from ..runs.settings import ModelSettings, RelaxSettings, md_settings, to_json
 from ..runs.structures import describe, read_structure, runnable, write_structure
@@ -222,7 +220,7 @@ def _md(work: Work) -> Summary:
 
 
 def _evaluate(work: Work) -> Summary:
-    with _one_result(work) as atoms:
+    with _one_result(work) as (_, atoms):
         calc, periodic = atoms.calc, atoms.pbc
         frame = with_results(
             atoms, bool(periodic.all()) and "stress" in calc.implemented_properties
@@ -238,11 +236,9 @@ def _evaluate(work: Work) -> Summary:
 
 
 def _hessian(work: Work) -> Summary:
-    with _one_result(work) as atoms:
+    with _one_result(work) as (folder, atoms):
         hessian = atoms.calc.get_hessian(atoms)
-        buffer = io.BytesIO()
-        np.save(buffer, hessian, allow_pickle=False)
-        write_atomically(work.folder / HESSIAN, buffer.getvalue())
+        folder.write_hessian(hessian)
     vibrations = VibrationsData.from_2d(atoms, hessian)
     # Imaginary wavenumbers are shown as negative ones.
     wavenumbers = [float(each.real - each.imag) for each in vibrations.get_frequencies()]
@@ -255,8 +251,8 @@ def _hessian(work: Work) -> Summary:
 
 
 @contextmanager
-def _one_result(work: Work) -> Iterator[Atoms]:
-    """A structure, and a new folder for what is computed of it."""
+def _one_result(work: Work) -> Iterator[tuple[RunFolder, Atoms]]:
+    """A new folder, and a structure of which something is computed."""
     if work.begun():
         RunFolder.discard(work.folder)
     atoms, record = work.prepared()
@@ -266,7 +262,7 @@ def _one_result(work: Work) -> Iterator[Atoms]:
         folder.write_config(
             {"kind": work.task.kind, "settings": {}, "versions": versions(), **record}
         )
-        yield atoms
+        yield folder, atoms
 
 
 RUNS: dict[str, Callable[[Work], Summary]] = {

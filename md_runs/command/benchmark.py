@@ -34,6 +34,13 @@ def benchmark(
             help="Checkpoint. Default: random weights, 2 layers, 128 channels, cutoff 4.5 A.",
         ),
     ] = None,
+    network: Annotated[
+        str,
+        typer.Option(
+            help="Network with random weights: tensornet, or tensornet2 of the size of AceFF-2 "
+            "(cutoff 5 A, all pairs of charges: molecules only)."
+        ),
+    ] = "tensornet",
     systems: Annotated[
         str,
         typer.Option(
@@ -85,6 +92,7 @@ def benchmark(
     numbers = atom_counts(sizes)
     settings = BenchmarkSettings(
         model=model,
+        network=network,
         units=unit_names,
         systems=split([systems]),
         sizes=numbers,

@@ -125,8 +125,8 @@ def collect(
 
 
 ACTIONS = (run, status, collect)
-"""The functions of this command; `DEFAULT` is meant where none is named."""
-DEFAULT = "run"
+"""The functions of this command; `DEFAULT_ACTION` is meant where none is named."""
+DEFAULT_ACTION = "run"
 
 
 def _in_words(states: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 The table is the one place of the package where imports wait: a command's module, with all that it
 imports at its top, is loaded when the command is called or asked for its own help. A new command
 is a file here, with a function of the same name, or `ACTIONS`, functions that the command's first
-argument names (`DEFAULT` where it names none); and a row of `COMMANDS`.
+argument names (`DEFAULT_ACTION` where it names none); and a row of `COMMANDS`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ COMMANDS = {
     "demo": "Relax aspirin, run dynamics and write a report, with what ships: about a minute.",
     "relax": "Relax structures with ASE's optimizers.",
     "md": "Run molecular dynamics of a structure in a run folder.",
+    "vibrations": "Compute vibrations and thermochemistry of a molecule.",
+    "eos": "Compute volume and bulk modulus of a crystal (equation of state).",
+    "neb": "Find the lowest path between two structures (nudged elastic band).",
     "report": "Write figures and an HTML page of a run.",
     "info": "Show what a checkpoint holds.",
     "convert": "Convert a checkpoint to the native format or to torchmd-net's.",
@@ -61,7 +64,7 @@ class _Command(TyperCommand):
     ) -> Any:
         assert self.name is not None
         module = importlib.import_module(f".{self.name}", __package__)
-        default = getattr(module, "DEFAULT", None)
+        default = getattr(module, "DEFAULT_ACTION", None)
         names = {function.__name__ for function in getattr(module, "ACTIONS", ())}
         if default and not (args and args[0] in {*names, "-h", "--help"}):
             args = [default, *args]

@@ -122,6 +122,17 @@ def relax_progress(task: Task) -> StepObserver:
     return tell
 
 
+def neb_progress() -> Callable[[int, float, float], None]:
+    """An observer for `neb`: lines, at most one a second."""
+    pace = Pace(1.0, at_once=True)
+
+    def tell(step: int, barrier: float, fmax: float) -> None:
+        if pace():
+            say(f"step {step}  highest image {barrier:.4f} eV  fmax {fmax:.4f} eV/A")
+
+    return tell
+
+
 def frames_progress() -> Callable[[int, int], None]:
     """Lines that tell how many frames are done."""
     pace = Pace()

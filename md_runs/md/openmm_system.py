@@ -20,8 +20,9 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from numpy.typing import NDArray
 
-from ...calculators.checks import charge_of, check_bonds, check_geometry
+from ...calculators.checks import charge_of, check_geometry
 from ...calculators.openmm import create_force
+from ...calculators.openmm_topology import bonds_of_region
 from ...calculators.openmm_versions import INSTALL, choose_force_class, python_problem
 from ...models.data.structures import Notes, check_distances, has_alternates
 from ...models.data.structures.parts import placeholder_box, set_isotopes
@@ -295,7 +296,7 @@ def mixed_system(
         )
     except Exception as error:  # a file that is no XML, a residue without a template, ...
         raise ValueError(f"--force-field {' '.join(settings.force_field)}: {error}") from error
-    check_bonds(topology, chosen)  # first: the charges of half a molecule are no whole number
+    bonds_of_region(topology, chosen)  # refuses cut bonds: there are no link atoms in runs
     charge = region_charge(everything, chosen, calculator.charge)
     cutoff = _cutoff_nm(calculator)
     coulomb = {} if cutoff is None else {"coulomb_cutoff": cutoff, "useCoulombCutoff": True}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
 
+from ...calculators import PotentialCalculator
 from ...calculators.checks import check_elements
 from ...models.units import bar_in_ev_per_angstrom3, ev_per_angstrom3_in_gpa
 from ..runs.errors import RunStopped
@@ -90,6 +94,9 @@ def relax_files(
 ) -> list[RelaxResult]:
     """Relax every structure of some files.
 
+    Where fused kernels run on a CPU, as many structures as torch has threads are relaxed side by
+    side, if there are so many: with the results that each has alone, to the last bit.
+
     Parameters
     ----------
     sources
@@ -100,9 +107,10 @@ def relax_files(
         Folder of the results (of several structures: the folder of their folders); for one
         structure also a file name, which gets the relaxed structure in its own format.
     observer
-        Called for each structure; what it returns is called after every step.
+        Called for each structure; what it returns is called after every step, in the thread that
+        relaxes the structure.
     done
-        Called with each result.
+        Called with each result, in the order of the structures.
     failed
         Called with the name of each structure that cannot be relaxed, ``file@number``, and the
         reason: the others are relaxed. All are checked before the first is run. None raises the
@@ -137,26 +145,49 @@ def relax_files(
     elements = calculator.potential.elements
     tasks = passing(tasks, lambda task: check_elements(task.atoms.numbers, elements))
     results: list[RelaxResult] = []
+    team = calculator.team()
+    if len(tasks) < len(team):
+        team = [calculator]  # with all threads
+    idle: queue.SimpleQueue[PotentialCalculator] = queue.SimpleQueue()
+    for each in team:
+        idle.put(each)
 
-    def run(task: Task) -> None:
-        task.atoms.calc = calculator
-        result = relax(
-            task.atoms,
-            settings,
-            task.folder,
-            file=task.file,
-            record={
-                "structure": {"source": task.source, "formula": describe(task.atoms)},
-                "model_settings": to_json(model),
-                "model": record,
-            },
-            observer=observer(task) if observer else None,
-        )
+    def run(task: Task) -> RelaxResult:
+        if stop.asked():
+            raise stop.interrupted(f"stopped before {task.source} was begun")
+        task.atoms.calc = mine = idle.get()
+        try:
+            return relax(
+                task.atoms,
+                settings,
+                task.folder,
+                file=task.file,
+                record={
+                    "structure": {"source": task.source, "formula": describe(task.atoms)},
+                    "model_settings": to_json(model),
+                    "model": record,
+                },
+                observer=observer(task) if observer else None,
+                stop=stop,
+            )
+        finally:
+            idle.put(mine)
+
+    running: dict[Path, Future[RelaxResult]] = {}
+
+    def collect(task: Task) -> None:
+        result = running[task.folder].result() if running else run(task)
         results.append(result)
         if done:
             done(result)
 
-    passing(tasks, run)
+    with StopRequest() as stop, ThreadPoolExecutor(len(team)) as pool:
+        if len(team) > 1:
+            running = {task.folder: pool.submit(run, task) for task in tasks}
+        try:
+            passing(tasks, collect)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
     return results
 
 
@@ -242,6 +273,7 @@ def relax(
     file: Path | None = None,
     record: dict[str, Any] | None = None,
     observer: StepObserver | None = None,
+    stop: StopRequest | None = None,
 ) -> RelaxResult:
     """Relax one structure into a new run folder.
 
@@ -259,6 +291,8 @@ def relax(
         Content of config.json besides the settings.
     observer
         Called after every step.
+    stop
+        The request to stop that the caller has entered; None makes one.
 
     Returns
     -------
@@ -302,7 +336,7 @@ def relax(
         optimizer = OPTIMIZERS[settings.optimizer](target, logfile=None)
         converged = False
         try:
-            with StopRequest() as stop:
+            with StopRequest() if stop is None else nullcontext(stop) as stop:
                 for finished in optimizer.irun(fmax=settings.fmax, steps=settings.steps):
                     converged = bool(finished)
                     row = _record(folder, atoms, target, optimizer.nsteps, has_stress)

@@ -211,6 +211,35 @@ def torsion(path: Path, profile: TorsionProfile) -> None:
         axes.set_title("Torsion, everything else relaxed")
 
 
+def frequencies(path: Path, wavenumbers: Array) -> None:
+    """Harmonic frequencies as sticks; imaginary ones, negative, in another colour."""
+    with canvas(path, 8.0, 2.4) as figure:
+        axes = figure.subplots()
+        colors = np.where(wavenumbers < 0, PALETTE[1], PALETTE[0])
+        axes.vlines(wavenumbers, 0, 1, colors=colors.tolist(), linewidth=1.5)
+        axes.set(xlabel="frequency / cm$^{-1}$", yticks=[], ylim=(0, 1.1))
+        axes.set_title(f"{len(wavenumbers)} vibrations")
+
+
+def energy_volume(path: Path, volumes: Array, energies: Array, grid: Array, curve: Array) -> None:
+    """Energies (eV, from the lowest of the fit) against the volume, and the fit."""
+    with canvas(path, 8.0, 3.4) as figure:
+        axes = figure.subplots()
+        axes.plot(grid, 1e3 * curve, color=FAINT)
+        axes.plot(volumes, 1e3 * energies, "o", color=PALETTE[0], markersize=5)
+        axes.set(xlabel="volume / Å$^3$", ylabel="energy / meV")
+        axes.set_title("Equation of state")
+
+
+def reaction_path(file: Path, distances: Array, energies: Array) -> None:
+    """Energies (eV, from the first image) along a path."""
+    with canvas(file, 8.0, 3.4) as figure:
+        axes = figure.subplots()
+        axes.plot(distances, energies, "o-", color=PALETTE[0], markersize=5)
+        axes.set(xlabel="distance along the path / Å", ylabel="energy / eV")
+        axes.set_title(f"Barrier: {energies.max():.3f} eV")
+
+
 def _legend(axes: Axes) -> None:
     """Above the axes, on the right: it hides no data."""
     handles, labels = axes.get_legend_handles_labels()

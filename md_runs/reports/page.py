@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing but itself: styles and images are inside."""
+"""One HTML page that needs nothing but itself: styles, images and scripts are inside."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from . import scene as scenes
+from .scene import Scene
 
 STYLE = """
 :root { --ink: #1f2933; --soft: #616e7c; --line: #e4e7eb; --page: #f5f7fa; --card: #fff;
@@ -79,6 +82,7 @@ class Section:
     figures: list[Figure]
     config: dict[str, Any]
     tables: Sequence[Table] = ()
+    scene: Scene | None = None
 
 
 def html_page(
@@ -96,7 +100,9 @@ def html_page(
     refresh = "" if reload is None else f'\n<meta http-equiv="refresh" content="{reload}">'
     alone = len(sections) == 1
     head = "" if alone else f"<h1>{escape(title)}</h1>\n<p class='subtitle'>{escape(lead)}</p>"
-    body = "\n".join(_section(section, "h1" if alone else "h2") for section in sections)
+    body = "\n".join(_section(section, "h1" if alone else "h2", alone) for section in sections)
+    moving = any(section.scene for section in sections)
+    credit = " The scene is drawn by 3Dmol.js (BSD-3-Clause)." if moving else ""
     version = escape(str(sections[0].config.get("versions", {}).get("tensormd", "")))
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -104,20 +110,22 @@ def html_page(
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">{refresh}
 <title>{escape(title)}</title>
-<style>{STYLE}</style>
+<style>{STYLE}{scenes.STYLE if moving else ""}</style>
 </head>
 <body>
 <main>
 {head}
 {body}
-<footer>Written by tensormd {version}. Units: eV, Å, fs and ps, K, bar.</footer>
+<footer>Written by tensormd {version}. Units: eV, Å, fs and ps, K, bar.{credit}</footer>
 </main>
+{scenes.library_html() if moving else ""}
 </body>
 </html>
 """
 
 
-def _section(section: Section, heading: str) -> str:
+def _section(section: Section, heading: str, alone: bool) -> str:
+    scene = "" if section.scene is None else scenes.scene_html(section.scene, at_once=alone)
     numbers = "\n".join(
         f"<div><dt>{escape(words)}</dt>"
         f"<dd>{escape(value)} <small>{escape(unit)}</small></dd></div>"
@@ -141,6 +149,7 @@ def _section(section: Section, heading: str) -> str:
 <dl class="numbers">
 {numbers}
 </dl>
+{scene}
 {pictures}
 {columns}
 {tables}"""

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase import Atoms, units
 
 from ...models.files import unwritable, write_atomically
@@ -21,11 +20,11 @@ from .analysis import (
     rmsd_angstrom,
 )
 from .page import Figure, Section, html_page
+from .run_section import Numbers, run_section
+from .scene import Scene
 from .spectrum import Spectrum, spectrum_of
 from .training import train_section
-
-Numbers = list[tuple[str, str, float | None, str]]
-"""Key for --json, words, value, unit."""
+from .workflows import eos_section, neb_section, vibrations_section
 
 
 def write_report(path: Path | str, reload: int | None = None) -> tuple[Path, dict[str, Any]]:
@@ -181,7 +180,8 @@ def md_section(
     what += f" at {settings['temperature']:g} K, {settings['timestep']:g} fs steps"
     if settings.get("engine") == "openmm":
         what += ", OpenMM" + (" (ML/MM)" if settings.get("ml_atoms") else "")
-    return _section("Molecular dynamics", what, config, numbers, shown)
+    labels = [f"{frame.info['step'] * settings['timestep'] * 1e-3:.3f} ps" for frame in frames]
+    return run_section("Molecular dynamics", what, config, numbers, shown, Scene(frames, labels))
 
 
 def _infrared_numbers(spectrum: Spectrum) -> Numbers:
@@ -223,7 +223,8 @@ def relax_section(
     if not log:
         raise ValueError(f"{folder.path} holds no step yet: nothing to report")
     settings = config["settings"]
-    start, last = folder.start(), read_frames(folder)[-1]
+    frames = read_frames(folder)
+    start, last = folder.start(), frames[-1]
     energy, force = log["energy_ev"], log["fmax_ev_per_a"]
     converged = bool(force[-1] < settings["fmax"])
     numbers: Numbers = [
@@ -252,26 +253,10 @@ def relax_section(
     what = f"{settings['optimizer'].upper()} to {settings['fmax']:g} eV/Å"
     what += ", cell included" if settings["cell"] else ""
     what += ": converged" if converged else ": NOT converged"
-    section, values = _section("Relaxation", what, config, numbers, shown)
+    labels = [f"step {frame.info['step']}" for frame in frames]
+    scene = Scene(frames, labels)
+    section, values = run_section("Relaxation", what, config, numbers, shown, scene)
     return section, {**values, "converged": converged}
-
-
-def _section(
-    kind: str, what: str, config: dict[str, Any], numbers: Numbers, shown: list[Figure]
-) -> tuple[Section, dict[str, Any]]:
-    formula = config.get("structure", {}).get("formula", "")
-    section = Section(
-        title=f"{kind}: {formula}" if formula else kind,
-        subtitle=what,
-        numbers=[
-            (words, _shorten(value), unit)
-            for _, words, value, unit in numbers
-            if value is not None
-        ],
-        figures=shown,
-        config=config,
-    )
-    return section, {key: _plain(value) for key, _, value, _ in numbers}
 
 
 def _density(atoms: Atoms, log: figures.Columns) -> float:
@@ -279,19 +264,12 @@ def _density(atoms: Atoms, log: figures.Columns) -> float:
     return mass_g / (float(log["volume_a3"].mean()) * 1e-24)
 
 
-def _plain(value: float | None) -> float | int | None:
-    if value is None:
-        return None
-    return int(value) if float(value).is_integer() else float(value)
-
-
-def _shorten(value: float) -> str:
-    if float(value).is_integer() and abs(value) < 1e9:
-        return f"{int(value):,}"
-    if abs(value) >= 1000:
-        return f"{value:,.4f}" if abs(value) < 1e5 else f"{value:,.2f}"
-    return f"{value:.4g}" if np.isfinite(value) else str(value)
-
-
-SECTIONS = {"md": md_section, "relax": relax_section, "train": train_section}
-"""Sections of a report by the kind of run; other kinds have none."""
+SECTIONS = {
+    "md": md_section,
+    "relax": relax_section,
+    "train": train_section,
+    "vibrations": vibrations_section,
+    "eos": eos_section,
+    "neb": neb_section,
+}
+"""For each kind of run, what makes its section."""

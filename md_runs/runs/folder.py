@@ -36,14 +36,16 @@ START = "start.traj"
 LOCK = "lock"
 RELAXED = "relaxed.extxyz"
 EVALUATED = "evaluated.extxyz"
-HESSIAN = "hessian.npy"
+RESULTS = "results.json"
+HESSIAN = "hessian.npz"
 REPORT = "report.html"
 FIGURES = "figures"
 TOPOLOGIES = ("topology.pdb", "topology.cif")
 TRAJECTORY_ATOMS = "trajectory.pdb"
 CONVERTED = ("trajectory.dcd", "trajectory.xtc", TRAJECTORY_ATOMS)
 OWN_FILES = (
-    *(CONFIG, LOG, TRAJECTORY, RESTART, START, LOCK, RELAXED, EVALUATED, HESSIAN, REPORT),
+    *(CONFIG, LOG, TRAJECTORY, RESTART, START, LOCK, RELAXED, EVALUATED, RESULTS, HESSIAN),
+    REPORT,
     *TOPOLOGIES,
     *CONVERTED,
 )
@@ -285,6 +287,44 @@ class RunFolder:
                 f"{self.path} holds no {RESTART}: the run ended before its first step; "
                 "delete the folder and start again"
             ) from None
+
+    def write_frames(self, text: str) -> None:
+        """Write the whole trajectory of a calculation that has no steps to resume."""
+        write_atomically(self.path / TRAJECTORY, text.encode())
+
+    def write_hessian(self, hessian: NDArray[np.float64]) -> None:
+        """Write second derivatives (3N, 3N), eV/A^2, as hessian.npz."""
+        buffer = io.BytesIO()
+        np.savez(buffer, hessian=hessian)
+        write_atomically(self.path / HESSIAN, buffer.getvalue())
+
+    def read_hessian(self) -> NDArray[np.float64]:
+        """The matrix that `write_hessian` wrote."""
+        with np.load(self.path / HESSIAN, allow_pickle=False) as archive:
+            return np.asarray(archive["hessian"])
+
+    def write_results(self, content: dict[str, Any]) -> None:
+        """Write results.json."""
+        write_json(self.path / RESULTS, content)
+
+    def read_results(self) -> dict[str, Any]:
+        """The content of results.json.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or it is damaged.
+        """
+        file = self.path / RESULTS
+        try:
+            content = json.loads(file.read_text())
+        except FileNotFoundError:
+            raise ValueError(f"{self.path} holds no {RESULTS}: the run did not end") from None
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{file} is damaged: expected the results of a run")
+        return content
 
     def read_log(self) -> dict[str, NDArray[np.float64]]:
         """The columns of log.csv."""

@@ -181,7 +181,7 @@ class EnergyReadout(nn.Module):
         r"""Tensors of the readout that takes only some invariants, if the others are zero.
 
         Layer norm maps zeros to other values. With n numbers in the norm, K of them kept, and
-        :math:`\hat x = (x - \mu) / \sigma`, each of the n - |K| others becomes
+        :math:`\hat x = (x - \mu) / \sigma`, each of the :math:`n - |K|` others becomes
 
         .. math:: \hat x_0 = -\frac{\mu}{\sigma} = -\frac{1}{n - |K|} \sum_{c \in K} \hat x_c
 

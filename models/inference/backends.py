@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 import threading
 import warnings
@@ -26,8 +27,7 @@ log = logging.getLogger("tensormd")
 BACKENDS = ("auto", "reference", "fused")
 
 COST_OF_TORCHSCRIPT = (
-    "a step takes about as long as in torchmd-net, 10 to 20 times as long as that of a TensorNet "
-    "of this size in fused kernels"
+    "a step takes about as long as in torchmd-net, several times as long as with fused kernels"
 )
 COST_OF_MODULES = (
     "a step takes about as long as in torchmd-net, ten or more times as long as with fused "
@@ -193,6 +193,24 @@ def why_not_fused(potential: nn.Module, backend: str) -> str | None:
         if problem is not None:
             return problem
     return None
+
+
+def list_cutoff(potential: nn.Module, backend: str) -> float:
+    """Cutoff of the neighbour lists that a compiled potential needs, Angstrom.
+
+    Fused kernels need no list where all pairs of a molecule interact by their charges.
+    """
+    cutoff = float(potential.cutoff)  # type: ignore[arg-type]
+    if cutoff < math.inf or why_not_fused(potential, backend) is not None:
+        return cutoff
+    return max(_near_cutoff(member) for member in members_of(potential))
+
+
+def _near_cutoff(member: nn.Module) -> float:
+    """The longest edge that is not only a pair of charges, Angstrom."""
+    assert isinstance(member, Potential)  # or there would be no fused kernels
+    finite = member.cutoff < math.inf
+    return float(member.cutoff if finite else member.near_cutoff)
 
 
 def _dtype(member: nn.Module) -> torch.dtype | None:

@@ -69,6 +69,7 @@ class TabulatedPotential(Potential):
             scale=scale.scale.item(),
             mean=scale.mean.item(),
             repulsion=copy.deepcopy(potential.repulsion),
+            coulomb=copy.deepcopy(potential.coulomb),
             length_unit=potential.length_unit,
             energy_unit=potential.energy_unit,
             metadata=copy.deepcopy(potential.metadata),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,78 @@ DEGREES = {"I": 0, "A": 1, "S": 2}
 """Degrees l of the irreps."""
 
 
-class TensorNet(Network):
+class CartesianNetwork(Network):
+    """Base class of `TensorNet` and `TensorNet2`: the parts that both have.
+
+    Parameters
+    ----------
+    config
+        Arguments of the subclass's constructor.
+    self_interaction
+        Whether an atom is a neighbour of itself, at distance zero.
+    irreps
+        Parts of the tensors.
+
+    Raises
+    ------
+    ValueError
+        If the group or a name are unknown, a size cannot be, or the cutoffs are not
+        0 <= lower < upper.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], self_interaction: bool = True, irreps: str = "IAS"
+    ) -> None:
+        names = ("channels", "radial_functions", "charge_channels", "max_number")
+        check_sizes(config["layers"], **{name: config[name] for name in names if name in config})
+        group, lower, cutoff = config["group"], config["cutoff_lower"], config["cutoff"]
+        if group not in GROUPS:
+            raise ValueError(f"unknown group {group!r}: expected one of {', '.join(GROUPS)}")
+        if not 0 <= lower < cutoff < math.inf:
+            raise ValueError(f"cutoffs {lower} and {cutoff}: expected 0 <= lower < upper")
+        channels, functions = config["channels"], config["radial_functions"]
+        super().__init__(
+            config | {"cutoff": float(cutoff), "cutoff_lower": float(lower)},
+            channels=channels,
+            cutoff=cutoff,
+            cutoff_lower=lower,
+            max_number=config["max_number"],
+        )
+        self.irreps = irreps
+        self.radial = radial_basis(
+            config["radial"], cutoff, functions, lower, config["trainable_radial"]
+        )
+        self.envelope = CosineCutoff(cutoff, lower)
+        self.embedding = TensorEmbedding(
+            channels,
+            functions,
+            config["activation"],
+            config["max_number"],
+            self_interaction,
+            irreps,
+        )
+
+    def feature_layout(self) -> FeatureLayout:
+        """Those of I, A and S that the network has; components are the first axis."""
+        irreps = consecutive_irreps((irrep, DEGREES[irrep]) for irrep in self.irreps)
+        return FeatureLayout(irreps, axis=0, norms=True, tensor_basis=BASIS[ROWS["S"]])
+
+    def new_readout(self, head: str | None = None) -> EnergyReadout:
+        """`EnergyReadout` with the given head, ``mlp`` by default."""
+        activation = str(self.config["activation"])
+        return EnergyReadout(self.channels, head or "mlp", activation, irreps=self.irreps)
+
+    def check_readout(self, readout: Readout) -> None:
+        """Raise a ValueError if the readout reads other irreps."""
+        read = readout.config.get("irreps", self.irreps)
+        if read != self.irreps:
+            raise ValueError(
+                f"the network has the irreps {self.irreps}, the readout reads {read}: give both "
+                "the same"
+            )
+
+
+class TensorNet(CartesianNetwork):
     """One 3x3 tensor per atom and channel from species and displacement vectors.
 
     Parameters
@@ -102,16 +174,6 @@ class TensorNet(Network):
         irreps: str = "IAS",
     ) -> None:
         check_irreps(irreps)
-        check_sizes(
-            layers,
-            channels=channels,
-            radial_functions=radial_functions,
-            max_number=max_number,
-        )
-        if group not in GROUPS:
-            raise ValueError(f"unknown group {group!r}: expected one of {', '.join(GROUPS)}")
-        if not 0 <= cutoff_lower < cutoff < math.inf:
-            raise ValueError(f"cutoffs {cutoff_lower} and {cutoff}: expected 0 <= lower < upper")
         config = {
             "channels": channels,
             "layers": layers,
@@ -119,28 +181,14 @@ class TensorNet(Network):
             "radial": radial,
             "trainable_radial": trainable_radial,
             "activation": activation,
-            "cutoff": float(cutoff),
-            "cutoff_lower": float(cutoff_lower),
+            "cutoff": cutoff,
+            "cutoff_lower": cutoff_lower,
             "max_number": max_number,
             "group": group,
             "self_interaction": self_interaction,
             "irreps": irreps,
         }
-        super().__init__(
-            config,
-            channels=channels,
-            cutoff=cutoff,
-            cutoff_lower=cutoff_lower,
-            max_number=max_number,
-        )
-        self.irreps = irreps
-        self.radial = radial_basis(
-            radial, cutoff, radial_functions, cutoff_lower, trainable_radial
-        )
-        self.envelope = CosineCutoff(cutoff, cutoff_lower)
-        self.embedding = TensorEmbedding(
-            channels, radial_functions, activation, max_number, self_interaction, irreps
-        )
+        super().__init__(config, self_interaction, irreps)
         self.layers = nn.ModuleList(
             [
                 Interaction(
@@ -149,25 +197,6 @@ class TensorNet(Network):
                 for _ in range(layers)
             ]
         )
-
-    def feature_layout(self) -> FeatureLayout:
-        """Those of I, A and S that the network has; components are the first axis."""
-        irreps = consecutive_irreps((irrep, DEGREES[irrep]) for irrep in self.irreps)
-        return FeatureLayout(irreps, axis=0, norms=True, tensor_basis=BASIS[ROWS["S"]])
-
-    def new_readout(self, head: str | None = None) -> EnergyReadout:
-        """`EnergyReadout` with the given head, ``mlp`` by default."""
-        activation = str(self.config["activation"])
-        return EnergyReadout(self.channels, head or "mlp", activation, irreps=self.irreps)
-
-    def check_readout(self, readout: Readout) -> None:
-        """Raise a ValueError if the readout reads other irreps."""
-        read = readout.config.get("irreps", self.irreps)
-        if read != self.irreps:
-            raise ValueError(
-                f"the network has the irreps {self.irreps}, the readout reads {read}: give both "
-                "the same"
-            )
 
     def forward(self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None) -> Tensor:
         """Tensor features of every atom.

@@ -11,21 +11,17 @@ in the units of the network's cutoff.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from ..graph import Graph, Pairs
-from ..heads.energy import EnergyReadout, Readout
 from ..maths.activations import activation
-from ..maths.cartesian import BASIS, ROWS, check_irreps, irrep_norms_squared
-from ..maths.radial import CosineCutoff, radial_basis
-from .base import FeatureLayout, Network, check_sizes, consecutive_irreps
-from .tensornet import DEGREES, GROUPS, Interaction, TensorEmbedding
+from ..maths.cartesian import irrep_norms_squared
+from ..maths.splines import RadialTable
+from .tensornet import CartesianNetwork, Interaction
 
 
-class TensorNet2(Network):
+class TensorNet2(CartesianNetwork):
     r"""One 3x3 tensor per atom and channel, and charges of the atoms after each layer.
 
     The charges of level 0 come from the embedding of the surroundings, those of level l from the
@@ -62,6 +58,8 @@ class TensorNet2(Network):
         0 <= lower < upper.
     """
 
+    has_tables = True
+
     def __init__(
         self,
         *,
@@ -77,17 +75,6 @@ class TensorNet2(Network):
         max_number: int = 128,
         group: str = "O(3)",
     ) -> None:
-        check_sizes(
-            layers,
-            channels=channels,
-            charge_channels=charge_channels,
-            radial_functions=radial_functions,
-            max_number=max_number,
-        )
-        if group not in GROUPS:
-            raise ValueError(f"unknown group {group!r}: expected one of {', '.join(GROUPS)}")
-        if not 0 <= cutoff_lower < cutoff < math.inf:
-            raise ValueError(f"cutoffs {cutoff_lower} and {cutoff}: expected 0 <= lower < upper")
         config = {
             "channels": channels,
             "layers": layers,
@@ -96,27 +83,14 @@ class TensorNet2(Network):
             "radial": radial,
             "trainable_radial": trainable_radial,
             "activation": activation,
-            "cutoff": float(cutoff),
-            "cutoff_lower": float(cutoff_lower),
+            "cutoff": cutoff,
+            "cutoff_lower": cutoff_lower,
             "max_number": max_number,
             "group": group,
         }
-        super().__init__(
-            config,
-            channels=channels,
-            cutoff=cutoff,
-            cutoff_lower=cutoff_lower,
-            max_number=max_number,
-        )
+        super().__init__(config)
         self.charge_levels = layers + 1
         self.charge_channels = charge_channels
-        self.radial = radial_basis(
-            radial, cutoff, radial_functions, cutoff_lower, trainable_radial
-        )
-        self.envelope = CosineCutoff(cutoff, cutoff_lower)
-        self.embedding = TensorEmbedding(
-            channels, radial_functions, activation, max_number, True, check_irreps("IAS")
-        )
         self.charges = ChargePrediction(channels, charge_channels, activation)
         self.layers = nn.ModuleList(
             [
@@ -124,21 +98,6 @@ class TensorNet2(Network):
                 for _ in range(layers)
             ]
         )
-
-    def feature_layout(self) -> FeatureLayout:
-        """I, A and S; components are the first axis."""
-        irreps = consecutive_irreps(DEGREES.items())
-        return FeatureLayout(irreps, axis=0, norms=True, tensor_basis=BASIS[ROWS["S"]])
-
-    def new_readout(self, head: str | None = None) -> EnergyReadout:
-        """`EnergyReadout` with the given head, ``mlp`` by default."""
-        return EnergyReadout(self.channels, head or "mlp", str(self.config["activation"]))
-
-    def check_readout(self, readout: Readout) -> None:
-        """Raise a ValueError if the readout reads fewer irreps."""
-        read = readout.config.get("irreps", "IAS")
-        if read != "IAS":
-            raise ValueError(f"a TensorNet2 has the irreps IAS, the readout reads {read}")
 
     def forward(self, graph: Graph, vectors: Tensor, pairs: Pairs | None = None) -> Tensor:
         """Tensor features of every atom, (9, N, F); see `features_and_charges`."""
@@ -163,28 +122,44 @@ class TensorNet2(Network):
         atoms = torch.arange(graph.numbers.shape[0], device=vectors.device)
         distances = torch.linalg.vector_norm(vectors, dim=1)
         zero = torch.zeros(1, dtype=vectors.dtype, device=vectors.device)
-        basis, envelope = self.radial(distances), self.envelope(distances).unsqueeze(1)
+        factors, envelope = self.edge_factors(distances), self.envelope(distances).unsqueeze(1)
         # Edges from atoms to themselves, at distance zero.
-        own_basis, own_envelope = self.radial(zero), self.envelope(zero).unsqueeze(1)
+        own, own_envelope = self.edge_factors(zero), self.envelope(zero).unsqueeze(1)
 
         # Tensors are built along r_i - r_j as in torchmd-net: this determines the sign of A.
         unit = -vectors / distances.unsqueeze(1)
-        x = self.embedding(
-            graph,
-            unit,
-            self.embedding.radial(basis) * envelope,
-            self.embedding.radial(own_basis) * own_envelope,
-        )
+        x = self.embedding(graph, unit, factors[0], own[0])
         neutral = torch.zeros(graph.numbers.shape[0], dtype=vectors.dtype, device=vectors.device)
         charges = self.charges(x, graph)
         levels = [charges]
-        for layer in self.layers:
-            factors = layer.factors(basis, charges, i, j) * envelope  # type: ignore[operator]
-            own = layer.factors(own_basis, charges, atoms, atoms)  # type: ignore[operator]
-            x = layer(x, graph, factors, own * own_envelope, neutral)
+        for k, layer in enumerate(self.layers):
+            sent = layer.factors(factors[k + 1], charges, i, j) * envelope  # type: ignore[operator]
+            kept = layer.factors(own[k + 1], charges, atoms, atoms)  # type: ignore[operator]
+            x = layer(x, graph, sent, kept * own_envelope, neutral)
             charges = layer.charges(x, graph)  # type: ignore[operator]
             levels.append(charges)
         return x, torch.cat(levels, dim=1)
+
+    def edge_factors(self, distances: Tensor, pairs: Pairs | None = None) -> list[Tensor]:
+        """Functions of the distances (E,): the embedding's factors, then each layer's terms.
+
+        The factors (E, 3F) of I, A and S are zero at the cutoff. A layer's terms (E, F) are the
+        part of its first dense layer that reads the radial basis; see `ChargedInteraction`.
+        """
+        if self.table is not None:
+            widths = [3 * self.channels] + [self.channels] * len(self.layers)
+            return list(torch.split(self.table(distances), widths, dim=1))
+        else:
+            basis = self.radial(distances)
+            found = [self.embedding.radial(basis) * self.envelope(distances).unsqueeze(1)]
+            for layer in self.layers:
+                found.append(layer.of_distance(basis))  # type: ignore[operator]
+            return found
+
+    def use_table(self, table: RadialTable) -> None:
+        """Replace the radial basis by a table of all edge factors, side by side."""
+        self.table = table
+        del self.radial, self.embedding.radial
 
 
 class ChargePrediction(nn.Module):
@@ -249,16 +224,22 @@ class ChargedInteraction(Interaction):
     ) -> None:
         inputs = radial_functions + 2 * charge_channels
         super().__init__(channels, inputs, act, group, True, "IAS")
-        self.sizes = [radial_functions, charge_channels, charge_channels]
+        self.radial_functions = radial_functions
         self.charges = ChargePrediction(channels, charge_channels, act)
 
-    def factors(self, basis: Tensor, charges: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """Radial basis (E or 1, K) and charges (N, C) -> factors (E, 3F), without the envelope."""
+    def of_distance(self, basis: Tensor) -> Tensor:
+        """W_1 of the radial basis (E, K) alone -> (E, F)."""
+        weight = self.radial[0].weight
+        return basis @ weight[:, : self.radial_functions].t()  # type: ignore[index]
+
+    def factors(self, of_distance: Tensor, charges: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Terms of the distance (E or 1, F), charges (N, C) -> factors (E, 3F), no envelope."""
         weight, bias = self.radial[0].weight, self.radial[0].bias
         # W_1 [b, q_i, q_j] is a sum of three terms, two of them computed per atom.
-        radial, receiver, sender = torch.split(weight, self.sizes, dim=1)  # type: ignore[arg-type]
+        of_charges = weight[:, self.radial_functions :]  # type: ignore[index]
+        receiver, sender = torch.chunk(of_charges, 2, dim=1)
         of_receiver = charges @ receiver.t() + bias  # type: ignore[operator]
-        hidden = (basis @ radial.t()) + of_receiver.index_select(0, i)
+        hidden = of_distance + of_receiver.index_select(0, i)
         hidden = hidden + (charges @ sender.t()).index_select(0, j)
         for k, module in enumerate(self.radial):
             if k > 0:

@@ -332,8 +332,10 @@ class TorchMDNetPotential(nn.Module):
             energy, energies = energy.detach(), energies.detach()
         prediction = assemble(graph, energies, vectors.detach(), by_vector)
         outer = positions.detach().unsqueeze(2) * by_position.unsqueeze(1)
-        virial = prediction.virial.index_add(0, graph.system, -0.5 * (outer + outer.mT))
-        return Prediction(energy, energies, prediction.forces - by_position, virial)
+        direct = -0.5 * (outer + outer.mT)
+        virial = prediction.virial.index_add(0, graph.system, direct)
+        forces, virials = prediction.forces - by_position, prediction.virials + direct
+        return Prediction(energy, energies, forces, virial, virials)
 
     def total_energy(self, graph: Graph) -> Tensor:
         """Sum of all energies, eV, differentiable in ``graph.positions``."""

@@ -509,3 +509,12 @@ def test_ten_thousand_evaluations(checkpoint: Path) -> None:
     growth = _resident_mb() - memory
     print(f"\n10,000 evaluations: {growth:.1f} MB more")
     assert growth < 20
+
+
+def test_torch_sim_that_is_missing() -> None:
+    from tensormd.calculators import torchsim
+
+    if torchsim._problem is None:
+        pytest.skip("torch-sim is installed")
+    with pytest.raises(ImportError, match=r"pip install 'tensormd\[torchsim\]'"):
+        torchsim.TensormdModel("ethanol")

@@ -10,8 +10,17 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from support.helpers import make_potential
 
-from tensormd.calculators import TensorNetCalculator
-from tensormd.calculators.domain import DEFAULT, DOMAIN, ELEMENTS, doubts, molecules_of, why_not
+from tensormd.calculators import TensorNetCalculator, create_force
+from tensormd.calculators.domain import (
+    DEFAULT,
+    DOMAIN,
+    ELEMENTS,
+    doubts,
+    molecules_of,
+    molecules_of_bonds,
+    why_not,
+)
+from tensormd.calculators.openmm_versions import python_problem
 from tensormd.models import Potential, TensorNet, load_potential
 
 
@@ -50,13 +59,16 @@ def test_runs_without_a_checkpoint() -> None:
         assert 0 < np.abs(forces).max() < 10
 
 
-def small_model() -> TensorNetCalculator:
+def small_potential() -> Potential:
     """A small network that claims the same domain."""
     network = TensorNet(channels=8, layers=1, radial_functions=8, max_number=18)
-    potential = Potential(
+    return Potential(
         network, network.new_readout(), elements=ELEMENTS, metadata={"domain": DOMAIN}
     )
-    return TensorNetCalculator(potential, backend="reference")
+
+
+def small_model() -> TensorNetCalculator:
+    return TensorNetCalculator(small_potential(), backend="reference")
 
 
 REFUSED = {
@@ -121,3 +133,39 @@ def test_molecules_over_the_border_of_the_cell() -> None:
     assert len(found.bonds) == 4
     assert not found.endless
     assert molecules_of(bulk("C", "diamond", 3.57, cubic=True)).endless
+
+
+def test_molecules_from_bonds() -> None:
+    atoms = water_box()
+    by_distance = molecules_of(atoms)
+    assert by_distance.bonds is not None
+    found = molecules_of_bonds(atoms.numbers, by_distance.bonds)
+    assert len(set(found.part)) == 2
+    assert not doubts(found)
+    for name in ("CO2", "NF3", "C3H4_C2v", "CO"):
+        atoms = molecule(name)
+        known = molecules_of_bonds(atoms.numbers, molecules_of(atoms).bonds)
+        assert doubts(known) == doubts(atoms)
+        assert not doubts(molecules_of_bonds(atoms.numbers, np.zeros((0, 2), int)))
+
+
+@pytest.mark.skipif(python_problem() is not None, reason=str(python_problem()))
+def test_openmm_warns_too() -> None:
+    from openmm import app
+
+    potential = small_potential()
+    with pytest.warns(UserWarning, match="C2H5O has an odd number of electrons"):
+        create_force(potential, ethanolate().numbers, backend="reference")
+    atoms, topology = molecule("CO2"), app.Topology()
+    residue = topology.addResidue("CO2", topology.addChain())
+    carbon, *oxygens = (
+        topology.addAtom(symbol, app.Element.getBySymbol(symbol), residue)
+        for symbol in atoms.get_chemical_symbols()
+    )
+    for oxygen in oxygens:
+        topology.addBond(carbon, oxygen)
+    with pytest.warns(UserWarning, match="unsure of carbon dioxide"):
+        create_force(potential, topology, backend="reference")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        create_force(potential, molecule("CH3CH2OH").numbers, backend="reference")

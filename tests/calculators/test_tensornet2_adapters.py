@@ -20,6 +20,8 @@ from support.tensornet2 import make_tensornet2 as make_larger
 from tensormd.calculators import PotentialCalculator, TensorNetCalculator, create_force
 from tensormd.calculators import openmm_versions as engines
 from tensormd.models import Committee, Potential, export_torchscript, save_potential
+from tensormd.models.inference import backends
+from tensormd.models.inference.tables import tabulated_potential
 from tensormd.models.units import kj_per_mol_in_ev, nm_in_angstrom
 
 pytestmark = [
@@ -74,21 +76,59 @@ def test_charges_in_ase(potential: Potential) -> None:
     np.testing.assert_allclose(atoms.get_charges(), 0.5 * (charges + alone), rtol=0, atol=1e-12)
 
 
-def test_info_tells_what_it_runs_as_and_what_that_costs(
-    potential: Potential, caplog: pytest.LogCaptureFixture
-) -> None:
-    calc = calculator(potential)
-    with caplog.at_level("INFO", logger="tensormd"):
-        info = json.loads(json.dumps(calc.info()))
+def test_fused_in_ase(potential: Potential, tmp_path: Path) -> None:
+    """Energies, forces, charges, Hessian, committee, batches; all pairs need no list."""
+    atoms = ethanol()
+    fused, plain = (
+        calculator(potential, charge=-1, backend=backend) for backend in ("fused", "reference")
+    )
+    info = json.loads(json.dumps(fused.info()))
+    assert (info["engine"], info["why_not_fused"]) == ("fused CPU kernels", None)
     assert info["cutoff_angstrom"] is None
-    assert info["engine"] == "TorchScript"
-    assert "no fused kernels for TensorNet2" in info["why_not_fused"]
-    (runs_as,) = info["runs_as"]
-    assert "TorchScript" in runs_as
-    assert "times as long" in runs_as
-    assert runs_as in caplog.text
-    with pytest.raises(ValueError, match="no fused kernels for TensorNet2"):
-        calculator(potential, backend="fused")
+    assert info["runs_as"] == plain.info()["runs_as"]
+    assert "fused kernels" in info["runs_as"][0]
+    assert fused.neighbors.cutoff < 10
+    for calc in (fused, plain):
+        atoms.calc = calc
+        atoms.get_forces()
+    found, expected = ({**calc.evaluate([atoms, ethanol()[:2]])[0]} for calc in (fused, plain))
+    assert set(found) == set(expected)
+    for name, bound in (("energy", 1e-5), ("forces", 2e-5), ("charges", 1e-6)):
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=bound)
+    atoms.calc = fused
+    np.testing.assert_allclose(atoms.get_charges(), expected["charges"], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(fused.get_hessian(atoms), plain.get_hessian(atoms))
+    other = make_tensornet2(1, coulomb=math.inf)
+    atoms.calc = calculator(Committee([potential, other]), charge=-1, backend="fused")
+    alone = calculator(other, charge=-1, backend="fused").evaluate([atoms])[0]
+    mean = 0.5 * (alone["charges"] + found["charges"])
+    np.testing.assert_allclose(atoms.get_charges(), mean, rtol=0, atol=1e-12)
+    assert "forces_std" in atoms.calc.evaluate([atoms])[0]
+
+
+def test_a_list_without_all_pairs_serves_the_network_too(
+    potential: Potential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If fused kernels turn out to be unusable at the first evaluation."""
+    apart = Atoms("OH", [[0.0, 0, 0], [0, 0, 9.0]])
+    expected = calculator(potential).evaluate([apart, ethanol()])
+    monkeypatch.setattr(backends, "find_problem", lambda *_: "a test forbids them")
+    calc = TensorNetCalculator(potential, device="cpu")
+    found = calc.evaluate([apart, ethanol()])
+    assert calc.evaluator.neighbors.cutoff < 9
+    assert calc.info()["engine"] == "TorchScript"
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a["forces"], b["forces"], rtol=0, atol=1e-5)
+    assert np.abs(expected[0]["forces"]).max() > 1e-4
+
+
+def test_auto_runs_fused_kernels_in_float32(potential: Potential) -> None:
+    atoms = ethanol()
+    atoms.calc = TensorNetCalculator(potential, device="cpu", charge=1)
+    assert atoms.calc.info()["engine"] == "fused CPU kernels"
+    expected = calculator(potential, charge=1).evaluate([atoms])[0]
+    np.testing.assert_allclose(atoms.get_forces(), expected["forces"], rtol=0, atol=1e-4)
+    assert calculator(potential).info()["engine"] == "TorchScript"
 
 
 def test_coulomb_cutoff_in_ase(potential: Potential) -> None:
@@ -143,10 +183,10 @@ def test_charged_cell_is_told_once(potential: Potential) -> None:
 
 @pytest.mark.parametrize("cutoff", [math.inf, REACTION_FIELD])
 def test_portable_file(cutoff: float, tmp_path: Path) -> None:
-    """With the default, tables, which this network does not have."""
+    """With the default, tables."""
     potential = make_tensornet2(coulomb=cutoff)
     atoms = ethanol(0.0 if cutoff == math.inf else 11.0)
-    expected = calculator(potential, charge=1).evaluate([atoms])[0]
+    expected = calculator(tabulated_potential(potential), charge=1).evaluate([atoms])[0]
     export_torchscript(potential, tmp_path / "model.pt")
     loaded = torch.jit.load(tmp_path / "model.pt")
     arguments = [
@@ -194,6 +234,17 @@ class TestOpenMM:
         assert np.abs(expected["forces"]).max() > 0.1
         assert energy == pytest.approx(expected["energy"], abs=1e-9)
         np.testing.assert_allclose(forces, expected["forces"], rtol=0, atol=1e-8)
+
+    @pytest.mark.parametrize("engine", ENGINES)
+    @pytest.mark.parametrize("box", [0.0, 26.0])
+    def test_fused_equals_ase(self, engine: str, box: float, potential: Potential) -> None:
+        atoms = ethanol(box)
+        force = create_force(potential, atoms.numbers, charge=-1, engine=engine, periodic=box > 0)
+        forces = self.evaluate(force, atoms)[1]
+        cutoff = 12.0 if box else math.inf
+        expected = calculator(potential, charge=-1, coulomb_cutoff=cutoff, backend="fused")
+        wanted = expected.evaluate([atoms])[0]["forces"]
+        np.testing.assert_allclose(forces, wanted, rtol=0, atol=1e-4)
 
     def evaluate(self, force: Any, atoms: Atoms) -> Any:
         from support.openmm_systems import evaluate, make_system

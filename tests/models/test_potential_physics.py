@@ -177,7 +177,11 @@ def transformed(system: System, matrix: Array) -> System:
 
 def turn(prediction: Any, matrix: Array) -> Any:
     q = torch.from_numpy(matrix)
-    return prediction._replace(forces=prediction.forces @ q.T, virial=q @ prediction.virial @ q.T)
+    return prediction._replace(
+        forces=prediction.forces @ q.T,
+        virial=q @ prediction.virial @ q.T,
+        virials=q @ prediction.virials @ q.T,
+    )
 
 
 def assert_turns(potential: nn.Module, system: System, matrix: Array) -> None:
@@ -240,7 +244,11 @@ def test_permutation(base: nn.Module, system: System) -> None:
     order = np.random.default_rng(2).permutation(len(system.numbers))
     permuted = system._replace(numbers=system.numbers[order], positions=system.positions[order])
     expected = predict(base, system)
-    expected = expected._replace(energies=expected.energies[order], forces=expected.forces[order])
+    expected = expected._replace(
+        energies=expected.energies[order],
+        forces=expected.forces[order],
+        virials=expected.virials[order],
+    )
     assert_same(predict(base, permuted), expected)
 
 
@@ -274,6 +282,7 @@ def test_energy_is_extensive(base: nn.Module, kind: str, repeats: Any) -> None:
         energies=small.energies.repeat(copies),
         forces=small.forces.repeat(copies, 1),
         virial=copies * small.virial,
+        virials=small.virials.repeat(copies, 1, 1),
     )
     assert_same(predict(base, supercell(system, repeats)), expected)
 

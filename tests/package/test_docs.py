@@ -10,11 +10,11 @@ import pytest
 from support.paths import ROOT
 
 PAGES = [
-    ROOT / "README.md",
-    ROOT / "CHANGELOG.md",
+    *sorted(ROOT.glob("*.md")),
     ROOT / "models" / "pretrained" / "MODEL_CARD.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
@@ -34,10 +34,10 @@ def anchors(page: Path) -> set[str]:
     return found
 
 
-def broken_links(page: Path) -> list[str]:
+def broken_links(page: Path, text: str | None = None) -> list[str]:
     """Relative links of a page to files or anchors that do not exist."""
     broken = []
-    for link in LINK.findall(FENCE.sub("", page.read_text())):
+    for link in LINK.findall(FENCE.sub("", page.read_text() if text is None else text)):
         if re.match(r"[a-z]+:", link):
             continue
         name, _, anchor = link.partition("#")
@@ -71,6 +71,15 @@ def test_links_and_paths_of_a_page_exist(page: Path) -> None:
     assert missing_names(page) == []
 
 
+@pytest.mark.parametrize("source", TUTORIALS, ids=lambda source: source.name)
+def test_links_of_a_tutorial_exist(source: Path) -> None:
+    lines = [
+        line.removeprefix("# ") for line in source.read_text().splitlines() if line[:1] == "#"
+    ]
+    page = source.with_name("README.md")  # links are relative to its folder
+    assert broken_links(page, "\n".join(lines)) == []
+
+
 def test_pages_that_the_source_names_exist() -> None:
     sources = [path for name in FOLDERS for path in (ROOT / name).rglob("*.py")]
     named = {page for path in sources for page in PAGE.findall(path.read_text())}
@@ -82,6 +91,9 @@ def test_the_index_lists_every_page() -> None:
     index = ROOT / "docs" / "README.md"
     linked = {(index.parent / link).resolve() for link in LINK.findall(index.read_text())}
     assert {page for page in (ROOT / "docs").rglob("*.md") if page != index} <= linked
+    tutorials = ROOT / "docs" / "tutorials" / "README.md"
+    linked = {(tutorials.parent / link).resolve() for link in LINK.findall(tutorials.read_text())}
+    assert set(TUTORIALS) <= linked
 
 
 def test_every_image_is_shown() -> None:

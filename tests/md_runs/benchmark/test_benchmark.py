@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import math
 import os
 import runpy
 import subprocess
@@ -48,6 +49,7 @@ from tensormd.models import (
     save_potential,
     write_torchmdnet_checkpoint,
 )
+from tensormd.models.checkpoint import why_not_torchmdnet
 
 MEASURED = ROOT / "benchmarks" / "results" / "inference_cpu.json"
 
@@ -224,6 +226,13 @@ def test_random_potential_is_the_same_each_time_and_leaves_the_generator() -> No
     assert torch.equal(drawn, torch.rand(1))
     second = random_potential()
     assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+
+
+def test_second_network_has_the_size_of_aceff() -> None:
+    potential = random_potential(network="tensornet2")
+    assert (potential.architecture, potential.cutoff) == ("TensorNet2", math.inf)
+    assert sum(p.numel() for p in potential.representation.parameters()) > 9e5
+    assert why_not_torchmdnet(potential) is None
 
 
 def test_neighbours_and_cells_of_torchmdnet() -> None:
@@ -453,6 +462,8 @@ def test_json_on_stdout(
         (["--threads", "0"], "--threads is 0"),
         (["--device", "gpu9"], "gpu9"),
         (["--backend", "magic"], "magic"),
+        (["--network", "resnet"], "'resnet': expected one of tensornet, tensornet2"),
+        (["-m", "tiny.safetensors", "--network", "tensornet2"], "--model has a network"),
         (["--dtype", "half"], "dtype is 'half'"),
         (["-m", "tiny.safetensors", "--units", "feet"], "LENGTH,ENERGY"),
         (["--json", "none/out.json"], "there is no folder none"),

@@ -29,7 +29,7 @@ from tensormd.md_runs.campaign.work import run_task
 from tensormd.md_runs.md import loop
 from tensormd.md_runs.md.launch import launch_md
 from tensormd.md_runs.md.relax import relax_files
-from tensormd.md_runs.runs.folder import locked
+from tensormd.md_runs.runs.folder import RunFolder, locked
 from tensormd.md_runs.runs.settings import RelaxSettings, md_settings
 from tensormd.md_runs.train.schema import parse_config
 
@@ -122,7 +122,7 @@ def test_each_run_has_its_result(finished: Campaign) -> None:
     assert dynamics["time_ps"] == pytest.approx(0.008)
     evaluated = read_record(campaign.path, "1-ethanol/evaluate").summary
     assert evaluated["energy_ev"] == pytest.approx(relaxed["energy_before_ev"], abs=1e-12)
-    hessian = np.load(campaign.path / "runs/1-ethanol/hessian/hessian.npy")
+    hessian = RunFolder.open(campaign.path / "runs/1-ethanol/hessian").read_hessian()
     assert hessian.shape == (27, 27)
     assert np.allclose(hessian, hessian.T, atol=1e-3)
     assert np.abs(hessian).max() > 0.1
@@ -328,7 +328,7 @@ def test_collecting(finished: Campaign, capsys: pytest.CaptureFixture[str]) -> N
     assert run("report", campaign.path / "runs" / "1-ethanol", "--json") == 0
     assert json.loads(capsys.readouterr().out).keys() == {"relax", "md-300K-seed4", "report"}
     assert run("report", campaign.path / "runs" / "1-ethanol" / "hessian") == 2
-    assert "only md, relax, train have reports" in capsys.readouterr().err
+    assert "holds a run of the kind 'hessian': only md, relax, train" in capsys.readouterr().err
 
 
 def test_failures_are_grouped_by_cause(here: Path) -> None:

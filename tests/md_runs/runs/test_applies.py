@@ -23,7 +23,7 @@ NPT = [*OPENMM, "--ensemble", "npt"]
 def parameters(command: str) -> set[str]:
     module = importlib.import_module(f"tensormd.md_runs.command.{command}")
     alone = typer.Typer()
-    alone.command(command)(getattr(module, getattr(module, "DEFAULT", command)))
+    alone.command(command)(getattr(module, getattr(module, "DEFAULT_ACTION", command)))
     return {str(parameter.name) for parameter in typer.main.get_command(alone).params}
 
 

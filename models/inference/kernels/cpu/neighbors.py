@@ -102,6 +102,23 @@ def match_reverse(offsets: Any, senders: Any, images: Any, reverse: Any) -> bool
     return True
 
 
+def pack_list(graph: Graph) -> Neighbors:
+    """The edges of a graph, sorted by receiver, without their reverse.
+
+    Raises
+    ------
+    ValueError
+        If the edges are not sorted by receiver.
+    """
+    receivers = graph.edge_index[0].numpy()
+    if (np.diff(receivers) < 0).any():
+        raise ValueError("edges are not sorted by receiver: expected a Graph of NeighborList")
+    offsets = np.searchsorted(receivers, np.arange(len(graph.numbers) + 1))
+    senders = graph.edge_index[1].numpy().astype(np.int32)
+    shifts = displacements(graph._replace(positions=torch.zeros_like(graph.positions)))
+    return Neighbors(offsets, senders, shifts.detach().contiguous().numpy(), np.zeros(0, np.int32))
+
+
 def pack_neighbors(graph: Graph) -> Neighbors:
     """The neighbour list of a graph, whose edges are sorted by receiver.
 
@@ -110,20 +127,25 @@ def pack_neighbors(graph: Graph) -> Neighbors:
     ValueError
         If the edges are not sorted by receiver, or an edge has no reverse.
     """
-    receivers = graph.edge_index[0].numpy()
-    if (np.diff(receivers) < 0).any():
-        raise ValueError("edges are not sorted by receiver: expected a Graph of NeighborList")
-    offsets = np.searchsorted(receivers, np.arange(len(graph.numbers) + 1))
-    senders = graph.edge_index[1].numpy().astype(np.int32)
-    reverse = np.empty(len(senders), np.int32)
-    if not match_reverse(offsets, senders, graph.edge_shift.numpy(), reverse):
+    found = pack_list(graph)
+    reverse = np.empty(len(found.senders), np.int32)
+    if not match_reverse(found.offsets, found.senders, graph.edge_shift.numpy(), reverse):
         edge = int(np.flatnonzero(reverse < 0)[0])
         raise ValueError(
             f"edge {edge} has no reverse: expected every pair in both directions, as "
             "NeighborList makes them"
         )
-    shifts = displacements(graph._replace(positions=torch.zeros_like(graph.positions)))
-    return Neighbors(offsets, senders, shifts.detach().contiguous().numpy(), reverse)
+    return found._replace(reverse=reverse)
+
+
+def require_sorted(neighbors: Neighbors) -> None:
+    """Raise a ValueError if the edges of a receiver are not sorted by sender."""
+    atoms = len(neighbors.offsets) - 1
+    rows = np.repeat(np.arange(atoms), np.diff(neighbors.offsets))
+    if (np.diff(rows * atoms + neighbors.senders) < 0).any():
+        raise ValueError(
+            "edges are not sorted by receiver, then sender: expected a Graph of NeighborList"
+        )
 
 
 @internal
@@ -199,16 +221,17 @@ def collect(
 ) -> None:  # fmt: skip
     """Forces (N, 3) and shares of the virial (N, 3, 3) from dE/dr_ij.
 
-    F_i = sum of dE/dr_ij - dE/dr_ji, W_i = - sum of r_ij (x) dE/dr_ij over the edges that i
-    receives. They are added to zeros. ``factor`` converts dE/dr to eV/A, ``unit`` converts lengths
-    to Angstrom.
+    F_i = sum of p_ij and W_i = - sum of r_ij (x) p_ij / 2 over the edges that i receives, with
+    p_ij = dE/dr_ij - dE/dr_ji. They are added to zeros. ``factor`` converts dE/dr to eV/A,
+    ``unit`` converts lengths to Angstrom.
     """
     for i in range(first, last):
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             back = slots.slot[neighbors.reverse[slots.edge[slot]]]
-            r = unit / np.float64(slots.frame[slot * FRAME + 3])
+            half = 0.5 * unit / np.float64(slots.frame[slot * FRAME + 3])
             for k in range(3):
-                gradient = factor * np.float64(slots.gradient[slot, k])
-                forces[i, k] += gradient - factor * np.float64(slots.gradient[back, k])
+                pull = factor * np.float64(slots.gradient[slot, k])
+                pull -= factor * np.float64(slots.gradient[back, k])
+                forces[i, k] += pull
                 for m in range(3):
-                    virial[i, m, k] -= r * slots.frame[slot * FRAME + m] * gradient
+                    virial[i, m, k] -= half * slots.frame[slot * FRAME + m] * pull

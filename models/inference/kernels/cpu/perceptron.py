@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ....maths.activations import LOG_2
 from ..weights import LAYER_NORM_EPSILON, Dense
-from .compiled import inlined
+from .compiled import inlined, internal
 from .dense import multiply, pack_matrix
 from .simd import LANES, absolute, exp, fma, like, load, log, maximum, minimum, store, total
 
@@ -61,6 +61,28 @@ def pack_perceptron(
         np.concatenate([*transposed, np.zeros(0, dtype)]),
         np.concatenate([*biases, np.zeros(0, dtype)]),
     )
+
+
+def stacked(perceptrons: Sequence[Perceptron], dtype: np.dtype[Any]) -> Perceptron:
+    """Several perceptrons of the same sizes and activations as one; see `one_of`."""
+    nothing = Perceptron(np.zeros(1, np.int64), np.zeros(0, np.int64), *[np.zeros(0, dtype)] * 3)
+    chunks, activations = (perceptrons or [nothing])[0][:2]
+    weights = zip(*(each[2:] for each in (*perceptrons, nothing)), strict=True)
+    return Perceptron(chunks, activations, *(np.concatenate(arrays) for arrays in weights))
+
+
+@internal
+def one_of(stack: Perceptron, which: int) -> Any:
+    """One of several stacked perceptrons."""
+    size, width = 0, 0
+    for layer in range(stack.activations.size):
+        size += stack.chunks[layer] * stack.chunks[layer + 1] * LANES * LANES
+        width += stack.chunks[layer + 1] * LANES
+    matrices = slice(which * size, (which + 1) * size)
+    return Perceptron(
+        stack.chunks, stack.activations, stack.weights[matrices], stack.transposed[matrices],
+        stack.biases[which * width : (which + 1) * width],
+    )  # fmt: skip
 
 
 def padded(array: NDArray[Any], axis: int, parts: int = 1) -> NDArray[Any]:

@@ -42,10 +42,14 @@ class CPUPotential(FusedPotential):
     """
 
     engine = "fused CPU kernels"
+    threads: int | None = None
+    """Number of threads of a step; None: as many as torch uses."""
     step: ClassVar[Callable[..., None]]
     """The function to compile, which runs a whole step."""
     packed: tuple[Any, ...]
     """Last arguments of `step`: the network and its perceptrons."""
+    forgotten: ClassVar[tuple[str, ...]] = ("_list", "_memory", "_composition")
+    """Attributes that copies start without."""
 
     def __init__(self, potential: Potential) -> None:
         super().__init__(potential)
@@ -55,7 +59,7 @@ class CPUPotential(FusedPotential):
         self.factor = self.scale * self.energy_in_ev / self.length_in_angstrom
         """Factor that converts the derivative of an output to eV/A."""
         self.references = scale.references.cpu().numpy()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._list: NeighborMemory | None = None
         self._memory: Memory | None = None
         self._composition: Composition | None = None
@@ -82,17 +86,17 @@ class CPUPotential(FusedPotential):
             energies = (self.scale * outputs + known.shares) * self.energy_in_ev
             if part is not None:
                 energies[part.shells[0] :] = 0
-        systems = len(graph.charge)
-        sums = virial.sum(0, keepdims=True) if systems == 1 else virial
-        virials = torch.from_numpy(0.5 * (sums + sums.transpose(0, 2, 1)))
-        if systems == 1:
-            energy = torch.from_numpy(energies.sum(keepdims=True))
-        else:
-            energy = torch.zeros(systems, dtype=torch.float64)
-            energy.index_add_(0, graph.system, torch.from_numpy(energies))
-            virials = torch.zeros_like(graph.cell).index_add_(0, graph.system, virials)
-        each = torch.from_numpy(energies), torch.from_numpy(forces)
-        return Prediction(energy, *each, virials)
+        # Each system's sum by itself: to the last bit that of the system alone.
+        energy = np.array([energies[atoms].sum() for atoms in known.systems])
+        virials = 0.5 * (virial + virial.transpose(0, 2, 1))
+        sums = np.array([virials[atoms].sum(0) for atoms in known.systems]).reshape(-1, 3, 3)
+        return Prediction(
+            torch.from_numpy(energy),
+            torch.from_numpy(energies),
+            torch.from_numpy(forces),
+            torch.from_numpy(sums),
+            torch.from_numpy(virials),
+        )
 
     def allocate(self, neighbors: Neighbors, threads: int, old: Memory | None) -> Memory:
         """Allocate memory for steps with these neighbours; ``old`` served an earlier list."""
@@ -109,12 +113,16 @@ class CPUPotential(FusedPotential):
     def use(self, memory: Memory, composition: Composition) -> None:
         """Write the part of a composition that the network reads to the memory."""
 
+    def more(self, memory: Memory) -> tuple[Any, ...]:
+        """Arguments of `step` before ``packed``."""
+        return ()
+
     def _run(
         self, graph: Graph, part: Part | None, composition: Composition,
         forces: NDArray[np.float64], virial: NDArray[np.float64],
     ) -> NDArray[np.float64]:  # fmt: skip
         """Fill forces and virial, and return the network's outputs, which the next call reuses."""
-        threads = threads_to_use()
+        threads = self.threads or threads_to_use()
         known, memory = self._list, self._memory
         if known is None or memory is None or not known.serves(graph, threads, part):
             known = NeighborMemory(graph, threads, part)
@@ -134,18 +142,17 @@ class CPUPotential(FusedPotential):
             run(
                 memory.schedule, threads, graph.positions.detach().numpy(),
                 graph.numbers.numpy(), known.neighbors, memory.slots, memory.work, self.factor,
-                forces, virial, *self.packed,
+                forces, virial, *self.more(memory), *self.packed,
             )  # fmt: skip
         outputs: NDArray[np.float64] = memory.work.outputs
         return outputs
 
     def __getstate__(self) -> dict[str, Any]:
-        nothing = dict.fromkeys(("_lock", "_list", "_memory", "_composition"))
-        return {**self.__dict__, **nothing}
+        return {**self.__dict__, **dict.fromkeys(("_lock", *self.forgotten))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 class Composition:
@@ -173,7 +180,14 @@ class Composition:
         sizes = np.bincount(system, minlength=len(charge)) if part is None else [part.atoms]
         self.sizes = np.asarray(sizes)[system]
         self.shares = references[numbers] + mean / self.sizes
+        self.system, self.charge = system, charge
         self.charge_factors = 1 + 0.1 * charge[system]
+        self.systems: list[Any] = [slice(None)]
+        """Atoms of each system."""
+        if len(charge) != 1:
+            order = np.argsort(system, kind="stable")
+            ends = np.searchsorted(system[order], np.arange(1, len(charge)))
+            self.systems = np.split(order, ends)[: len(charge)]
 
     def serves(self, graph: Graph, part: Part | None) -> bool:
         """Whether the graph holds the same, unchanged tensors, of the same part."""

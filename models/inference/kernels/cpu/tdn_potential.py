@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import numpy as np
-
 from ....potential import Potential
-from .neighbors import Neighbors, make_slots
+from .neighbors import Neighbors, make_slots, require_sorted
 from .potential import CPUPotential, Memory
 from .simd import LANES
 from .tdn_network import BLOCK, make_tdn_work, pack_tdn
@@ -43,11 +41,7 @@ class CPUTDN(CPUPotential):
         net, head = self.packed
         offsets = neighbors.offsets
         atoms, edges = len(offsets) - 1, len(neighbors.senders)
-        rows = np.repeat(np.arange(atoms), np.diff(offsets))
-        if (np.diff(rows * atoms + neighbors.senders) < 0).any():
-            raise ValueError(
-                "edges are not sorted by receiver, then sender: expected a Graph of NeighborList"
-            )
+        require_sorted(neighbors)
         groups = [0]
         for i in range(1, atoms):
             begin = groups[-1]

@@ -176,7 +176,8 @@ def embed_back(
     .. math:: \frac{dE}{dr_{ij}} = \rho \, u + (1 - u u^T) \, J(u)^T v / r
     """
     shape, size, row = net.shape, features(net.shape), table_row(net.shape)
-    width = net.chunks * LANES
+    width, edges = net.chunks * LANES, slots.edge.size
+    slopes_per_slot = slots.slope.size // max(1, edges)
     for i in range(first, last):
         mine = species[i] * width
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
@@ -194,8 +195,9 @@ def embed_back(
                 x = load_all(shape, work.gradient, (chunk * species.size + i) * size)
                 along = fma(pair, weighted(slopes, dots(x, d)), along)
                 v = plus_scaled(v, times(pair, f), x)
-                if net.layers > 0:
-                    rho += slots.slope[chunk * slots.edge.size + slot]
+            if net.layers > 0:
+                for k in range(slopes_per_slot):
+                    rho += slots.slope[k * edges + slot]
             rho += total(along)
             turn_tensor(slots, slot, rho, with_zeros(v))
 

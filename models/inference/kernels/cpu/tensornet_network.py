@@ -46,11 +46,12 @@ class PackedTensorNet(NamedTuple):
     sender: NDArray[Any]
     """Flat (elements, channels)."""
     tables: NDArray[Any]
-    """Flat (1 + layers, chunks, rows, 6, 16): the embedding's, then each layer's."""
+    """Flat (1 + layers, chunks, rows, 6, 16): the embedding's, then each layer's; those of the
+    layers of a TensorNet2 have 2 in place of 6."""
     embedding_at_zero: NDArray[Any]
     """(channels,)."""
     at_zero: NDArray[Any]
-    """Flat (layers, chunks, 3, 16)."""
+    """Flat (layers, chunks, 3, 16), of a TensorNet2 (layers, chunks, 1, 16)."""
     norm_weight: NDArray[Any]
     norm_bias: NDArray[Any]
     mixes: NDArray[Any]
@@ -129,12 +130,14 @@ def pack_tensornet(
         """(rows, 3F) -> flat (chunks, rows, 6, 16); see `table_row`."""
         spacing = (weights.cutoff - weights.lower) / weights.intervals
         both = with_slopes(coefficients, spacing).numpy()
-        rows = padded(both, 1, 2 * irreps).reshape(-1, 2 * irreps, chunks, LANES)
+        parts = both.shape[1] // weights.channels
+        rows = padded(both, 1, parts).reshape(-1, parts, chunks, LANES)
         return rows.transpose(2, 0, 1, 3).astype(dtype).ravel()
 
     def by_chunk(numbers: Tensor) -> NDArray[Any]:
         """(3F,) -> flat (chunks, 3, 16)."""
-        parts = padded(numbers.numpy(), 0, irreps).reshape(irreps, chunks, LANES)
+        count = len(numbers) // weights.channels
+        parts = padded(numbers.numpy(), 0, count).reshape(count, chunks, LANES)
         return parts.transpose(1, 0, 2).astype(dtype).ravel()
 
     mixes = [weights.mix]

@@ -77,15 +77,15 @@ class CUDATensorNet(FusedPotential):
         )  # fmt: skip
         energies = self.atomic_scale(outputs, atoms) * self.energy_in_ev
         slope = (self.atomic_scale.slope(atoms) * self.energy_in_ev).expand_as(energies)
-        shares = slope.view(-1, 1, 1) * virial
-        summed = torch.cat([energies.unsqueeze(1), shares.flatten(1)], 1)
+        virials = 0.5 * slope.view(-1, 1, 1) * (virial + virial.mT)
+        summed = torch.cat([energies.unsqueeze(1), virials.flatten(1)], 1)
         summed = self.operators.sum_by_system(summed, inputs.system, inputs.charge.shape[0])
-        virial = summed[:, 1:].view(-1, 3, 3)
         return Prediction(
             energy=summed[:, 0],
             energies=energies,
             forces=slope.unsqueeze(1) * forces,
-            virial=0.5 * (virial + virial.mT),
+            virial=summed[:, 1:].view(-1, 3, 3),
+            virials=virials,
         )
 
     def rows_of(self, graph: Graph) -> EdgeRows:

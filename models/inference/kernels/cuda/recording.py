@@ -185,4 +185,5 @@ class CudaGraphStep:
                 energies=result.energies[:atoms].clone(),
                 forces=result.forces[:atoms].clone(),
                 virial=result.virial[:systems].clone(),
+                virials=result.virials[:atoms].clone(),
             )

@@ -57,8 +57,8 @@ def tensornet_step(
     Returns
     -------
     Outputs (N,) of the network in its dtype; forces (N, 3), float64, per Angstrom; each atom's
-    share (N, 3, 3), float64, of the virial, of which only the symmetric part of a sum over a
-    system is meaningful. Scale and references are not applied yet.
+    share (N, 3, 3), float64, of the virial, of which only the symmetric part is meaningful. Scale
+    and references are not applied yet.
     """
     w, op = weights, operators
     edges = EdgeRows(inputs.offsets, inputs.senders, inputs.shift, inputs.reverse)

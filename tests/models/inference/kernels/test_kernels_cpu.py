@@ -310,6 +310,7 @@ BOUNDS_CHECK = """
 import sys, torch
 from support.kernel_cases import NETWORKS, SYSTEMS, water
 from support.helpers import make_potential, make_tdn, predict
+from support.tensornet2 import make_tensornet2
 from tensormd.models.inference.kernels import fuse
 torch.set_num_threads(2)
 potentials = {
@@ -317,6 +318,11 @@ potentials = {
         make_potential(**NETWORKS[k]) for k in ("three-layers", "SO(3)-gated", "no-layers")
     ],
     "IS": [make_potential(irreps="IS", channels=24)],
+    "TensorNet2": [
+        make_tensornet2(layers=3, channels=24, coulomb=6.0),
+        make_tensornet2(layers=1, charge_channels=20, coulomb=9.0),
+        make_tensornet2(layers=0),
+    ],
     "TDN": [make_tdn(scale=1.0), make_tdn(layers=1, channels=24), make_tdn(layers=0)],
 }
 for potential in potentials[sys.argv[1]]:
@@ -351,7 +357,11 @@ def checked_build(code: str, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.parametrize(
-    "network", ["TensorNet", *(pytest.param(k, marks=pytest.mark.slow) for k in ("IS", "TDN"))]
+    "network",
+    [
+        "TensorNet",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("IS", "TensorNet2", "TDN")),
+    ],
 )
 def test_nothing_outside_an_array_is_touched(network: str) -> None:
     """The same kernels, compiled so that every vector loaded or stored is checked."""

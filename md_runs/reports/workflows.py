@@ -1,0 +1,140 @@
+"""Sections of the calculations of one structure: vibrations, equation of state, reaction path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms, units
+from ase.eos import birchmurnaghan
+from ase.io import read
+from ase.vibrations import VibrationsData
+
+from ...models.units import ev_per_angstrom3_in_gpa
+from ..runs.folder import TRAJECTORY, RunFolder
+from ..workflows.vibrations import IMAGINARY, is_linear
+from . import drawing, figures
+from .page import Figure, Section
+from .run_section import Numbers, run_section
+from .scene import Scene
+
+FRAMES_OF_A_MODE = 12
+AMPLITUDE = 0.4
+"""Largest displacement of an atom in the scene of a mode, A."""
+
+
+def vibrations_section(
+    folder: RunFolder, config: dict[str, Any], pictures: Path
+) -> tuple[Section, dict[str, Any]]:
+    """Frequencies, thermochemistry, and every mode to watch."""
+    results, settings = folder.read_results(), config["settings"]
+    atoms: Atoms = read(folder.path / TRAJECTORY, index=0, format="extxyz")
+    wavenumbers = np.array(results["frequencies_inv_cm"])
+    numbers: Numbers = [
+        ("energy_ev", "energy", results["energy_ev"], "eV"),
+        ("zero_point_ev", "zero-point energy", results["zero_point_ev"], "eV"),
+        ("imaginary", "imaginary frequencies", float(results["imaginary"]), ""),
+        ("lowest_inv_cm", "lowest frequency", float(wavenumbers[0]), "cm⁻¹"),
+        ("highest_inv_cm", "highest frequency", float(wavenumbers[-1]), "cm⁻¹"),
+        ("enthalpy_ev", "enthalpy", results.get("enthalpy_ev"), "eV"),
+        ("entropy_ev_per_k", "entropy", results.get("entropy_ev_per_k"), "eV/K"),
+        ("gibbs_ev", "free energy (Gibbs)", results.get("gibbs_ev"), "eV"),
+    ]
+    shown = [
+        Figure(
+            pictures / "frequencies.png",
+            "Harmonic frequencies; the scene shows the modes one after the other.",
+        )
+    ]
+    figures.frequencies(shown[0].path, wavenumbers)
+    what = f"harmonic, {results['geometry']} molecule"
+    if "gibbs_ev" in results:
+        what += f"; ideal gas at {settings['temperature']:g} K and {settings['pressure']:g} bar"
+    else:
+        what += "; a saddle point, which has no thermochemistry of a molecule"
+    scene = _modes(atoms, folder.read_hessian())
+    return run_section("Vibrations", what, config, numbers, shown, scene)
+
+
+def _modes(atoms: Atoms, hessian: figures.Array) -> Scene:
+    """Every vibration, swinging once, under its frequency."""
+    data = VibrationsData.from_2d(atoms, hessian)
+    energies, modes = data.get_energies(), data.get_modes()
+    order = np.argsort(np.abs(energies))[5 if is_linear(atoms) else 6 :]
+    frames, labels = [], []
+    for k in sorted(order, key=lambda k: float(energies[k].real - energies[k].imag)):
+        size = np.linalg.norm(modes[k], axis=1).max()
+        name = f"{abs(energies[k]) / units.invcm:.0f} cm⁻¹"
+        for phase in np.arange(FRAMES_OF_A_MODE) / FRAMES_OF_A_MODE:
+            frame = atoms.copy()
+            frame.positions += AMPLITUDE * np.sin(2 * np.pi * phase) * modes[k] / size
+            frames.append(frame)
+            labels.append(f"i {name}" if energies[k].imag > IMAGINARY else name)
+    return Scene(frames, labels)
+
+
+def eos_section(
+    folder: RunFolder, config: dict[str, Any], pictures: Path
+) -> tuple[Section, dict[str, Any]]:
+    """Energy against volume with the fit."""
+    results = folder.read_results()
+    volumes, energies = np.array(results["volumes_a3"]), np.array(results["energies_ev"])
+    numbers: Numbers = [
+        ("volume_a3", "volume", results["volume_a3"], "Å³"),
+        ("energy_ev", "energy", results["energy_ev"], "eV"),
+        ("bulk_modulus_gpa", "bulk modulus", results["bulk_modulus_gpa"], "GPa"),
+        ("bulk_modulus_derivative", "its derivative", results["bulk_modulus_derivative"], ""),
+        ("scale", "factor of the lattice vectors", results["scale"], ""),
+        ("fit_rms_mev", "deviation of the fit", results["fit_rms_mev"], "meV"),
+    ]
+    shown = [
+        Figure(
+            pictures / "energy_volume.png",
+            "Energy above the lowest against the volume; line: Birch-Murnaghan equation.",
+        )
+    ]
+    grid = np.linspace(volumes.min(), volumes.max(), 200)
+    modulus = results["bulk_modulus_gpa"] / ev_per_angstrom3_in_gpa
+    curve = birchmurnaghan(
+        grid,
+        results["energy_ev"],
+        modulus,
+        results["bulk_modulus_derivative"],
+        results["volume_a3"],
+    )
+    lowest = results["energy_ev"]
+    figures.energy_volume(shown[0].path, volumes, energies - lowest, grid, curve - lowest)
+    frames = read(folder.path / TRAJECTORY, index=":", format="extxyz")
+    scene = Scene(frames, [f"{volume:.2f} Å³" for volume in volumes])
+    return run_section("Equation of state", "Birch-Murnaghan", config, numbers, shown, scene)
+
+
+def neb_section(
+    folder: RunFolder, config: dict[str, Any], pictures: Path
+) -> tuple[Section, dict[str, Any]]:
+    """Energy along the path, and the path to play."""
+    results, settings = folder.read_results(), config["settings"]
+    distances, energies = np.array(results["distances_a"]), np.array(results["energies_ev"])
+    frames = read(folder.path / TRAJECTORY, index=":", format="extxyz")
+    numbers: Numbers = [
+        ("barrier_ev", "barrier", results["barrier_ev"], "eV"),
+        ("reverse_barrier_ev", "barrier of the way back", results["reverse_barrier_ev"], "eV"),
+        ("reaction_energy_ev", "reaction energy", results["reaction_energy_ev"], "eV"),
+        ("fmax_ev_per_a", "largest force of the band", results["fmax_ev_per_a"], "eV/Å"),
+        ("steps", "steps", float(results["steps"]), ""),
+    ]
+    shown = [
+        Figure(pictures / "path.png", "Energy of the images above the first, along the path."),
+        Figure(pictures / "structures.png", "The first image and the highest one."),
+    ]
+    figures.reaction_path(shown[0].path, distances, energies - energies[0])
+    top = frames[results["highest_image"]]
+    drawing.before_and_after(shown[1].path, frames[0], top, ("first", "highest"))
+    what = f"nudged elastic band to {settings['fmax']:g} eV/Å, climbing image: "
+    what += "converged" if results["converged"] else "NOT converged"
+    labels = [f"image {k}, {e - energies[0]:+.3f} eV" for k, e in enumerate(energies)]
+    section, values = run_section(
+        "Reaction path", what, config, numbers, shown, Scene(frames, labels)
+    )
+    return section, {**values, "converged": results["converged"]}

@@ -1,0 +1,1 @@
+"""Everyday calculations in run folders: vibrations, equation of state, reaction path."""
