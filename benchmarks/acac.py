@@ -27,9 +27,9 @@ from tensormd.md_runs.benchmark.machine import describe_machine
 from tensormd.md_runs.command.progress import train_progress
 from tensormd.md_runs.evaluate.evaluation import evaluate_checkpoint
 from tensormd.md_runs.runs.folder import CONFIG
+from tensormd.md_runs.runs.schema import parse_config
 from tensormd.md_runs.train.config import TrainConfig
 from tensormd.md_runs.train.run import TrainSummary, resume_training, start_training
-from tensormd.md_runs.train.schema import parse_config
 from tensormd.models.files import write_atomically
 
 TRAIN, ATOMS = "train_300K.xyz", "isolated_atoms.xyz"

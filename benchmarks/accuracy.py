@@ -42,7 +42,7 @@ from rmd17 import CUTOFF, MOLECULES, add_data_option, data_files
 from torch import nn
 
 from tensormd.md_runs.benchmark.machine import describe_machine
-from tensormd.md_runs.train.schema import parse_config
+from tensormd.md_runs.runs.schema import parse_config
 from tensormd.models import TDN, EnergyReadout, Potential, ScalarReadout, TensorNet, save_potential
 from tensormd.models.files import write_atomically
 from tensormd.models.options import STRICT

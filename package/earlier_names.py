@@ -12,12 +12,13 @@ from types import ModuleType
 
 NEW_NAMES = {
     "tensormd.md_runs.cli": "tensormd.md_runs.command.main",
-    "tensormd.md_runs.config_file": "tensormd.md_runs.train.schema",
+    "tensormd.md_runs.config_file": "tensormd.md_runs.runs.schema",
     "tensormd.md_runs.dynamics": "tensormd.md_runs.md.loop",
     "tensormd.md_runs.evaluation": "tensormd.md_runs.evaluate.evaluation",
     "tensormd.md_runs.report": "tensormd.md_runs.reports.runs",
     "tensormd.md_runs.run_folder": "tensormd.md_runs.runs.folder",
     "tensormd.md_runs.settings": "tensormd.md_runs.runs.settings",
+    "tensormd.md_runs.train.schema": "tensormd.md_runs.runs.schema",
     "tensormd.md_runs.train_config": "tensormd.md_runs.train.config",
     "tensormd.md_runs.train_run": "tensormd.md_runs.train.run",
     "tensormd.models.cartesian": "tensormd.models.maths.cartesian",

@@ -17,10 +17,10 @@ from ase.io import read, write
 from tensormd.calculators import TensorNetCalculator
 from tensormd.md_runs.evaluate.evaluation import evaluate_checkpoint
 from tensormd.md_runs.md.loop import start_md
+from tensormd.md_runs.runs.schema import read_config
 from tensormd.md_runs.runs.settings import MDSettings
 from tensormd.md_runs.train.config import TrainConfig
 from tensormd.md_runs.train.run import start_training
-from tensormd.md_runs.train.schema import read_config
 
 # %% [markdown]
 # ## Frames

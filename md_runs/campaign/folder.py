@@ -24,10 +24,10 @@ from ...models.files import unwritable, write_atomically
 from ..runs.files import write_json
 from ..runs.folder import LOCK, locked, refuse_existing
 from ..runs.models import absolute, weights_digest
+from ..runs.schema import of_key
 from ..runs.settings import ModelSettings, model_settings, to_json
 from ..runs.structures import describe
 from ..runs.versions import versions
-from ..train.schema import of_key
 from .plan import Plan, Task, tasks_of
 from .structures import folder_names, read_given
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from ase import Atoms
 
 from ...models.data.structures import check_geometry, split_source
+from ..runs.schema import of_key
 from ..runs.structures import read_each, runnable
-from ..train.schema import of_key
 from .plan import StructuresSection
 
 

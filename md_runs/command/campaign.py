@@ -15,7 +15,7 @@ from ..campaign.results import WHICH_FRAMES, complaints
 from ..campaign.results import collect as collect_results
 from ..campaign.results import status as status_of
 from ..runs.applies import check_options
-from ..train.schema import naming_lines, read_config
+from ..runs.schema import naming_lines, read_config
 from .console import given_options, say, show_files, show_json, show_tree
 from .options import Json
 from .progress import campaign_progress

@@ -10,10 +10,10 @@ import typer
 
 from ...models.training.rate_search import RateSearch, search_learning_rate
 from ..runs.folder import REPORT, refuse_existing
+from ..runs.schema import naming_lines, read_config
 from ..train.config import TrainConfig
 from ..train.config import example as example_text
 from ..train.run import ALREADY, Plan, plan_training, resume_training, start_training
-from ..train.schema import naming_lines, read_config
 from .console import say, show_json
 from .options import Json
 from .progress import Pace, error_text, train_progress

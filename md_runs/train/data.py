@@ -14,8 +14,8 @@ from ase.data import chemical_symbols
 from ...models.data.readers import check_one_unit
 from ...models.training import Frames, TrainingSettings, read_frames, split_frames
 from ...models.training.losses import check_labels
+from ..runs.schema import of_key
 from .config import DataConfig
-from .schema import of_key
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from ...models.potential import Potential, check_charges, parse_dtype
 from ...models.quantities import HEADS, QUANTITIES
 from ...models.training import Frames
 from ..runs.models import parse_elements
+from ..runs.schema import of_key
 from .config import ModelConfig, TrainConfig
 from .data import Parts
-from .schema import of_key
 
 AT_ONCE = 50
 """Frames to evaluate together."""

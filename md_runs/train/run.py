@@ -42,6 +42,7 @@ from ..runs.errors import Interrupted, RunStopped
 from ..runs.files import write_json
 from ..runs.folder import LOG, RunFolder, refuse_existing
 from ..runs.models import absolute, weights_digest
+from ..runs.schema import of_key, parse_config
 from ..runs.signals import StopRequest
 from ..runs.structures import frame_text
 from ..runs.versions import package_version, versions
@@ -50,7 +51,6 @@ from .data import Parts, absolute_files, check_parts, read_parts
 from .log import TrainLog, steps_in, whole
 from .loggers import check_logger, make_logger
 from .model import Start, tell_isolated
-from .schema import of_key, parse_config
 
 CONFIG_YAML, STATE, BAD_BATCH, RESULTS = (
     "config.yaml",

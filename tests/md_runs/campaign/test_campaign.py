@@ -30,8 +30,8 @@ from tensormd.md_runs.md import loop
 from tensormd.md_runs.md.launch import launch_md
 from tensormd.md_runs.md.relax import relax_files
 from tensormd.md_runs.runs.folder import RunFolder, locked
+from tensormd.md_runs.runs.schema import parse_config
 from tensormd.md_runs.runs.settings import RelaxSettings, md_settings
-from tensormd.md_runs.train.schema import parse_config
 
 PLAN = """
 structures: {files: [ethanol.xyz, others.xyz]}

@@ -13,8 +13,8 @@ from support.paths import ROOT
 
 from tensormd.md_runs.campaign.plan import SECTIONS, Plan, StructuresSection, tasks_of
 from tensormd.md_runs.campaign.structures import embed, folder_names, read_given
+from tensormd.md_runs.runs.schema import parse_config
 from tensormd.md_runs.train.config import keys_of, table_of
-from tensormd.md_runs.train.schema import parse_config
 
 GUIDE = ROOT / "docs" / "guide" / "campaigns.md"
 LEAST = "structures: {files: a.xyz}\n"

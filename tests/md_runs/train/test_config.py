@@ -13,6 +13,7 @@ from support.md_runs import run
 from support.paths import ROOT
 
 from tensormd.md_runs.runs.folder import RunFolder
+from tensormd.md_runs.runs.schema import parse_config, read_config
 from tensormd.md_runs.train.config import (
     ARCHITECTURES,
     NETWORK_SECTIONS,
@@ -24,7 +25,6 @@ from tensormd.md_runs.train.config import (
     plain,
 )
 from tensormd.md_runs.train.run import configuration_of, finite
-from tensormd.md_runs.train.schema import parse_config, read_config
 from tensormd.models.training.settings import TrainingSettings
 
 KEYS = ROOT / "docs" / "reference" / "configuration.md"

@@ -16,9 +16,9 @@ from support.data import data_file
 from support.md_runs import run, write_tiny_potential
 from support.train_runs import configuration, labelled, log_of, write_frames
 
+from tensormd.md_runs.runs.schema import read_config
 from tensormd.md_runs.train.config import TrainConfig
 from tensormd.md_runs.train.run import plan_training
-from tensormd.md_runs.train.schema import read_config
 from tensormd.models import load_potential
 from tensormd.models.training import read_frames, split_frames
 

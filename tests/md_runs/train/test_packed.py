@@ -11,9 +11,9 @@ import yaml
 from support.md_runs import run, write_tiny_potential
 from support.train_runs import assert_same_run, configuration, labelled, log_of, write_frames
 
+from tensormd.md_runs.runs.schema import read_config
 from tensormd.md_runs.train.config import TrainConfig
 from tensormd.md_runs.train.run import plan_training
-from tensormd.md_runs.train.schema import read_config
 from tensormd.models.training import threads_of_process
 
 ATOMS = {"batch": None, "batch_atoms": 30}

@@ -16,8 +16,8 @@ from ase.io import read, write
 from support.md_runs import ethanol, run, write_tiny_potential
 from support.train_runs import SMALL, configuration, labelled, log_of, write_frames
 
+from tensormd.md_runs.runs.schema import read_config
 from tensormd.md_runs.train.config import TrainConfig
-from tensormd.md_runs.train.schema import read_config
 from tensormd.models import Potential, TensorNet, load_potential
 from tensormd.models import files as model_files
 from tensormd.models.training import losses, quantity_errors, read_frames, step

@@ -22,10 +22,10 @@ from support.train_runs import (
 )
 
 from tensormd.md_runs.runs.folder import RunFolder
+from tensormd.md_runs.runs.schema import read_config
 from tensormd.md_runs.train.config import TrainConfig
 from tensormd.md_runs.train.log import steps_in
 from tensormd.md_runs.train.run import start_training
-from tensormd.md_runs.train.schema import read_config
 from tensormd.models import load_potential
 from tensormd.models.training import Progress
 
