@@ -30,6 +30,7 @@ kcal_per_mol_in_ev = CALORIE_J * kj_per_mol_in_ev
 bohr_in_angstrom = BOHR_M / ANGSTROM_M
 nm_in_angstrom = 10.0
 ev_per_angstrom3_in_gpa = ELEMENTARY_CHARGE_C / ANGSTROM_M**3 / 1e9
+bar_in_pascal = 1e5
 bar_in_ev_per_angstrom3 = 1e-4 / ev_per_angstrom3_in_gpa
 inverse_cm_in_ev = PLANCK_J_S * SPEED_OF_LIGHT_CM_PER_S / ELEMENTARY_CHARGE_C
 coulomb_ev_angstrom = COULOMB_J_M / ELEMENTARY_CHARGE_C / ANGSTROM_M

@@ -21,7 +21,7 @@ from filelock import BaseFileLock
 from ...calculators.domain import DEFAULT
 from ...models.checkpoint import load_potential
 from ...models.files import unwritable, write_atomically
-from ..runs.files import write_json
+from ..runs.files import read_json, write_json
 from ..runs.folder import LOCK, locked, refuse_existing
 from ..runs.models import absolute, weights_digest
 from ..runs.schema import of_key
@@ -252,23 +252,6 @@ def write_record(path: Path, name: str, record: Record) -> None:
 
 def _record_file(path: Path, name: str) -> Path:
     return path / RUNS / f"{name}.json"
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A file that was written whole.
-
-    Raises
-    ------
-    ValueError
-        If it is damaged.
-    """
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is damaged: it is no section")
-    return content
 
 
 def _is_locked(file: Path) -> bool:

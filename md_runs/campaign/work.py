@@ -25,13 +25,13 @@ from ..md.ase_engine import warm_up
 from ..md.engine import frame_properties
 from ..md.launch import resolve_model
 from ..md.loop import resume_md, start_md
-from ..md.relax import relax, with_results
+from ..md.relax import relax
 from ..reports.analysis import drift_mev_per_atom_ps
 from ..runs.errors import RunStopped
 from ..runs.folder import CONFIG, EVALUATED, RELAXED, RunFolder, locked
-from ..runs.models import load_calculator
-from ..runs.settings import ModelSettings, RelaxSettings, md_settings, to_json
-from ..runs.structures import describe, read_structure, runnable, write_structure
+from ..runs.models import input_record, load_calculator
+from ..runs.settings import ModelSettings, RelaxSettings, md_settings
+from ..runs.structures import read_structure, runnable, with_results, write_structure
 from ..runs.versions import versions
 from .folder import (
     DONE,
@@ -98,11 +98,7 @@ class Work:
             )
         check_elements(atoms.numbers, calculator.potential.elements)
         atoms.calc = calculator
-        return atoms, {
-            "structure": {"source": source, "formula": describe(atoms)},
-            "model_settings": to_json(model),
-            "model": record,
-        }
+        return atoms, input_record(source, atoms, model, record)
 
 
 @functools.lru_cache(maxsize=1)

@@ -23,9 +23,9 @@ from ..reports.figures import torsion
 from ..reports.page import Figure, Section, html_page
 from ..reports.runs import section_of
 from ..runs.folder import REPORT, RunFolder
-from ..runs.models import load_calculator
-from ..runs.settings import MDSettings, ModelSettings, RelaxSettings, to_json
-from ..runs.structures import describe, write_structure
+from ..runs.models import input_record, load_calculator
+from ..runs.settings import MDSettings, ModelSettings, RelaxSettings
+from ..runs.structures import write_structure
 from . import console
 from .options import Device, Dtype, Json
 
@@ -99,14 +99,7 @@ def run_demo(
     atoms: Atoms = read(ASPIRIN)
     model = resolve_model(model or ModelSettings((DEFAULT,)), [atoms])
     atoms.calc, record = load_calculator(model)
-    note = {
-        "structure": {
-            "source": "aspirin, a conformer of a force field",
-            "formula": describe(atoms),
-        },
-        "model_settings": to_json(model),
-        "model": record,
-    }
+    note = input_record("aspirin, a conformer of a force field", atoms, model, record)
     say(f"model   {record['name']}: {record['parameters']:,} parameters, on {record['device']}")
 
     relaxed = relax(atoms, RelaxSettings(), out / "relax", record=note)

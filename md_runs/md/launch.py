@@ -11,9 +11,9 @@ from typing import Any
 from ase import Atoms
 
 from ..runs.folder import RunFolder, refuse_existing
-from ..runs.models import absolute, default_model, default_threads, load_calculator
-from ..runs.settings import MDSettings, ModelSettings, model_settings, option, to_json
-from ..runs.structures import describe, read_structure
+from ..runs.models import absolute, default_model, default_threads, input_record, load_calculator
+from ..runs.settings import MDSettings, ModelSettings, model_settings, option
+from ..runs.structures import read_structure
 from .loop import ALREADY, MDSummary, Observer, resume_md, start_md
 from .openmm_system import read_topology, require_openmm, select_atoms
 
@@ -44,11 +44,7 @@ def launch_md(
         settings,
         path,
         topology=topology,
-        record={
-            "structure": {"source": source, "formula": describe(atoms)},
-            "model_settings": to_json(model),
-            "model": record,
-        },
+        record=input_record(source, atoms, model, record),
         observer=observer,
         save_every=save_every,
     )

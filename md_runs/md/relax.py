@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
 
@@ -21,16 +20,17 @@ from ...calculators.checks import check_elements
 from ...models.units import bar_in_ev_per_angstrom3, ev_per_angstrom3_in_gpa
 from ..runs.errors import RunStopped
 from ..runs.folder import RELAXED, RunFolder, refuse_existing
-from ..runs.models import load_calculator
+from ..runs.models import input_record, load_calculator
 from ..runs.settings import ModelSettings, RelaxSettings, to_json
 from ..runs.signals import StopRequest
 from ..runs.structures import (
     Failed,
-    describe,
     format_of,
     frame_text,
     read_each,
     runnable,
+    stem_of,
+    with_results,
     write_structure,
 )
 from ..runs.versions import versions
@@ -162,11 +162,7 @@ def relax_files(
                 settings,
                 task.folder,
                 file=task.file,
-                record={
-                    "structure": {"source": task.source, "formula": describe(task.atoms)},
-                    "model_settings": to_json(model),
-                    "model": record,
-                },
+                record=input_record(task.source, task.atoms, model, record),
                 observer=observer(task) if observer else None,
                 stop=stop,
             )
@@ -233,7 +229,7 @@ def plan(sources: Sequence[str], out: Path | None) -> list[Task]:
             found.append((source, source, error))
     file: Path | None = None
     if len(found) == 1:
-        folder = Path(f"{_stem(found[0][0])}_relaxed") if out is None else out
+        folder = Path(f"{stem_of(found[0][0])}_relaxed") if out is None else out
         if out is not None and out.suffix[1:].isalpha() and not out.is_dir():
             format_of(out)
             file, folder = out, out.with_suffix("")
@@ -395,27 +391,9 @@ def _record(
     return row
 
 
-def with_results(atoms: Atoms, has_stress: bool) -> Atoms:
-    """A copy for a file, with energy, forces and on request stress."""
-    results = {
-        "energy": float(atoms.get_potential_energy()),
-        "forces": atoms.get_forces(apply_constraint=False),
-    }
-    if has_stress:
-        results["stress"] = atoms.get_stress(apply_constraint=False)
-    copy = runnable(atoms)
-    copy.calc = SinglePointCalculator(copy, **results)
-    return copy
-
-
-def _stem(source: str) -> str:
-    name = source if Path(source).exists() else (source.rpartition("@")[0] or source)
-    return Path(name).name.partition(".")[0] or "structure"
-
-
 def _names(sources: Sequence[str]) -> list[str]:
     """A name for each structure; those of one name are numbered."""
-    stems = [_stem(source) for source in sources]
+    stems = [stem_of(source) for source in sources]
     seen: dict[str, int] = {}
     names = []
     for stem in stems:

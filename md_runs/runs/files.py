@@ -18,6 +18,23 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The section that a JSON file holds.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no section")
+    return content
+
+
 class AppendOnly:
     """A file that grows, whose length is known and can be truncated.
 

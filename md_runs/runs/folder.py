@@ -25,7 +25,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from numpy.typing import NDArray
 
 from ...models.files import unwritable, write_atomically
-from .files import AppendOnly, Table, read_table, write_json
+from .files import AppendOnly, Table, read_json, read_table, write_json
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -214,11 +214,8 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """Settings of the run: the content of config.json."""
         file = self.path / CONFIG
-        try:
-            content = json.loads(file.read_text())
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged: {error}") from None
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+        content = read_json(file)
+        if content.get("format") != FORMAT:
             raise ValueError(f"{file} was not written by this version: expected format {FORMAT}")
         for key in ("kind", "settings"):
             if key not in content:
@@ -315,16 +312,10 @@ class RunFolder:
         ValueError
             If there is none, or it is damaged.
         """
-        file = self.path / RESULTS
         try:
-            content = json.loads(file.read_text())
+            return read_json(self.path / RESULTS)
         except FileNotFoundError:
             raise ValueError(f"{self.path} holds no {RESULTS}: the run did not end") from None
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged: {error}") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{file} is damaged: expected the results of a run")
-        return content
 
     def read_log(self) -> dict[str, NDArray[np.float64]]:
         """The columns of log.csv."""

@@ -22,7 +22,8 @@ from ...models.checkpoint import (
     registry_names,
     write_torchmdnet_checkpoint,
 )
-from .settings import ModelSettings
+from . import structures
+from .settings import ModelSettings, to_json
 
 SMALL = 60
 """Atoms up to which one thread is as fast as several, and is not disturbed by other programs."""
@@ -74,6 +75,17 @@ def load_calculator(settings: ModelSettings) -> tuple[PotentialCalculator, dict[
         "engine": info["engine"],
     }
     return calculator, record
+
+
+def input_record(
+    source: str, atoms: Atoms, settings: ModelSettings, model: dict[str, Any]
+) -> dict[str, Any]:
+    """What config.json of a run says of its structure and of its model (see `load_calculator`)."""
+    return {
+        "structure": {"source": source, "formula": structures.describe(atoms)},
+        "model_settings": to_json(settings),
+        "model": model,
+    }
 
 
 def default_threads(atoms: int) -> int:

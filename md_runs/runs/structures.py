@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
@@ -88,6 +89,19 @@ def runnable(atoms: Atoms) -> Atoms:
     return copy
 
 
+def with_results(atoms: Atoms, has_stress: bool = False) -> Atoms:
+    """A copy for a file, with energy, forces and on request stress, and without the model."""
+    results = {
+        "energy": float(atoms.get_potential_energy()),
+        "forces": atoms.get_forces(apply_constraint=False),
+    }
+    if has_stress:
+        results["stress"] = atoms.get_stress(apply_constraint=False)
+    copy = runnable(atoms)
+    copy.calc = SinglePointCalculator(copy, **results)
+    return copy
+
+
 def write_structure(path: Path, atoms: Atoms) -> None:
     """Write in the format of the file's name, atomically, and warn of what it cannot hold.
 
@@ -154,6 +168,12 @@ def _same_constraints(one: Atoms, two: Atoms) -> bool:
         probe.set_positions(wish)
         moves.append(probe.positions)
     return bool(np.abs(moves[0] - moves[1]).max() < 1e-6)
+
+
+def stem_of(source: str) -> str:
+    """Name of ``file`` or ``file@index`` without its folder and endings."""
+    name = source if Path(source).exists() else (source.rpartition("@")[0] or source)
+    return Path(name).name.partition(".")[0] or "structure"
 
 
 def format_of(path: Path) -> str:

@@ -14,7 +14,8 @@ from ase.eos import EquationOfState
 from ...models.units import ev_per_angstrom3_in_gpa
 from ..runs.errors import RunStopped
 from ..runs.settings import ModelSettings
-from .single import Job, converge, prepare, with_results, write_run
+from ..runs.structures import with_results
+from .single import Job, converge, prepare, write_run
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from ase.optimize import FIRE
 from ..runs.errors import RunStopped
 from ..runs.settings import ModelSettings
 from ..runs.signals import StopRequest
-from ..runs.structures import read_structure
-from .single import Job, converge, prepare, with_results, write_run
+from ..runs.structures import read_structure, with_results
+from .single import Job, converge, prepare, write_run
 
 CLIMB_FROM = 5.0
 """The highest image climbs once no force is larger than so many times ``fmax``."""

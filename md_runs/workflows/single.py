@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.optimize import LBFGS
 from numpy.typing import NDArray
 
@@ -17,9 +16,9 @@ from ...calculators.checks import check_elements
 from ..md.launch import resolve_model
 from ..runs.errors import RunStopped
 from ..runs.folder import RunFolder, refuse_existing
-from ..runs.models import load_calculator
+from ..runs.models import input_record, load_calculator
 from ..runs.settings import ModelSettings, to_json
-from ..runs.structures import describe, frame_text, read_structure, runnable
+from ..runs.structures import frame_text, read_structure, runnable, stem_of
 from ..runs.versions import versions
 
 REMEDY = "choose another folder with -o"
@@ -63,23 +62,14 @@ def prepare(
         For inputs that cannot be used.
     """
     atoms = read_structure(source)
-    name = Path(source.rpartition("@")[0] or source).name.partition(".")[0] or "structure"
-    path = Path(f"{name}_{suffix}") if out is None else out
+    path = Path(f"{stem_of(source)}_{suffix}") if out is None else out
     refuse_existing(path, REMEDY)
     check(atoms)
     model = resolve_model(model, [atoms])
     calculator, record = load_calculator(model)
     check_elements(atoms.numbers, calculator.potential.elements)
     atoms.calc = calculator
-    return Job(
-        atoms,
-        path,
-        {
-            "structure": {"source": source, "formula": describe(atoms)},
-            "model_settings": to_json(model),
-            "model": record,
-        },
-    )
+    return Job(atoms, path, input_record(source, atoms, model, record))
 
 
 def converge(atoms: Atoms, fmax: float, steps: int, what: str) -> None:
@@ -96,14 +86,6 @@ def converge(atoms: Atoms, fmax: float, steps: int, what: str) -> None:
             f"{what} did not converge in {steps} steps (fmax {largest:.4f} eV/A, wanted "
             f"{fmax:g}): nothing was written; relax it first, or allow more --steps"
         )
-
-
-def with_results(atoms: Atoms) -> Atoms:
-    """A copy that keeps energy and forces without the model."""
-    copy = runnable(atoms)
-    energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
-    copy.calc = SinglePointCalculator(copy, energy=energy, forces=forces)
-    return copy
 
 
 def write_run(

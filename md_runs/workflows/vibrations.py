@@ -14,8 +14,10 @@ from ase.vibrations import VibrationsData
 from numpy.typing import NDArray
 
 from ...calculators import PotentialCalculator
+from ...models.units import bar_in_pascal
 from ..runs.settings import ModelSettings
-from .single import Job, converge, prepare, with_results, write_run
+from ..runs.structures import with_results
+from .single import Job, converge, prepare, write_run
 
 Array = NDArray[np.float64]
 
@@ -23,7 +25,6 @@ STRAIGHT = 1e-3
 """A molecule is linear if its smallest moment of inertia is below this share of the largest."""
 IMAGINARY = 1e-4
 """Frequencies above i 0.8 cm^-1 (eV) are rounding, not a saddle point."""
-PASCAL_PER_BAR = 1e5
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def ideal_gas(atoms: Atoms, energies: Array, settings: VibrationsSettings) -> di
         spin=0,
     )
     temperature = settings.temperature
-    pressure = settings.pressure * PASCAL_PER_BAR
+    pressure = settings.pressure * bar_in_pascal
     return {
         "enthalpy_ev": float(gas.get_enthalpy(temperature, verbose=False)),
         "entropy_ev_per_k": float(gas.get_entropy(temperature, pressure, verbose=False)),
