@@ -81,9 +81,9 @@ class PotentialCalculator(Calculator):
     deviations over its members.
 
     A checkpoint with the corresponding heads also gives dipole (3,), e A, and polarizability
-    (3, 3), e^2 A^2/eV, on request, and a TensorNet2 its charges (N,), e; the network itself
-    computes them, without tables. A checkpoint
-    whose ``metadata["trained_on"]`` lacks the energy gives no energies, forces or stress.
+    (3, 3), e^2 A^2/eV, on request, which the network itself computes, without tables. A TensorNet2
+    also gives its charges (N,), e. A checkpoint whose ``metadata["trained_on"]`` lacks the energy
+    gives no energies, forces or stress.
     """
 
     name = "tensormd"

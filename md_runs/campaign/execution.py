@@ -198,9 +198,9 @@ class _Execution:
             except asyncio.TimeoutError:
                 self._ended.put(future)  # the worker has died since, and another one is asked
                 return
-            except Exception:
-                if future.status != "error":
-                    raise self._lost() from None
+            except Exception as error:
+                if future.status != "error":  # it is not the run's own error, which `_lose` reads
+                    raise self._lost() from error
         del self._running[future.key]
         if future.status == "error" and not self._lose(task, future.exception()):
             self._submit([task])

@@ -29,8 +29,6 @@ from ..runs.versions import versions
 from .console import show_json, show_tree
 from .options import Json
 
-BACKENDS = ("reference", "fused")
-
 
 def doctor(as_json: Json = False) -> None:
     """Report versions, devices, and which engines and backends work here, or why not."""
@@ -55,8 +53,8 @@ class Check:
 
 def examine() -> dict[str, Any]:
     """Versions, devices and checks, as plain data."""
-    checks = [check_model(), *(check_backend(name) for name in BACKENDS), check_cuda()]
-    checks += [check_kernels("cpu"), check_cache(), check_auto()]
+    checks = [check_model(), check_reference(), check_kernels("cpu"), check_cuda()]
+    checks += [check_cache(), check_auto()]
     checks += [check_ase_engine(), *check_openmm()]
     return {
         "versions": versions(optional=True),
@@ -88,11 +86,11 @@ def check_model() -> Check:
     return Check(name, True, f"ethanol: {energy:.4f} eV, largest force {force:.3f} eV/A")
 
 
-def check_backend(backend: str) -> Check:
-    """Evaluate ethanol with one implementation of the operators, in float32 on the CPU."""
-    name = f"backend {backend}"
+def check_reference() -> Check:
+    """Evaluate ethanol with plain torch operators, in float32 on the CPU."""
+    name = "backend reference"
     try:
-        _, force, engine = _evaluate(backend, "cpu")
+        _, force, engine = _evaluate("reference", "cpu")
     except Exception as error:
         return Check(name, False, _reason(error))
     return Check(name, True, f"{engine}: largest force {force:.3f} eV/A")
@@ -104,13 +102,13 @@ def check_cuda() -> Check:
         built = torch.version.cuda
         reason = f"built for CUDA {built}" if built else "built without CUDA"
         detail = f"torch {torch.__version__} ({reason}) finds no CUDA device"
-        return Check("self-check cuda", False, detail)
+        return Check("backend fused on cuda", False, detail)
     return check_kernels("cuda")
 
 
 def check_kernels(device: str) -> Check:
     """Compare the fused kernels with the network itself, as every machine does at first use."""
-    name = f"self-check {device}"
+    name = "backend fused" if device == "cpu" else f"backend fused on {device}"
     try:
         potential = load_potential(DEFAULT).to(device, torch.float32)
         assert isinstance(potential, Potential)

@@ -218,7 +218,7 @@ def test_doctor_tells_what_works(
     assert found["versions"]["torch"]
     assert "cpu" in found["devices"]
     checks = {check["name"]: check for check in found["checks"]}
-    for name in ("model organic", "backend reference", "self-check cpu", "engine ase"):
+    for name in ("model organic", "backend reference", "backend fused", "engine ase"):
         assert checks[name]["works"], checks[name]
     assert checks["engine openmm"]["works"] == (python_problem() is None)
     assert all(check["detail"] for check in checks.values())
