@@ -20,7 +20,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ....maths.cartesian import BASIS, BY_COMPONENTS, ROWS
-from .compiled import inlined
+from .compiled import internal
 from .components import fused_sum, load_vectors
 from .simd import (
     LANES,
@@ -187,7 +187,7 @@ def _few(commuting: bool) -> Any:
 few_product, few_anticommutator = _few(commuting=False), _few(commuting=True)
 
 
-@inlined
+@internal
 def compose(x: Any) -> Any:
     """Nine components -> entries of the matrix, by rows."""
     half = like(x[0], ROOT_1_2)
@@ -205,7 +205,7 @@ def compose(x: Any) -> Any:
     )
 
 
-@inlined
+@internal
 def decompose(m: Any) -> Any:
     """Entries of a matrix, by rows -> its nine components."""
     half = like(m[0], ROOT_1_2)
@@ -243,7 +243,7 @@ def matrix_anticommutator(builder: Any, a: Any, b: Any) -> Any:
     ]
 
 
-@inlined
+@internal
 def product(x: Any, y: Any) -> Any:
     """Components of X Y."""
     if len(x) < 9:
@@ -251,7 +251,7 @@ def product(x: Any, y: Any) -> Any:
     return decompose(matrix_product(compose(x), compose(y)))
 
 
-@inlined
+@internal
 def anticommutator(x: Any, y: Any) -> Any:
     """Components of X Y + Y X."""
     if len(x) < 9:

@@ -23,7 +23,10 @@ import numba
 from filelock import FileLock, Timeout
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
-from numba.core.codegen import get_host_cpu_features
+from numba.core.codegen import JITCodeLibrary, get_host_cpu_features
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import AnalysisPass, register_pass
+from numba.core.typed_passes import AnnotateTypes
 from numba.core.types.misc import unliteral
 
 from ....files import cache_folder
@@ -34,30 +37,63 @@ log = logging.getLogger("tensormd")
 HERE = Path(__file__).parent
 
 
-def inlined(function: Callable[..., Any]) -> Any:
-    """Decorator for the functions that kernels call."""
-    return _compiled_once(njit(error_model="numpy", nogil=True)(function))
+class _Part(JITCodeLibrary):  # type: ignore[misc]
+    """Code that is optimised, and made machine code, as part of the kernels that call it.
+
+    Numba does both for each function on the way, which doubles the time of compilation.
+    """
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        self._ensure_finalized()
+        return 0  # no machine code
+
+    @property
+    def codegen(self) -> Any:
+        return self
+
+    def set_env(self, name: str, environment: Any) -> None:
+        """Nothing reads the environment of a function that Python does not call."""
+
+
+@register_pass(mutates_CFG=False, analysis_only=True)
+class _AsPart(AnalysisPass):  # type: ignore[misc]
+    _name = "tensormd_as_part"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        state.library = _Part(state.targetctx.codegen(), state.func_id.func_qualname)
+        return False
+
+
+class _PartCompiler(CompilerBase):  # type: ignore[misc]
+    def define_pipelines(self) -> list[Any]:
+        pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        pipeline.add_pass_after(_AsPart, AnnotateTypes)
+        pipeline.finalize()
+        return [pipeline]
 
 
 def internal(function: Callable[..., Any]) -> Any:
-    """The same without an entry point for Python, which compiles slowly with many arguments.
+    """Decorator for the functions that kernels call.
 
-    A call from Python would end the process.
+    It is compiled once for all integers; Numba compiles a function again for each literal. A call
+    from Python would end the process.
     """
-    decorate = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-    return _compiled_once(decorate(function))
-
-
-in_place = njit(error_model="numpy", inline="always")
-"""Decorator for a function that is compiled as part of its caller.
-
-The compiler optimises all that a kernel calls in each function on the way, so that each one less
-saves seconds. Not for functions with sums that are called in a loop over ``prange``: with threads,
-Numba takes these sums for sums over that loop."""
-
-
-def _compiled_once(dispatcher: Any) -> Any:
-    """Compile the function once for all integers; Numba compiles it again for each literal."""
+    dispatcher = njit(
+        error_model="numpy",
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+        pipeline_class=_PartCompiler,
+    )(function)
     template = dispatcher.get_call_template
 
     def template_without_literals(args: Any, kws: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from .compiled import inlined
+from .compiled import internal
 from .simd import (
     LANES,
     broadcast,
@@ -119,7 +119,7 @@ wide_tile = _tile(wide=True)
 narrow_tile = _tile(wide=False)
 
 
-@inlined
+@internal
 def multiply(
     x: Any, x_start: int, x_stride: int, rows: Any, count: int, weights: Any, w_start: int,
     bias: Any, b_start: int, chunks_in: int, chunks_out: int, y: Any, y_start: int, y_stride: int,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ....graph import Graph, displacements
 from ....maths import splines
-from .compiled import inlined, internal
+from .compiled import internal, kernel
 
 WEIGHTS = 7
 """Weights per slot: of the four coefficients of a cubic B-spline, then of the three differences
@@ -26,7 +26,7 @@ FRAME = 12
 ROOT_2 = math.sqrt(2)
 ROOT_3 = math.sqrt(3)
 
-spline_weights = inlined(splines.spline_weights)
+spline_weights = internal(splines.spline_weights)
 
 
 class Neighbors(NamedTuple):
@@ -80,7 +80,6 @@ def make_slots(atoms: int, edges: int, slopes: int, dtype: np.dtype[Any]) -> Slo
     )
 
 
-@inlined
 def match_reverse(offsets: Any, senders: Any, images: Any, reverse: Any) -> bool:
     """Find the reverse of each edge; returns whether every edge has one."""
     atoms = offsets.size - 1
@@ -129,7 +128,8 @@ def pack_neighbors(graph: Graph) -> Neighbors:
     """
     found = pack_list(graph)
     reverse = np.empty(len(found.senders), np.int32)
-    if not match_reverse(found.offsets, found.senders, graph.edge_shift.numpy(), reverse):
+    match = kernel(match_reverse, threads=False)
+    if not match(found.offsets, found.senders, graph.edge_shift.numpy(), reverse):
         edge = int(np.flatnonzero(reverse < 0)[0])
         raise ValueError(
             f"edge {edge} has no reverse: expected every pair in both directions, as "

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ....maths.activations import LOG_2
 from ..weights import LAYER_NORM_EPSILON, Dense
-from .compiled import inlined, internal
+from .compiled import internal
 from .dense import multiply, pack_matrix
 from .simd import LANES, absolute, exp, fma, like, load, log, maximum, minimum, store, total
 
@@ -93,14 +93,14 @@ def padded(array: NDArray[Any], axis: int, parts: int = 1) -> NDArray[Any]:
     return np.concatenate([np.pad(piece, widths) for piece in pieces], axis)
 
 
-@inlined
+@internal
 def sigmoid(x: Any) -> Any:
     """1 / (1 + e^-x)."""
     one = like(x, 1.0)
     return one / (one + exp(-x))
 
 
-@inlined
+@internal
 def activate(activation: int, x: Any) -> Any:
     """Value and derivative of an activation."""
     one = like(x, 1.0)
@@ -124,7 +124,7 @@ def activate(activation: int, x: Any) -> Any:
     return x, one
 
 
-@inlined
+@internal
 def forward(
     net: Perceptron, values: Any, v_start: int, slopes: Any, s_start: int, rows: Any, n: int,
     block: int,
@@ -154,7 +154,7 @@ def forward(
     return v_start
 
 
-@inlined
+@internal
 def backward(
     net: Perceptron, gradients: Any, g_start: int, slopes: Any, s_start: int, rows: Any, n: int,
     block: int, zeros: Any,
@@ -184,7 +184,7 @@ def backward(
         g_end = before
 
 
-@inlined
+@internal
 def normalise(
     x: Any, at: int, stride: int, chunks: int, count: int, weight: Any, bias: Any, y: Any,
     y_at: int,
@@ -212,7 +212,7 @@ def normalise(
     return mean, scale
 
 
-@inlined
+@internal
 def normalise_back(
     x: Any, at: int, stride: int, chunks: int, count: int, weight: Any, mean: Any, scale: Any,
     g: Any, g_at: int,

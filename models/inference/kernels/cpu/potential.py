@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,8 +17,11 @@ from ....potential import Potential, Prediction
 from ..potential import FusedPotential, Versions
 from .compiled import folder, kernel
 from .neighbors import Neighbors, Slots, pack_neighbors
-from .team import Schedule
-from .threads import may_use_threads, threads_of_kernels, threads_to_use
+from .team import Schedule, counters
+from .threads import threads_to_use
+from .workers import run_with_workers
+
+ENT = {}
 
 
 @dataclass
@@ -136,14 +138,17 @@ class CPUPotential(FusedPotential):
         if memory.composition is not composition:
             self.use(memory, composition)
             memory.composition = composition
-        in_threads = may_use_threads()
-        run = kernel(type(self).step, threads=in_threads)
-        with threads_of_kernels(threads) if in_threads else nullcontext():
-            run(
-                memory.schedule, threads, graph.positions.detach().numpy(),
-                graph.numbers.numpy(), known.neighbors, memory.slots, memory.work, self.factor,
-                forces, virial, *self.more(memory), *self.packed,
-            )  # fmt: skip
+        args = (
+            memory.schedule, counters(memory.schedule), graph.positions.detach().numpy(),
+            graph.numbers.numpy(), known.neighbors, memory.slots, memory.work, self.factor,
+            forces, virial, *self.more(memory), *self.packed,
+        )  # fmt: skip
+        from ....training.kernels.launch import compiled_entry, kind
+
+        key = (type(self).step, kind(args))
+        if key not in ENT:
+            ENT[key] = compiled_entry(kernel(type(self).step, False), args)
+        run_with_workers(ENT[key], args, threads)
         outputs: NDArray[np.float64] = memory.work.outputs
         return outputs
 

@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from numba import prange
-
-from .compiled import in_place
+from .compiled import internal
 from .neighbors import Neighbors, Slots, collect, place
 from .perceptron import Perceptron
 from .tdn_edges import attend, attend_back, collect_sent, embed, embed_back, gather
@@ -28,7 +26,7 @@ from .tdn_nodes import (
     feed_forward_back,
     read_out,
 )
-from .team import Schedule, Stage, Tasks, counters, done, join, make_schedule, next_task
+from .team import Schedule, Stage, Tasks, done, join, make_schedule, next_task
 
 # Operations of the stages; the negative of an operation is its backward pass.
 PLACE, SUM, EMBED, ENTER, ATTEND, FEED, READ_OUT = range(1, 8)
@@ -71,7 +69,7 @@ def tdn_schedule(
 
 
 def tdn_step(
-    schedule: Schedule, threads: int, positions: Any, species: Any, neighbors: Neighbors,
+    schedule: Schedule, state: Any, positions: Any, species: Any, neighbors: Neighbors,
     slots: Slots, work: TDNWork, factor: float, forces: Any, virial: Any, net: PackedTDN,
     head: Perceptron,
 ) -> None:  # fmt: skip
@@ -79,21 +77,19 @@ def tdn_step(
 
     ``head`` is the perceptron of the readout; see `tensornet_step` for the other parameters.
     """
-    state = counters(schedule.tasks.size)
-    for _ in prange(threads):
-        thread = join(state)
-        phase, task = next_task(state, schedule.tasks, 0)
-        while phase < schedule.tasks.size:
-            for stage in range(schedule.starts[phase], schedule.starts[phase + 1]):
-                perform(
-                    stage, phase, task, thread, schedule, positions, species, neighbors, slots,
-                    work, factor, forces, virial, net, head,
-                )  # fmt: skip
-            done(state, phase)
-            phase, task = next_task(state, schedule.tasks, phase)
+    thread = join(state)
+    phase, task = next_task(state, schedule.tasks, 0)
+    while phase < schedule.tasks.size:
+        for stage in range(schedule.starts[phase], schedule.starts[phase + 1]):
+            perform(
+                stage, phase, task, thread, schedule, positions, species, neighbors, slots,
+                work, factor, forces, virial, net, head,
+            )  # fmt: skip
+        done(state, phase)
+        phase, task = next_task(state, schedule.tasks, phase)
 
 
-@in_place
+@internal
 def perform(
     stage: int, phase: int, task: int, thread: int, schedule: Schedule, positions: Any,
     species: Any, neighbors: Neighbors, slots: Slots, work: TDNWork, factor: float, forces: Any,

@@ -1,9 +1,8 @@
-"""Threads that run the phases of a step together, within one parallel region.
+"""Threads that run the phases of a step together.
 
-Entering a region takes ten microseconds, as long as one phase for a small molecule. Instead, the
-threads of one region take the tasks of a phase one by one, and continue when all its tasks are
-done, by whichever thread. No thread waits for one that holds no task: on a busy machine, or with
-fewer threads than requested, the others do the work.
+All of them call the same function with the same arguments, each when it gets to it. They take the
+tasks of a phase one by one, and continue when all its tasks are done, by whichever thread. No
+thread waits for one that holds no task: on a busy machine, the others do the work.
 """
 
 from __future__ import annotations
@@ -42,6 +41,14 @@ class Schedule(NamedTuple):
     Tasks beyond this number begin with the first range again, for the next chunk of channels."""
     bounds: NDArray[np.int64]
     """First atom of each range, and the end of each list of ranges."""
+
+
+def counters(schedule: Schedule) -> NDArray[np.int64]:
+    """The counters that the threads of a step share, new for each step.
+
+    They count the threads, then the tasks taken and the tasks done of each phase.
+    """
+    return np.zeros((1 + 2 * len(schedule.tasks)) * LINE, np.int64)
 
 
 class Tasks(NamedTuple):
@@ -140,12 +147,6 @@ def yield_processor(typing: Any) -> Any:
 
 
 @internal
-def counters(phases: int) -> Any:
-    """The counters that threads share: threads, then tasks taken and tasks done in each phase."""
-    return np.zeros((1 + 2 * phases) * LINE, np.int64)
-
-
-@internal
 def join(state: Any) -> int:
     """Register this thread; returns its number, from zero."""
     return fetch_add(state, 0, 1)
@@ -153,9 +154,9 @@ def join(state: Any) -> int:
 
 @internal
 def next_task(state: Any, tasks: Any, phase: int) -> Any:
-    """Phase and number, from zero, of the next task; after the last task, the number of phases.
+    """Phase and number, from zero, of the next task; after the last phase, the number of phases.
 
-    Between two phases, it waits until all tasks of the first are done.
+    At the end of a phase, it waits until all its tasks are done.
     """
     while phase < tasks.size:
         task = fetch_add(state, (1 + 2 * phase) * LINE, 1)
@@ -163,7 +164,7 @@ def next_task(state: Any, tasks: Any, phase: int) -> Any:
             return phase, task
         phase += 1
         looks = 0
-        while phase < tasks.size and fresh(state, 2 * phase * LINE) < tasks[phase - 1]:
+        while fresh(state, 2 * phase * LINE) < tasks[phase - 1]:
             pause()
             looks += 1
             if looks % YIELD_EVERY == 0:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from numba import prange
-
 from .charges import (
     add_up,
     add_up_back,
@@ -20,11 +18,11 @@ from .charges import (
     predict,
     predict_back,
 )
-from .compiled import in_place
+from .compiled import internal
 from .coulomb import coulomb
 from .neighbors import Neighbors, Slots, collect, place
 from .perceptron import Perceptron, one_of
-from .team import Schedule, Stage, Tasks, counters, done, even, join, make_schedule, next_task
+from .team import Schedule, Stage, Tasks, done, even, join, make_schedule, next_task
 from .tensornet2_edges import place_envelope, receive, receive_back, send_back
 from .tensornet2_network import ChargesWork, EdgePlan, EdgesWork, PackedCharges
 from .tensornet_edges import embed, embed_back
@@ -86,7 +84,7 @@ def tensornet2_schedule(
 
 
 def tensornet2_step(
-    schedule: Schedule, threads: int, positions: Any, species: Any, neighbors: Neighbors,
+    schedule: Schedule, state: Any, positions: Any, species: Any, neighbors: Neighbors,
     slots: Slots, work: TensorNetWork, factor: float, forces: Any, virial: Any,
     more: ChargesWork, inner: EdgesWork, pairs: Neighbors, net: PackedTensorNet, gate: Perceptron,
     values: Perceptron, gates: Perceptron, charges: PackedCharges, edges: Perceptron,
@@ -97,22 +95,20 @@ def tensornet2_step(
     ``pairs`` (see `coulomb`) are the edges within the Coulomb cutoff; those of ``neighbors`` are
     within the cutoff of the network.
     """
-    state = counters(schedule.tasks.size)
-    for _ in prange(threads):
-        thread = join(state)
-        phase, task = next_task(state, schedule.tasks, 0)
-        while phase < schedule.tasks.size:
-            for stage in range(schedule.starts[phase], schedule.starts[phase + 1]):
-                perform(
-                    stage, phase, task, thread, schedule, positions, species, neighbors, slots,
-                    work, factor, forces, virial, more, inner, pairs, net, gate, values, gates,
-                    charges, edges, predictions,
-                )  # fmt: skip
-            done(state, phase)
-            phase, task = next_task(state, schedule.tasks, phase)
+    thread = join(state)
+    phase, task = next_task(state, schedule.tasks, 0)
+    while phase < schedule.tasks.size:
+        for stage in range(schedule.starts[phase], schedule.starts[phase + 1]):
+            perform(
+                stage, phase, task, thread, schedule, positions, species, neighbors, slots,
+                work, factor, forces, virial, more, inner, pairs, net, gate, values, gates,
+                charges, edges, predictions,
+            )  # fmt: skip
+        done(state, phase)
+        phase, task = next_task(state, schedule.tasks, phase)
 
 
-@in_place
+@internal
 def perform(
     stage: int, phase: int, task: int, thread: int, schedule: Schedule, positions: Any,
     species: Any, neighbors: Neighbors, slots: Slots, work: TensorNetWork, factor: float,

@@ -19,7 +19,7 @@ _started_in: int | None = None
 
 def threads_to_use() -> int:
     """Number of threads that torch uses, as far as Numba has them."""
-    return min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    return torch.get_num_threads()
 
 
 def may_use_threads() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import subprocess
 import sys
@@ -34,6 +35,16 @@ from tensormd.models.neighbors import NeighborList
 DTYPES = (np.float32, np.float64)
 ROUNDING = {np.float32: 2e-6, np.float64: 4e-15}
 Array = NDArray[Any]
+
+
+@functools.cache
+def entry(function: Any) -> Any:
+    return njit(function.py_func)
+
+
+def run(function: Any, *args: Any) -> Any:
+    """Call a function of the kernels, which have no entry point for Python."""
+    return entry(function)(*args)
 
 
 def numbers(rng: np.random.Generator, size: int, dtype: Any) -> Array:
@@ -103,9 +114,9 @@ def test_matrix_product(dtype: Any, shape: tuple[int, int, int]) -> None:
     rng = np.random.default_rng(1)
     x, w = rng.normal(size=(n, inputs)).astype(dtype), rng.normal(size=shape[1:]).astype(dtype)
     bias, y = numbers(rng, outputs, dtype), np.full(n * outputs, np.nan, dtype)
-    dense.multiply(
-        chunked(x), 0, n * LANES, LANES * np.arange(n), n, dense.pack_matrix(w), 0, bias, 0,
-        inputs // LANES, outputs // LANES, y, 0, n * LANES,
+    run(
+        dense.multiply, chunked(x), 0, n * LANES, LANES * np.arange(n), n, dense.pack_matrix(w), 0,
+        bias, 0, inputs // LANES, outputs // LANES, y, 0, n * LANES,
     )  # fmt: skip
     expected = x.astype(float) @ w.astype(float) + bias
     np.testing.assert_allclose(unchunked(y, n), expected, atol=inputs * ROUNDING[dtype])
@@ -132,14 +143,14 @@ def test_perceptron_and_its_gradient(dtype: Any, name: str) -> None:
         -1, n, LANES
     )
     rows = LANES * np.arange(block)
-    out = perceptron.forward(packed, values, 0, slopes, 0, rows, n, block)
+    out = run(perceptron.forward, packed, values, 0, slopes, 0, rows, n, block)
     found = values[out : out + n * LANES : LANES]
     bound = 2e2 * ROUNDING[dtype]
     np.testing.assert_allclose(found, value.detach().numpy()[:, 0], atol=bound)
 
     values[out : out + block * LANES] = 1
     zeros = np.zeros(256, dtype)
-    perceptron.backward(packed, values, 0, slopes, 0, rows, n, block, zeros)
+    run(perceptron.backward, packed, values, 0, slopes, 0, rows, n, block, zeros)
     back = unchunked(values[: wide.shape[1] * block], block)[:n]
     expected = perceptron.padded(gradient.numpy(), 1, 3)
     np.testing.assert_allclose(back, expected, atol=bound)
@@ -161,10 +172,10 @@ def test_layer_norm_of_padded_channels_and_its_gradient(dtype: Any) -> None:
         return perceptron.padded(t.detach().numpy().reshape(-1), 0).astype(dtype)
 
     found, weight, bias = np.zeros(32, dtype), wide(norm.weight), wide(norm.bias)
-    mean, scale = perceptron.normalise(wide(x), 0, LANES, 2, 20, weight, bias, found, 0)
+    mean, scale = run(perceptron.normalise, wide(x), 0, LANES, 2, 20, weight, bias, found, 0)
     np.testing.assert_allclose(found, wide(y), atol=20 * ROUNDING[dtype])
     back = wide(g)
-    perceptron.normalise_back(wide(x), 0, LANES, 2, 20, weight, mean, scale, back, 0)
+    run(perceptron.normalise_back, wide(x), 0, LANES, 2, 20, weight, mean, scale, back, 0)
     np.testing.assert_allclose(back[:20], wide(gradient)[:20], atol=20 * ROUNDING[dtype])
 
 
