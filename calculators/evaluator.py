@@ -7,12 +7,13 @@ kernels and the mean over a committee are here.
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import queue
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -61,6 +62,22 @@ ATOMS_AT_ONCE = 512
 fit a core's cache."""
 
 Checkpoint = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | nn.Module
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def outside_inference_mode(function: Function) -> Function:
+    """Decorator: leave a caller's inference mode, in which tensors are made without gradients."""
+    outside = torch.inference_mode(False)(function)
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_inference_mode_enabled():
+            return outside(*args, **kwargs)
+        return function(*args, **kwargs)  # at no cost
+
+    return run  # type: ignore[return-value]
 
 
 class Structure(NamedTuple):
@@ -132,7 +149,7 @@ class Evaluator:
 
     # Gradients need tensors made outside of a caller's inference mode; so it is left in each
     # method that makes any.
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def __init__(
         self,
         checkpoint: Checkpoint,
@@ -204,7 +221,7 @@ class Evaluator:
 
     # From structures to graphs
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def graph(self, structure: Structure, changed: Collection[str] | None = None) -> Graph:
         """The graph of a structure, using and updating the kept neighbour list.
 
@@ -222,7 +239,7 @@ class Evaluator:
         """
         return self._graph(structure, self.neighbors, changed)
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def batch(self, structures: Iterable[Structure], skin: float = 0.0) -> Graph:
         """One graph of many structures; the kept neighbour list does not change.
 
@@ -243,12 +260,17 @@ class Evaluator:
         changed: Collection[str] | None = None,
     ) -> Graph:
         numbers, positions, cell, pbc, charge = structure
-        self.check_charge(charge, bool(pbc.any()))
+        if changed is None or "pbc" in changed or "charge" in changed:
+            self.check_charge(charge, bool(pbc.any()))
         if changed is None or "numbers" in changed:
             check_elements(numbers, self.potential.elements)
-        if changed is None or "cell" in changed or "pbc" in changed or not all_finite(positions):
+        if changed is None or "cell" in changed or "pbc" in changed:
             check_geometry(positions, cell, pbc)
-        return neighbors.graph(*structure)
+        try:
+            return neighbors.graph(*structure)
+        except ValueError:
+            check_geometry(positions, cell, pbc)  # a better message, if it is for that
+            raise
 
     # From graphs to results
 
@@ -260,14 +282,19 @@ class Evaluator:
         ValueError
             If an energy or a force is not finite; the message gives the likely cause.
         """
-        predictions = self.predictions(graph)
-        if len(predictions) == 1:
-            found = Evaluation(*_arrays(predictions[0]))
-        else:
-            together = combine(predictions)
+        if len(self.members) > 1:
+            together = combine(self.predictions(graph))
             found = Evaluation(*_arrays((*together.mean, *together[1:])))
+        elif hasattr(self.members[0], "arrays"):
+            found = self._arrays_of_kernels(graph)
+        else:
+            found = Evaluation(*_arrays(self.predictions(graph)[0]))
         check_results(graph, found.energy, found.forces)
         return found
+
+    @outside_inference_mode
+    def _arrays_of_kernels(self, graph: Graph) -> Evaluation:
+        return Evaluation(*self.members[0].arrays(graph))  # type: ignore[operator]
 
     def evaluate_many(self, structures: Sequence[Structure]) -> Evaluation:
         """Results of one or more structures, in the given order; the kept list does not change.
@@ -301,7 +328,7 @@ class Evaluator:
         columns = (None if c[0] is None else np.concatenate(c) for c in zip(*found, strict=True))
         return Evaluation(*columns)  # type: ignore[arg-type]
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def energy_and_forces(self, structure: Structure) -> tuple[Tensor, Tensor]:
         """Energy (), eV, and forces (N, 3), eV/Angstrom, with the kept neighbour list.
 
@@ -320,7 +347,7 @@ class Evaluator:
         """The prediction for a graph; for a committee, its mean."""
         return mean_prediction(self.predictions(graph))
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def predictions(self, graph: Graph) -> list[Prediction]:
         """The prediction of each member for a graph."""
         with torch.set_grad_enabled(True):  # forces are gradients, even under no_grad
@@ -329,7 +356,7 @@ class Evaluator:
                 for member in self.members
             ]
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def properties(self, graph: Graph, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """Properties that the network's own heads predict for a graph, or fused kernels.
 
@@ -354,7 +381,7 @@ class Evaluator:
         check_results(graph, *means.values())
         return means
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def hessian(self, graph: Graph) -> NDArray[np.float64]:
         """Second derivatives of the energy of the network itself, (3N, 3N), eV/Angstrom^2."""
         use_one_thread_in_forks()
@@ -384,7 +411,7 @@ class Evaluator:
                     member.threads = 1  # type: ignore[assignment]
         return team
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def twin(self, skin: float) -> Evaluator:
         """An evaluator of another system that shares the weights and the compiled modules."""
         twin = copy.copy(self)

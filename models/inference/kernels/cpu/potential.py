@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,11 +14,11 @@ from numpy.typing import NDArray
 from ....graph import Graph
 from ....parts import Part
 from ....potential import Potential, Prediction
+from ..calls import entry_point, may_use_threads, run_in_threads, threads_to_use
 from ..potential import FusedPotential, Versions
-from .compiled import folder, kernel
+from .compiled import folder
 from .neighbors import Neighbors, Slots, pack_neighbors
 from .team import Schedule
-from .threads import may_use_threads, threads_of_kernels, threads_to_use
 
 
 @dataclass
@@ -32,6 +31,8 @@ class Memory:
     schedule: Schedule
     composition: Composition | None = None
     """The composition last passed to `CPUPotential.use`."""
+    entries: dict[bool, Callable[..., None]] = field(default_factory=dict)
+    """The compiled step for these arrays, with and without threads."""
 
 
 class CPUPotential(FusedPotential):
@@ -66,12 +67,18 @@ class CPUPotential(FusedPotential):
         self.kernel_folder = folder()
 
     def evaluate(self, graph: Graph) -> Prediction:  # noqa: D102
-        return self._evaluate(graph, None)
+        return Prediction(*map(torch.from_numpy, self._evaluate(graph, None)))
 
     def evaluate_part(self, graph: Graph, part: Part) -> Prediction:  # noqa: D102
-        return self._evaluate(graph, part)
+        return Prediction(*map(torch.from_numpy, self._evaluate(graph, part)))
 
-    def _evaluate(self, graph: Graph, part: Part | None) -> Prediction:
+    def arrays(self, graph: Graph) -> Sequence[NDArray[np.float64]]:
+        """The fields of the prediction for a graph as arrays, which are faster to make."""
+        if self.repulsion is None:
+            return self._evaluate(graph, None)
+        return [tensor.numpy() for tensor in self(graph)]
+
+    def _evaluate(self, graph: Graph, part: Part | None) -> Sequence[NDArray[np.float64]]:
         with self._lock:
             known = self._composition
             if known is None or not known.serves(graph, part):
@@ -86,17 +93,10 @@ class CPUPotential(FusedPotential):
             energies = (self.scale * outputs + known.shares) * self.energy_in_ev
             if part is not None:
                 energies[part.shells[0] :] = 0
-        # Each system's sum by itself: to the last bit that of the system alone.
-        energy = np.array([energies[atoms].sum() for atoms in known.systems])
         virials = 0.5 * (virial + virial.transpose(0, 2, 1))
-        sums = np.array([virials[atoms].sum(0) for atoms in known.systems]).reshape(-1, 3, 3)
-        return Prediction(
-            torch.from_numpy(energy),
-            torch.from_numpy(energies),
-            torch.from_numpy(forces),
-            torch.from_numpy(sums),
-            torch.from_numpy(virials),
-        )
+        # Each system's sum by itself: to the last bit that of the system alone.
+        energy = known.sums(energies)
+        return energy, energies, forces, known.sums(virials), virials
 
     def allocate(self, neighbors: Neighbors, threads: int, old: Memory | None) -> Memory:
         """Allocate memory for steps with these neighbours; ``old`` served an earlier list."""
@@ -136,14 +136,22 @@ class CPUPotential(FusedPotential):
         if memory.composition is not composition:
             self.use(memory, composition)
             memory.composition = composition
+            memory.entries.clear()  # other arrays may be of another kind
+        positions = graph.positions.detach() if graph.positions.requires_grad else graph.positions
+        arguments = (
+            memory.schedule, threads, np.ascontiguousarray(positions.numpy(), np.float64),
+            composition.numbers, known.neighbors, memory.slots, memory.work, self.factor,
+            forces, virial, *self.more(memory), *self.packed,
+        )  # fmt: skip
         in_threads = may_use_threads()
-        run = kernel(type(self).step, threads=in_threads)
-        with threads_of_kernels(threads) if in_threads else nullcontext():
-            run(
-                memory.schedule, threads, graph.positions.detach().numpy(),
-                graph.numbers.numpy(), known.neighbors, memory.slots, memory.work, self.factor,
-                forces, virial, *self.more(memory), *self.packed,
-            )  # fmt: skip
+        entry = memory.entries.get(in_threads)
+        if entry is None:
+            entry = entry_point(type(self).step, in_threads, arguments)
+            memory.entries[in_threads] = entry
+        if in_threads:
+            run_in_threads(threads, entry, arguments)
+        else:
+            entry(*arguments)
         outputs: NDArray[np.float64] = memory.work.outputs
         return outputs
 
@@ -177,17 +185,25 @@ class Composition:
                 f"atomic numbers are {numbers.min()} to {numbers.max()}: expected 0 to "
                 f"{len(references) - 1}"
             )
+        self.numbers = np.ascontiguousarray(numbers, np.int64)
         sizes = np.bincount(system, minlength=len(charge)) if part is None else [part.atoms]
         self.sizes = np.asarray(sizes)[system]
         self.shares = references[numbers] + mean / self.sizes
         self.system, self.charge = system, charge
         self.charge_factors = 1 + 0.1 * charge[system]
-        self.systems: list[Any] = [slice(None)]
-        """Atoms of each system."""
+        self._systems: list[NDArray[np.intp]] | None = None
+        """Atoms of each of several systems."""
         if len(charge) != 1:
             order = np.argsort(system, kind="stable")
             ends = np.searchsorted(system[order], np.arange(1, len(charge)))
-            self.systems = np.split(order, ends)[: len(charge)]
+            self._systems = np.split(order, ends)[: len(charge)]
+
+    def sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums (B, ...) over the atoms of each system of values (N, ...)."""
+        if self._systems is None:
+            return values.sum(0, keepdims=True)
+        found = [values[atoms].sum(0) for atoms in self._systems]
+        return np.array(found).reshape(-1, *values.shape[1:])
 
     def serves(self, graph: Graph, part: Part | None) -> bool:
         """Whether the graph holds the same, unchanged tensors, of the same part."""
