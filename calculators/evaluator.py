@@ -42,6 +42,7 @@ from ..models.inference.forks import use_one_thread_in_forks
 from ..models.inference.hessian import hessian
 from ..models.inference.kernels.potential import FusedPotential
 from ..models.inference.tables import TableInfo
+from ..models.inference.threads import most_threads
 from ..models.neighbors import SKIN, NeighborList, all_pairs
 from ..models.potential import Prediction, parse_dtype
 from .checks import (
@@ -400,11 +401,12 @@ class Evaluator:
     def team(self, skin: float) -> list[Evaluator]:
         """Evaluators that share the weights, for threads that work side by side, one each.
 
-        One for each thread of torch where fused kernels run on a CPU, whose results do not depend
-        on the number of threads and which leave Python to the others meanwhile; otherwise one.
+        One for each thread of torch that has a core, where fused kernels run on a CPU, whose
+        results do not depend on the number of threads and which leave Python to the others
+        meanwhile; otherwise one.
         """
         beside = all(hasattr(member, "threads") for member in self.members)
-        team = [self.twin(skin) for _ in range(torch.get_num_threads() if beside else 1)]
+        team = [self.twin(skin) for _ in range(most_threads() if beside else 1)]
         if len(team) > 1:
             for evaluator in team:
                 for member in evaluator.members:
@@ -435,6 +437,7 @@ class Evaluator:
             "backend": self.backend,
             "engine": " + ".join(sorted({implementation_of(member) for member in self.members})),
             "why_not_fused": self.why_not_fused,
+            "threads": self._describe_threads(),
             "runs_as": sorted({runs_as(member) for member in members_of(self.potential)}),
             "tables": [
                 _table(member.table_info)  # type: ignore[arg-type]
@@ -443,6 +446,18 @@ class Evaluator:
             ],
             "metadata": self.potential.metadata,
         }
+
+    def _describe_threads(self) -> str | None:
+        """Number of CPU threads, and why; None on other devices."""
+        if self.device.type != "cpu":
+            return None
+        each = {
+            member.describe_threads()  # type: ignore[operator]
+            if hasattr(member, "describe_threads")
+            else f"{torch.get_num_threads()}, the number of torch"
+            for member in self.members
+        }
+        return "; ".join(sorted(each))
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled modules cannot be pickled: they are rebuilt on first use.

@@ -32,6 +32,8 @@ def entry_point(function: Callable[..., None], threads: bool, args: Any) -> Call
     key = (function, threads, _kind(args))
     entry = _ENTRIES.get(key)
     if entry is None:
+        if threads:
+            _start_threads()
         dispatcher: Any = kernel(function, threads)
         types = tuple(dispatcher.typeof_pyval(argument) for argument in args)
         dispatcher.compile(types)
@@ -62,13 +64,11 @@ def may_use_threads() -> bool:
 
 
 def run_in_threads(threads: int, entry: Callable[..., None], args: Any) -> None:
-    """Run a kernel compiled for threads with so many of them."""
+    """Run an `entry_point` for threads with so many of them."""
     if _layer in ("omp", "tbb"):
         _run(threads, entry, args)
         return
     with _ONE_AT_A_TIME:  # other pools end the process if two threads enter at the same time
-        if _layer is None:
-            _start_threads()
         _run(threads, entry, args)
 
 
@@ -87,8 +87,10 @@ def _run(threads: int, entry: Callable[..., None], args: Any) -> None:
 def _start_threads() -> None:
     """Let numba start its threads, which sets OpenMP's number of threads: that of torch."""
     global _layer
+    if _layer is not None:
+        return
     before = torch.get_num_threads()
-    numba.get_num_threads()
+    numba.get_num_threads()  # compiling would start them as well
     if torch.get_num_threads() != before:
         torch.set_num_threads(before)
     _layer = numba.threading_layer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from ....graph import Graph
 from ....parts import Part
 from ....potential import Potential, Prediction
+from ...threads import ThreadChoice, most_threads
 from ..calls import entry_point, may_use_threads, run_in_threads, threads_to_use
 from ..potential import FusedPotential, Versions
 from .compiled import folder
@@ -29,6 +31,8 @@ class Memory:
     work: Any
     """The network's arrays, including the ``outputs`` (N,) of a step."""
     schedule: Schedule
+    threads: int = 0
+    """Number of threads that it was allocated for."""
     composition: Composition | None = None
     """The composition last passed to `CPUPotential.use`."""
     entries: dict[bool, Callable[..., None]] = field(default_factory=dict)
@@ -44,12 +48,12 @@ class CPUPotential(FusedPotential):
 
     engine = "fused CPU kernels"
     threads: int | None = None
-    """Number of threads of a step; None: as many as torch uses."""
+    """Number of threads of a step, at most those of torch; None: the fastest number."""
     step: ClassVar[Callable[..., None]]
     """The function to compile, which runs a whole step."""
     packed: tuple[Any, ...]
     """Last arguments of `step`: the network and its perceptrons."""
-    forgotten: ClassVar[tuple[str, ...]] = ("_list", "_memory", "_composition")
+    forgotten: ClassVar[tuple[str, ...]] = ("_list", "_memory", "_composition", "_choices")
     """Attributes that copies start without."""
 
     def __init__(self, potential: Potential) -> None:
@@ -64,6 +68,8 @@ class CPUPotential(FusedPotential):
         self._list: NeighborMemory | None = None
         self._memory: Memory | None = None
         self._composition: Composition | None = None
+        self._choices: dict[int, ThreadChoice] = {}
+        """Numbers of threads, chosen by the size of a system: the bits of its number of edges."""
         self.kernel_folder = folder()
 
     def evaluate(self, graph: Graph) -> Prediction:  # noqa: D102
@@ -122,14 +128,18 @@ class CPUPotential(FusedPotential):
         forces: NDArray[np.float64], virial: NDArray[np.float64],
     ) -> NDArray[np.float64]:  # fmt: skip
         """Fill forces and virial, and return the network's outputs, which the next call reuses."""
-        threads = self.threads or threads_to_use()
         known, memory = self._list, self._memory
-        if known is None or memory is None or not known.serves(graph, threads, part):
-            known = NeighborMemory(graph, threads, part)
+        if known is None or not known.serves(graph, part):
+            known = NeighborMemory(graph, part)
+        in_threads, limit = may_use_threads(), threads_to_use()
+        choice = self._choice(known.neighbors) if self.threads is None and in_threads else None
+        threads = choice.threads(limit) if choice else min(self.threads or 1, limit)
+        if memory is None or known is not self._list or memory.threads != threads:
             if part is None:
                 memory = self.allocate(known.neighbors, threads, memory)
             else:
                 memory = self.allocate_part(known.neighbors, threads, part.shells)
+            memory.threads = threads
             self._list, self._memory = known, memory
         if part is not None:
             self.clear(memory, part.shells)
@@ -143,24 +153,41 @@ class CPUPotential(FusedPotential):
             composition.numbers, known.neighbors, memory.slots, memory.work, self.factor,
             forces, virial, *self.more(memory), *self.packed,
         )  # fmt: skip
-        in_threads = may_use_threads()
         entry = memory.entries.get(in_threads)
         if entry is None:
             entry = entry_point(type(self).step, in_threads, arguments)
             memory.entries[in_threads] = entry
+        begin = time.perf_counter()
         if in_threads:
             run_in_threads(threads, entry, arguments)
         else:
             entry(*arguments)
+        if choice is not None:
+            choice.add(time.perf_counter() - begin)
         outputs: NDArray[np.float64] = memory.work.outputs
         return outputs
+
+    def describe_threads(self) -> str:
+        """Number of threads of the steps so far, and why."""
+        if self.threads is not None:
+            return f"{self.threads}, fixed"
+        chosen = [str(choice) for choice in self._choices.values()]
+        return "; ".join(chosen) or f"at most {most_threads()}, chosen by timing steps"
+
+    def _choice(self, neighbors: Neighbors) -> ThreadChoice:
+        """The choice for systems of about this size."""
+        size = len(neighbors.senders).bit_length()
+        choice = self._choices.get(size)
+        if choice is None:
+            choice = self._choices[size] = ThreadChoice(len(neighbors.offsets) - 1)
+        return choice
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, **dict.fromkeys(("_lock", *self.forgotten))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._lock = threading.RLock()
+        self._lock, self._choices = threading.RLock(), {}
 
 
 class Composition:
@@ -213,17 +240,16 @@ class Composition:
 class NeighborMemory:
     """Neighbours by receiver, kept as long as graphs hold the same list."""
 
-    def __init__(self, graph: Graph, threads: int, part: Part | None) -> None:
+    def __init__(self, graph: Graph, part: Part | None) -> None:
         self._given = Versions(graph.edge_index, graph.edge_shift)
         self._cell, self._lattice = Versions(graph.cell), graph.cell.clone()
-        self._threads, self._part = threads, part
+        self._part = part
         self.neighbors = pack_neighbors(graph)
 
-    def serves(self, graph: Graph, threads: int, part: Part | None) -> bool:
-        """Whether the graph holds the same list, for the same part and number of threads."""
+    def serves(self, graph: Graph, part: Part | None) -> bool:
+        """Whether the graph holds the same list, for the same part."""
         return (
-            threads == self._threads
-            and part == self._part
+            part == self._part
             and self._given.are(graph.edge_index, graph.edge_shift)
             and (self._cell.are(graph.cell) or torch.equal(graph.cell, self._lattice))
         )
