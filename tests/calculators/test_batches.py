@@ -16,10 +16,12 @@ from support.helpers import make_potential
 
 from tensormd.calculators import PotentialCalculator, evaluator
 from tensormd.models import Committee
+from tensormd.models.inference import threads
 
 
 @pytest.fixture
-def three_threads() -> Iterator[None]:
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(threads, "usable_cores", lambda: 3)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
@@ -74,7 +76,7 @@ def test_threads_side_by_side(
     assert torch.get_num_threads() == 3
 
 
-def test_one_structure_has_all_threads(
+def test_one_structure_begins_with_all_threads_if_it_is_large(
     three_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calculator = PotentialCalculator(make_potential(), backend="fused")
@@ -82,15 +84,18 @@ def test_one_structure_has_all_threads(
     counts = []
     allocate = type(member).allocate
 
-    def watched(self: Any, neighbors: Any, threads: int, old: Any) -> Any:
-        counts.append(threads)
-        return allocate(self, neighbors, threads, old)
+    def watched(self: Any, neighbors: Any, number: int, old: Any) -> Any:
+        counts.append(number)
+        return allocate(self, neighbors, number, old)
 
     monkeypatch.setattr(type(member), "allocate", watched)
     calculator.evaluate([molecule("CH3CH2OH")])
-    assert counts == [min(3, numba.config.NUMBA_NUM_THREADS)]
+    assert counts == [1]
+    calculator.evaluate([bulk("C", "diamond", a=3.6, cubic=True) * 2])
+    assert counts[1:] == [min(3, numba.config.NUMBA_NUM_THREADS)]
     calculator.evaluate([molecule("CH4")] * 3)
-    assert counts[1:] == [1, 1, 1]
+    assert counts[2:] == [1, 1, 1]
+    assert "(64 atoms, not timed yet)" in calculator.info()["threads"]
 
 
 @pytest.mark.parametrize("backend", ["fused", "reference"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -101,17 +100,16 @@ class Versions:
     """Tensors and their versions, to recognise the same tensors if nothing was written to them."""
 
     def __init__(self, *tensors: Tensor) -> None:
-        self._tensors = tensors
-        self._versions = [_version(tensor) for tensor in tensors]
+        self._known = [(tensor, _version(tensor)) for tensor in tensors]
 
     def are(self, *tensors: Tensor) -> bool:
         """Whether these are the same tensor objects, unchanged."""
-        return all(
-            new is old and _version(new) == version
-            for new, old, version in zip(tensors, self._tensors, self._versions, strict=True)
-        )
+        for new, (old, version) in zip(tensors, self._known, strict=True):
+            if new is not old or version is None or new._version != version:
+                return False
+        return True
 
 
-def _version(tensor: Tensor) -> float:
-    """Number of writes to a tensor; NaN where torch does not count them (inference mode)."""
-    return math.nan if tensor.is_inference() else tensor._version
+def _version(tensor: Tensor) -> int | None:
+    """Number of writes to a tensor; None where torch does not count them (inference mode)."""
+    return None if tensor.is_inference() else tensor._version

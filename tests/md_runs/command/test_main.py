@@ -218,8 +218,9 @@ def test_doctor_tells_what_works(
     assert found["versions"]["torch"]
     assert "cpu" in found["devices"]
     checks = {check["name"]: check for check in found["checks"]}
-    for name in ("model organic", "backend reference", "backend fused", "engine ase"):
+    for name in ("model organic", "backend reference", "backend fused", "threads", "engine ase"):
         assert checks[name]["works"], checks[name]
+    assert checks["threads"]["detail"].startswith("1 of at most 1 (9 atoms, not timed yet); torch")
     assert checks["engine openmm"]["works"] == (python_problem() is None)
     assert all(check["detail"] for check in checks.values())
     monkeypatch.setattr(doctor, "examine", lambda: found)

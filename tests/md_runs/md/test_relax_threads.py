@@ -18,12 +18,14 @@ from support.md_runs import ethanol, write_tiny_potential
 from tensormd.md_runs.md.relax import RelaxResult, StepObserver, Task, relax_files
 from tensormd.md_runs.runs.errors import Interrupted
 from tensormd.md_runs.runs.settings import ModelSettings, RelaxSettings
+from tensormd.models.inference import threads
 
 SETTINGS = RelaxSettings(steps=5, fmax=1e-6)
 
 
 @pytest.fixture
-def two_threads() -> Iterator[None]:
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(threads, "usable_cores", lambda: 2)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

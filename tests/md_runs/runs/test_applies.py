@@ -12,12 +12,32 @@ from support.md_runs import ethanol, run, write_tiny_potential
 
 from tensormd.md_runs.command.main import COMMANDS
 from tensormd.md_runs.runs.applies import NEEDS
-from tensormd.md_runs.runs.settings import MDSettings, RelaxSettings, md_settings, to_json
+from tensormd.md_runs.runs.models import default_threads
+from tensormd.md_runs.runs.settings import (
+    MDSettings,
+    ModelSettings,
+    RelaxSettings,
+    md_settings,
+    to_json,
+)
 
 MD = ["md", "ethanol.xyz"]
 OPENMM = [*MD, "--engine", "openmm"]
 NVT = [*MD, "--ensemble", "nvt"]
 NPT = [*OPENMM, "--ensemble", "npt"]
+
+
+def test_threads_of_small_structures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All for fused kernels, which choose among them; one for torch operators."""
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    fused, reference = ModelSettings(()), ModelSettings((), backend="reference")
+    found = [default_threads(atoms, how) for how in (fused, reference) for atoms in (60, 61)]
+    assert found == [8, 8, 1, 8]
+    assert default_threads(9, ModelSettings((), dtype="float64")) == 1
+    assert default_threads(9, ModelSettings((), dtype="float64", backend="fused")) == 8
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert default_threads(9, reference) == 8
 
 
 def parameters(command: str) -> set[str]:

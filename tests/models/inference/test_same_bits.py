@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import os
 import pickle
 import subprocess
@@ -26,9 +27,11 @@ from tensormd.calculators import TensorNetCalculator
 from tensormd.models import (
     Potential,
 )
+from tensormd.models.inference import threads as threads_module
 from tensormd.models.inference.backends import compile_potential
+from tensormd.models.inference.threads import ThreadChoice
 
-pytest.importorskip("numba", reason="numba is not installed")
+numba = pytest.importorskip("numba", reason="numba is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +55,28 @@ def test_number_of_threads_and_repetition(dtype: str, potential: Potential) -> N
     calculator = TensorNetCalculator(potential, backend="fused", dtype=dtype)
     first = forces_of(calculator, atoms)
     for threads in (1, 2, 1, 2):
-        torch.set_num_threads(threads)
-        np.testing.assert_array_equal(forces_of(calculator, atoms), first)
         again = TensorNetCalculator(potential, backend="fused", dtype=dtype)
-        np.testing.assert_array_equal(forces_of(again, atoms), first)
+        for each in (calculator, again):
+            each.evaluator.members[0].threads = threads  # type: ignore[assignment]
+            np.testing.assert_array_equal(forces_of(each, atoms), first)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_number_that_changes_while_steps_run(
+    potential: Potential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials of other numbers of threads, at any step, in the same and other neighbour lists."""
+    monkeypatch.setattr(threads_module, "usable_cores", lambda: 2)
+    numbers = itertools.cycle([1, 2, 2, 1, 2])
+    monkeypatch.setattr(ThreadChoice, "threads", lambda self, limit: min(next(numbers), limit))
+    atoms, numba_threads = crystal() * (2, 2, 2), numba.get_num_threads()
+    changing, fixed = (TensorNetCalculator(potential, backend="fused") for _ in range(2))
+    fixed.evaluator.members[0].threads = 1  # type: ignore[assignment]
+    for k in range(10):
+        atoms.rattle(0.1, seed=k)
+        np.testing.assert_array_equal(forces_of(changing, atoms), forces_of(fixed, atoms))
+    assert changing.neighbors.builds > 1
+    assert (torch.get_num_threads(), numba.get_num_threads()) == (2, numba_threads)
 
 
 def test_reused_neighbours_and_other_structures_between(potential: Potential) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import llvmlite
 import llvmlite.binding
 import numba
+import numpy as np
 from filelock import FileLock, Timeout
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
@@ -37,7 +38,7 @@ log = logging.getLogger("tensormd")
 HERE = Path(__file__).parent
 
 
-class _Part(JITCodeLibrary):  # type: ignore[misc]
+class _Part(JITCodeLibrary):
     """Code that is optimised, and made machine code, as part of the kernels that call it.
 
     Numba does both for each function on the way, which doubles the time of compilation.
@@ -63,7 +64,7 @@ class _Part(JITCodeLibrary):  # type: ignore[misc]
 
 
 @register_pass(mutates_CFG=False, analysis_only=True)
-class _AsPart(AnalysisPass):  # type: ignore[misc]
+class _AsPart(AnalysisPass):
     _name = "tensormd_as_part"
 
     def __init__(self) -> None:
@@ -74,7 +75,7 @@ class _AsPart(AnalysisPass):  # type: ignore[misc]
         return False
 
 
-class _PartCompiler(CompilerBase):  # type: ignore[misc]
+class _PartCompiler(CompilerBase):
     def define_pipelines(self) -> list[Any]:
         pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
         pipeline.add_pass_after(_AsPart, AnnotateTypes)
@@ -150,6 +151,37 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
     dispatcher._cache = SourcesCache(function)
     dispatcher.compile = compile_in_one_process
     return dispatcher
+
+
+_ENTRIES: dict[Any, Callable[..., None]] = {}
+"""Entry points by kernel, threads and the kinds of the arguments."""
+
+
+def entry_point(
+    function: Callable[..., None], args: Any, threads: bool = False
+) -> Callable[..., None]:
+    """The kernel compiled for such arguments: same dtypes, dimensions and memory layouts.
+
+    It checks none of these. Numba's own dispatch finds the types of named tuples anew in each
+    call, which takes as long as a small step. ``threads`` is that of `kernel`.
+    """
+    key = (function, threads, _kind(args))
+    entry = _ENTRIES.get(key)
+    if entry is None:
+        dispatcher: Any = kernel(function, threads)
+        types = tuple(dispatcher.typeof_pyval(argument) for argument in args)
+        dispatcher.compile(types)
+        entry = _ENTRIES[key] = dispatcher.overloads[types].entry_point
+    return entry
+
+
+def _kind(argument: Any) -> Any:
+    """What Numba compiles a kernel for."""
+    if isinstance(argument, np.ndarray):
+        return argument.dtype, argument.ndim, argument.flags.num
+    if isinstance(argument, tuple):
+        return (type(argument), *map(_kind, argument))
+    return type(argument)
 
 
 @contextlib.contextmanager

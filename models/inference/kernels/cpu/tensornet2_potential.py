@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ....graph import Graph, displacements, within
@@ -44,6 +45,8 @@ NEAR_SKIN = 1.0
 """Verlet skin, Angstrom, of the network's edges among those of a longer Coulomb cutoff."""
 LONGER = 2.0
 """The network's edges are kept apart if any edge is so much longer, Angstrom."""
+
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -97,16 +100,30 @@ class CPUTensorNet2(CPUPotential):
         ValueError
             If all pairs interact and a system is periodic, or its atoms are not consecutive.
         """
+        with self._lock:
+            return self._noted(graph, super().forward(self._with_near_edges(graph), part))
+
+    def arrays(self, graph: Graph) -> Sequence[NDArray[np.float64]]:
+        """The same as arrays; raises as `forward` does."""
+        if self.repulsion is not None:
+            return super().arrays(graph)
+        with self._lock:
+            return self._noted(graph, self._evaluate(self._with_near_edges(graph), None))
+
+    def _with_near_edges(self, graph: Graph) -> Graph:
+        """The graph with the edges of the network; ``_pairs`` are those of the Coulomb energy."""
         if self.all_pairs and graph.cell.any():
             raise ValueError(WHY_NO_CELL)
-        with self._lock:
-            known = self._pairs
-            if known is None or not known.serves(graph):
-                known = self._pairs = _Pairs(graph, self.near_cutoff, self.listed)
-            self._last = None
-            prediction = super().forward(known.near(graph), part)
-            self._last = Versions(*_read(graph))
-            return prediction
+        known = self._pairs
+        if known is None or not known.serves(graph):
+            known = self._pairs = _Pairs(graph, self.near_cutoff, self.listed)
+        self._last = None
+        return known.near(graph)
+
+    def _noted(self, graph: Graph, found: Found) -> Found:
+        """A result whose charges `properties` may read."""
+        self._last = Versions(*_read(graph))
+        return found
 
     def properties(self, graph: Graph, names: Sequence[str]) -> dict[str, Tensor]:
         """Charges of the atoms, (N,) e float64: those of the last evaluation, or of a new one.

@@ -274,7 +274,9 @@ def test_repeats_to_the_bit_whatever_the_number_of_threads() -> None:
     try:
         for count in (1, 2, 2, 1):
             torch.set_num_threads(count)
-            results.append(predict(fuse(potential), system))
+            fused: Any = fuse(potential)
+            fused.threads = count
+            results.append(predict(fused, system))
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:
