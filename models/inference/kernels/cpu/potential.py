@@ -16,7 +16,7 @@ from ....graph import Graph
 from ....parts import Part
 from ....potential import Potential, Prediction
 from ..potential import FusedPotential, Versions
-from .compiled import folder, kernel
+from .compiled import entry, folder, kind
 from .neighbors import Neighbors, Slots, pack_neighbors
 from .team import Schedule
 from .threads import may_use_threads, threads_of_kernels, threads_to_use
@@ -48,7 +48,7 @@ class CPUPotential(FusedPotential):
     """The function to compile, which runs a whole step."""
     packed: tuple[Any, ...]
     """Last arguments of `step`: the network and its perceptrons."""
-    forgotten: ClassVar[tuple[str, ...]] = ("_list", "_memory", "_composition")
+    forgotten: ClassVar[tuple[str, ...]] = ("_list", "_memory", "_composition", "_called")
     """Attributes that copies start without."""
 
     def __init__(self, potential: Potential) -> None:
@@ -63,6 +63,8 @@ class CPUPotential(FusedPotential):
         self._list: NeighborMemory | None = None
         self._memory: Memory | None = None
         self._composition: Composition | None = None
+        self._called: tuple[tuple[Any, ...], tuple[Any, ...]] | None = None
+        """Arguments of the last step, and their kinds."""
         self.kernel_folder = folder()
 
     def evaluate(self, graph: Graph) -> Prediction:  # noqa: D102
@@ -137,15 +139,26 @@ class CPUPotential(FusedPotential):
             self.use(memory, composition)
             memory.composition = composition
         in_threads = may_use_threads()
-        run = kernel(type(self).step, threads=in_threads)
+        args = (
+            memory.schedule, threads, graph.positions.detach().numpy(), graph.numbers.numpy(),
+            known.neighbors, memory.slots, memory.work, self.factor, forces, virial,
+            *self.more(memory), *self.packed,
+        )  # fmt: skip
+        run = entry(type(self).step, in_threads, self._kinds(args), args)
         with threads_of_kernels(threads) if in_threads else nullcontext():
-            run(
-                memory.schedule, threads, graph.positions.detach().numpy(),
-                graph.numbers.numpy(), known.neighbors, memory.slots, memory.work, self.factor,
-                forces, virial, *self.more(memory), *self.packed,
-            )  # fmt: skip
+            run(*args)
         outputs: NDArray[np.float64] = memory.work.outputs
         return outputs
+
+    def _kinds(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The kinds of the arguments, of which many are those of the last step."""
+        before, known = self._called or ((None,) * len(args), (None,) * len(args))
+        kinds = tuple(
+            there if new is old else kind(new)
+            for new, old, there in zip(args, before, known, strict=True)
+        )
+        self._called = args, kinds
+        return kinds
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, **dict.fromkeys(("_lock", *self.forgotten))}

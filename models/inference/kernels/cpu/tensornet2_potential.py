@@ -33,7 +33,7 @@ from .tensornet2_step import tensornet2_schedule, tensornet2_step
 from .tensornet_network import make_tensornet_work, pack_tensornet
 from .tensornet_potential import MOST_ATOMS
 
-GROUP_ROWS = 96
+GROUP_ROWS = 192
 """Wanted number of edges in a group, with those in the skin of the neighbour list."""
 KEPT_BYTES = 2**31
 """Largest memory for values of all edge networks that the backward pass needs; beyond, it computes
