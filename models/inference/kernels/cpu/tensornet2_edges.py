@@ -117,9 +117,7 @@ def edge_network(
                     z = z + factors(charges.one, net.tables, where, slots.weights, w)[0]
                 store(values, k * row + chunk * LANES, z)
             at = k * row
-            activate_row(
-                charges.activation, values, at, tape, index[begin + k, 3], values, at, a
-            )
+            activate_row(charges.activation, values, at, tape, index[begin + k, 3], values, at, a)
         multiply(
             values, 0, LANES, more.rows, count, edges.weights, 0, edges.biases, 0, a, b, values,
             a * LANES, LANES,
@@ -136,8 +134,8 @@ def edge_network(
             at, t = out + k * row, index[begin + k, 3] + (a + b) * LANES
             for m in range(0, row, LANES):
                 store(tape, t + m, load(values, at + m))
-            # The derivatives go where nothing is needed any more: the way back computes them again,
-            # which takes less time than memory does.
+            # These derivatives go where nothing is needed any more: computing them again on the way
+            # back takes less time than memory.
             activate_row(edges.activations[1], values, at, values, 0, values, at, c)
 
 

@@ -21,7 +21,6 @@ from .perceptron import ACTIVATIONS, Perceptron, pack_perceptron, padded, stacke
 from .simd import LANES
 from .tensornet_network import PackedTensorNet
 
-
 TILE = 12
 """Rows that go through an edge network together; a multiple of those of a tile of `dense`."""
 
