@@ -134,8 +134,8 @@ def edge_network(
             at, t = out + k * row, index[begin + k, 3] + (a + b) * LANES
             for m in range(0, row, LANES):
                 store(tape, t + m, load(values, at + m))
-            # These derivatives go where nothing is needed any more: computing them again takes less
-            # time than memory.
+            # These derivatives go where nothing is needed any more: to compute them again takes
+            # less time than memory.
             activate_row(edges.activations[1], values, at, values, 0, values, at, c)
 
 
