@@ -53,7 +53,7 @@ def ethanol(box: float = 0.0) -> Atoms:
 
 
 def calculator(potential: Any, **options: Any) -> TensorNetCalculator:
-    return TensorNetCalculator(potential, dtype="float64", device="cpu", **options)
+    return TensorNetCalculator(potential, device="cpu", **{"dtype": "float64", **options})
 
 
 # ASE
@@ -77,10 +77,14 @@ def test_charges_in_ase(potential: Potential) -> None:
 
 
 def test_fused_in_ase(potential: Potential, tmp_path: Path) -> None:
-    """Energies, forces, charges, Hessian, committee, batches; all pairs need no list."""
+    """Energies, forces, charges, Hessian, committee, batches; all pairs need no list.
+
+    In float32, as all tests of this file: the kernels are compiled once.
+    """
     atoms = ethanol()
     fused, plain = (
-        calculator(potential, charge=-1, backend=backend) for backend in ("fused", "reference")
+        calculator(potential, charge=-1, backend=backend, dtype="float32")
+        for backend in ("fused", "reference")
     )
     info = json.loads(json.dumps(fused.info()))
     assert (info["engine"], info["why_not_fused"]) == ("fused CPU kernels", None)
@@ -99,8 +103,9 @@ def test_fused_in_ase(potential: Potential, tmp_path: Path) -> None:
     np.testing.assert_allclose(atoms.get_charges(), expected["charges"], rtol=0, atol=1e-6)
     np.testing.assert_array_equal(fused.get_hessian(atoms), plain.get_hessian(atoms))
     other = make_tensornet2(1, coulomb=math.inf)
-    atoms.calc = calculator(Committee([potential, other]), charge=-1, backend="fused")
-    alone = calculator(other, charge=-1, backend="fused").evaluate([atoms])[0]
+    options = {"charge": -1, "backend": "fused", "dtype": "float32"}
+    atoms.calc = calculator(Committee([potential, other]), **options)
+    alone = calculator(other, **options).evaluate([atoms])[0]
     mean = 0.5 * (alone["charges"] + found["charges"])
     np.testing.assert_allclose(atoms.get_charges(), mean, rtol=0, atol=1e-12)
     assert "forces_std" in atoms.calc.evaluate([atoms])[0]
@@ -242,7 +247,9 @@ class TestOpenMM:
         force = create_force(potential, atoms.numbers, charge=-1, engine=engine, periodic=box > 0)
         forces = self.evaluate(force, atoms)[1]
         cutoff = 12.0 if box else math.inf
-        expected = calculator(potential, charge=-1, coulomb_cutoff=cutoff, backend="fused")
+        expected = calculator(
+            potential, charge=-1, coulomb_cutoff=cutoff, backend="fused", dtype="float32"
+        )
         wanted = expected.evaluate([atoms])[0]["forces"]
         np.testing.assert_allclose(forces, wanted, rtol=0, atol=1e-4)
 

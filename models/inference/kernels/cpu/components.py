@@ -139,6 +139,12 @@ def times(builder: Any, factor: Any, x: Any) -> Any:
     return [builder.fmul(factor, each) for each in x]
 
 
+@unrolled(lambda x, y: x)
+def multiplied(builder: Any, x: Any, y: Any) -> Any:
+    """Every component of x times that of y."""
+    return [builder.fmul(a, b) for a, b in zip(x, y, strict=True)]
+
+
 @unrolled(lambda t, factor, x: x)
 def plus_times(builder: Any, t: Any, factor: Any, x: Any) -> Any:
     """T + times(factor, x)."""

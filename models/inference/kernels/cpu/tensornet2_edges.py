@@ -7,10 +7,11 @@ With phi the envelope, T a spline of the distance, and g the activation,
     v_{ij} = g(W_3\, g(W_2\, g(z_{ij}))), \qquad
     M_i = \phi_0 v_{ii} \odot Y_i + \sum_j \phi(r_{ij})\, v_{ij} \odot Y_j
 
-where a and b are products of the charges of receiver and sender. A group of receivers has one row
-per edge (see `tensornet2_network`), so that the products are those of `dense`. The gradients of Y
-and b need the edges that an atom sends, whose values differ from those of the edges that it
-receives: `receive_back` keeps them, `send_back` sums them.
+where a and b are products of the charges of receiver and sender. A group of atoms has one row per
+edge, so that the products are those of `dense`; a few rows at a time, their numbers stay in the
+fastest cache. Forward, a group has the edges that its atoms receive. Backward, it has those that
+they send: the gradients of Y and b are sums over these. Only the gradient of a is left, for
+`receive_back`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .algebra import dots, features, irreps_of, load_irreps, plus_scaled, scaled, weighted
+from .algebra import dots, features, load_irreps, plus_scaled, scaled, weighted
 from .compiled import internal
-from .components import load_all, store_all, store_apart, times
+from .components import load_all, multiplied, store_all, store_apart, times
+from .dense import multiply
 from .neighbors import FRAME, WEIGHTS, Neighbors, Slots
-from .perceptron import Perceptron, activate, backward, forward
+from .perceptron import Perceptron, activate
 from .simd import LANES, fma, load, splat, store, total
-from .tensornet2_network import EdgesWork, PackedCharges
+from .tensornet2_network import TILE, EdgesWork, PackedCharges
 from .tensornet_edges import factor_slopes, factors, table_row
 from .tensornet_network import PackedTensorNet, TensorNetWork
 
@@ -48,77 +50,93 @@ def place_envelope(
 
 
 @internal
-def count_rows(first: int, last: int, slots: Slots) -> int:
-    """Number of rows of a group."""
-    n = 0
+def list_rows(
+    first: int, last: int, layer: int, thread: int, back: int, neighbors: Neighbors,
+    slots: Slots, more: EdgesWork,
+) -> int:  # fmt: skip
+    """List the rows of a group in ``index`` and return their number.
+
+    Each atom has a row for its message to itself, then one per edge that it receives, or, with
+    ``back`` = 1, sends.
+    """
+    index, atoms, n = more.index[thread], neighbors.offsets.size - 1, 0
     for i in range(first, last):
-        n += 1 + slots.counts[i]
+        begin = neighbors.offsets[i]
+        for slot in range(begin - 1, begin + slots.counts[i]):
+            other, place = i, begin + i
+            index[n, 2] = -1
+            if slot >= begin:
+                index[n, 2], other, place = slot, slots.sender[slot], slot + i + 1
+                if back:
+                    place = slots.slot[neighbors.reverse[slots.edge[slot]]] + other + 1
+            if more.keeps:
+                place += layer * (neighbors.offsets[atoms] + atoms)
+            else:
+                place = thread * more.index.shape[1] + n
+            index[n, back], index[n, 1 - back], index[n, 3] = i, other, place * more.width
+            n += 1
     return n
 
 
 @internal
-def tape_start(
-    first: int, layer: int, thread: int, net: PackedTensorNet, neighbors: Neighbors,
-    more: EdgesWork,
-) -> int:  # fmt: skip
-    """Position of the derivatives of a group's activations."""
-    width = 6 * net.chunks * LANES
-    if more.keeps:
-        atoms = neighbors.offsets.size - 1
-        places = neighbors.offsets[atoms] + atoms
-        return (layer * places + neighbors.offsets[first] + first) * width
-    return thread * more.rows.size * width
-
-
-@internal
-def places_before(
-    layer: int, portion: int, neighbors: Neighbors, more: EdgesWork, kept: bool
-) -> int:
-    """What to subtract from a place, (offsets[i] + i, ...), to find it in a portion's memory.
-
-    Of ``factors`` that are kept, the layers stand one after the other.
-    """
-    atoms = neighbors.offsets.size - 1
-    if kept:
-        return -layer * (neighbors.offsets[atoms] + atoms)
-    begin = more.portions[portion]
-    return neighbors.offsets[begin] + begin
+def activate_row(
+    activation: int, x: Any, start: int, slopes: Any, s_start: int, y: Any, y_start: int,
+    chunks: int,
+) -> None:  # fmt: skip
+    """Values y of an activation, and its derivatives."""
+    for at in range(0, chunks * LANES, LANES):
+        value, slope = activate(activation, load(x, start + at))
+        store(y, y_start + at, value)
+        store(slopes, s_start + at, slope)
 
 
 @internal
 def edge_network(
-    first: int, last: int, layer: int, n: int, edges: Perceptron, net: PackedTensorNet,
-    charges: PackedCharges, neighbors: Neighbors, slots: Slots, work: TensorNetWork,
-    more: EdgesWork, values: Any, tape: int,
-) -> int:  # fmt: skip
-    """Run the edge network on a group's rows; returns the position of its outputs in ``values``.
-
-    The derivatives of the activations are written to the tape, layer after layer.
-    """
+    n: int, layer: int, thread: int, edges: Perceptron, net: PackedTensorNet,
+    charges: PackedCharges, slots: Slots, work: TensorNetWork, more: EdgesWork,
+) -> None:  # fmt: skip
+    """Run the edge network on a group's rows: v in ``values``, what the way back needs in tape."""
+    values, tape, index = more.values[thread], more.tape, more.index[thread]
     row_size, atoms = table_row(charges.one), work.outputs.size
-    embedding = net.chunks * net.rows * table_row(net.shape)
-    for chunk in range(net.chunks):
-        place = layer * net.chunks + chunk
-        table = embedding + place * net.rows * row_size
-        own, c = load(net.at_zero, place * LANES), place * atoms * LANES
-        at = chunk * n * LANES
-        for i in range(first, last):
-            a = load(more.receiver, c + i * LANES)
-            z = a + load(more.sender, c + i * LANES) + own
-            value, slope = activate(charges.activation, z)
-            store(values, at, value)
-            store(more.tape, tape + at, slope)
-            at += LANES
-            for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
-                where, w = table + slots.row[slot] * row_size, slot * WEIGHTS
-                z = a + load(more.sender, c + slots.sender[slot] * LANES)
-                z = z + factors(charges.one, net.tables, where, slots.weights, w)[0]
-                value, slope = activate(charges.activation, z)
-                store(values, at, value)
-                store(more.tape, tape + at, slope)
-                at += LANES
-    begin = tape + net.chunks * n * LANES
-    return forward(edges, values, 0, more.tape, begin, more.rows, n, n)
+    tables = net.chunks * net.rows * (table_row(net.shape) + layer * row_size)
+    a, b, c = edges.chunks
+    row = c * LANES
+    for begin in range(0, n, TILE):
+        count = min(TILE, n - begin)
+        for k in range(count):
+            receiver, sender, slot = index[begin + k, 0], index[begin + k, 1], index[begin + k, 2]
+            for chunk in range(net.chunks):
+                place = (layer * net.chunks + chunk) * atoms
+                z = load(more.receiver, (place + receiver) * LANES)
+                z = z + load(more.sender, (place + sender) * LANES)
+                if slot < 0:
+                    z = z + load(net.at_zero, (layer * net.chunks + chunk) * LANES)
+                else:
+                    where = tables + (chunk * net.rows + slots.row[slot]) * row_size
+                    w = slot * WEIGHTS
+                    z = z + factors(charges.one, net.tables, where, slots.weights, w)[0]
+                store(values, k * row + chunk * LANES, z)
+            at = k * row
+            activate_row(charges.activation, values, at, tape, index[begin + k, 3], values, at, a)
+        multiply(
+            values, 0, LANES, more.rows, count, edges.weights, 0, edges.biases, 0, a, b, values,
+            a * LANES, LANES,
+        )  # fmt: skip
+        for k in range(count):
+            at, t = k * row + a * LANES, index[begin + k, 3] + a * LANES
+            activate_row(edges.activations[0], values, at, tape, t, values, at, b)
+        out = more.out + begin * row
+        multiply(
+            values, a * LANES, LANES, more.rows, count, edges.weights, a * b * LANES * LANES,
+            edges.biases, b * LANES, b, c, values, out, LANES,
+        )  # fmt: skip
+        for k in range(count):
+            at, t = out + k * row, index[begin + k, 3] + (a + b) * LANES
+            for m in range(0, row, LANES):
+                store(tape, t + m, load(values, at + m))
+            # These derivatives go where nothing is needed any more: to compute them again takes
+            # less time than memory.
+            activate_row(edges.activations[1], values, at, values, 0, values, at, c)
 
 
 @internal
@@ -128,177 +146,164 @@ def receive(
     more: EdgesWork,
 ) -> None:  # fmt: skip
     """Compute a layer's messages to the atoms of a group."""
-    shape, size, chunks = net.shape, features(net.shape), net.chunks
-    values, n = more.values[thread], count_rows(first, last, slots)
-    tape = tape_start(first, layer, thread, net, neighbors, more)
-    out = edge_network(
-        first, last, layer, n, edges, net, charges, neighbors, slots, work, more, values, tape
-    )
-    before = places_before(layer, 0, neighbors, more, True)
+    shape, size, part = net.shape, features(net.shape), net.chunks * LANES
+    values, index, row = more.values[thread], more.index[thread], edges.chunks[2] * LANES
+    n = list_rows(first, last, layer, thread, 0, neighbors, slots, more)
+    edge_network(n, layer, thread, edges, net, charges, slots, work, more)
     y, message = work.y[layer], work.message[layer]
-    own = splat(values.dtype.type(charges.envelope_at_zero))
-    for chunk in range(chunks):
-        begin, at = chunk * work.outputs.size * size, out + chunk * n * LANES
-        for i in range(first, last):
-            place = neighbors.offsets[i] + i - before
-            v = load_irreps(shape, values, at, chunks * n * LANES)
-            if more.keeps:
-                keep(chunk, place, net, more, v)
-            sums = scaled(times(own, v), load_all(shape, y, begin + i * size))
-            at += LANES
-            for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
-                v = load_irreps(shape, values, at, chunks * n * LANES)
-                if more.keeps:
-                    keep(chunk, slot + i + 1 - before, net, more, v)
-                f = times(splat(more.envelope[slot, 0]), v)
-                sums = plus_scaled(sums, f, load_all(shape, y, begin + slots.sender[slot] * size))
-                at += LANES
-            store_all(message, begin + i * size, sums)
-
-
-@internal
-def keep(chunk: int, place: int, net: PackedTensorNet, more: EdgesWork, v: Any) -> None:
-    """Write the outputs of the edge network of a place."""
-    irreps = irreps_of(net.shape)
-    store_apart(more.factors, (place * net.chunks + chunk) * irreps * LANES, LANES, v)
-
-
-@internal
-def kept(chunk: int, place: int, net: PackedTensorNet, more: EdgesWork) -> Any:
-    """The outputs of the edge network of a place."""
-    irreps = irreps_of(net.shape)
-    return load_irreps(
-        net.shape, more.factors, (place * net.chunks + chunk) * irreps * LANES, LANES
-    )
-
-
-@internal
-def receive_back(
-    first: int, last: int, layer: int, portion: int, thread: int, edges: Perceptron,
-    net: PackedTensorNet, charges: PackedCharges, neighbors: Neighbors, slots: Slots,
-    work: TensorNetWork, more: EdgesWork,
-) -> None:  # fmt: skip
-    """Backward pass of a group's edge networks: gradient of z, ``g_receiver``, slopes dE/dr."""
-    shape, size, chunks = net.shape, features(net.shape), net.chunks
-    values, n = more.values[thread], count_rows(first, last, slots)
-    tape = tape_start(first, layer, thread, net, neighbors, more)
-    out = edges.chunks[:-1].sum() * n * LANES
-    before = places_before(layer, portion, neighbors, more, more.keeps)
-    if not more.keeps:
-        edge_network(
-            first, last, layer, n, edges, net, charges, neighbors, slots, work, more, values, tape
-        )
-    y, g_message, atoms = work.y[layer], work.message[layer], work.outputs.size
-    own = splat(values.dtype.type(charges.envelope_at_zero))
-    zero = own - own
-    for k in range(n):
-        store(values, more.along + k * LANES, zero)
-    for chunk in range(chunks):
-        begin, k = chunk * atoms * size, 0
-        for i in range(first, last):
-            mine = load_all(shape, g_message, begin + i * size)
-            at = out + (chunk * n + k) * LANES
-            if not more.keeps:
-                place = neighbors.offsets[i] + i - before
-                keep(chunk, place, net, more, load_irreps(shape, values, at, chunks * n * LANES))
-            g = times(own, dots(mine, load_all(shape, y, begin + i * size)))
-            store_apart(values, at, chunks * n * LANES, g)
-            k += 1
-            for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
-                at, place = out + (chunk * n + k) * LANES, slot + i + 1 - before
-                if not more.keeps:
-                    v = load_irreps(shape, values, at, chunks * n * LANES)
-                    keep(chunk, place, net, more, v)
-                theirs = load_all(shape, y, begin + slots.sender[slot] * size)
-                g = dots(mine, theirs)
-                rise = splat(more.envelope[slot, 1]) * weighted(kept(chunk, place, net, more), g)
-                along = more.along + k * LANES
-                store(values, along, load(values, along) + rise)
-                g = times(splat(more.envelope[slot, 0]), g)
-                store_apart(values, at, chunks * n * LANES, g)
-                k += 1
-    backward(edges, values, 0, more.tape, tape + chunks * n * LANES, more.rows, n, n, net.zeros)
-    hidden_back(
-        first, last, layer, portion, n, tape, net, charges, neighbors, slots, work, more, values
-    )
-    begins, k = layer == net.layers - 1, 0
+    own, start = splat(values.dtype.type(charges.envelope_at_zero)), 0
     for i in range(first, last):
-        k += 1
-        for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
-            slope = total(load(values, more.along + k * LANES))
-            slots.slope[slot] = slope if begins else slots.slope[slot] + slope
-            k += 1
-
-
-@internal
-def hidden_back(
-    first: int, last: int, layer: int, portion: int, n: int, tape: int, net: PackedTensorNet,
-    charges: PackedCharges, neighbors: Neighbors, slots: Slots, work: TensorNetWork,
-    more: EdgesWork, values: Any,
-) -> None:  # fmt: skip
-    """From the gradient of g(z), in ``values``, to that of z, its sums and its part of dE/dr."""
-    row_size, atoms = table_row(charges.one), work.outputs.size
-    embedding = net.chunks * net.rows * table_row(net.shape)
-    before = places_before(layer, portion, neighbors, more, False)
-    for chunk in range(net.chunks):
-        table = embedding + (layer * net.chunks + chunk) * net.rows * row_size
-        at, k = chunk * n * LANES, 0
-        for i in range(first, last):
-            place = neighbors.offsets[i] + i - before
-            sums = load(values, at) * load(more.tape, tape + at)
-            store(more.hidden, (place * net.chunks + chunk) * LANES, sums)
-            at += LANES
-            k += 1
-            for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
-                place = slot + i + 1 - before
-                g = load(values, at) * load(more.tape, tape + at)
-                store(more.hidden, (place * net.chunks + chunk) * LANES, g)
-                sums = sums + g
-                where, w = table + slots.row[slot] * row_size, slot * WEIGHTS
-                slope = factor_slopes(charges.one, net.tables, where, slots.weights, w)[0]
-                along = more.along + k * LANES
-                store(values, along, fma(g, slope, load(values, along)))
-                at += LANES
-                k += 1
-            store(more.g_receiver, (chunk * atoms + i) * LANES, sums)
+        end = start + 1 + slots.counts[i]
+        for chunk in range(net.chunks):
+            begin, at = chunk * work.outputs.size * size, more.out + chunk * LANES
+            v = load_irreps(shape, values, at + start * row, part)
+            sums = scaled(times(own, v), load_all(shape, y, begin + i * size))
+            for k in range(start + 1, end):
+                v = load_irreps(shape, values, at + k * row, part)
+                f = times(splat(more.envelope[index[k, 2], 0]), v)
+                sums = plus_scaled(sums, f, load_all(shape, y, begin + index[k, 1] * size))
+            store_all(message, begin + i * size, sums)
+        start = end
 
 
 @internal
 def send_back(
-    first: int, last: int, chunk: int, layer: int, portion: int, net: PackedTensorNet,
-    charges: PackedCharges, neighbors: Neighbors, slots: Slots, work: TensorNetWork,
-    more: EdgesWork,
+    first: int, last: int, layer: int, portion: int, thread: int, edges: Perceptron,
+    net: PackedTensorNet, charges: PackedCharges, neighbors: Neighbors, slots: Slots,
+    work: TensorNetWork, more: EdgesWork,
 ) -> None:  # fmt: skip
-    """Add the part of a portion of receivers to the gradients of Y and ``sender``."""
-    shape, size, atoms = net.shape, features(net.shape), work.outputs.size
-    g_message, g_y = work.message[layer], work.delta[layer]
-    begin = chunk * atoms * size
-    of_factors = places_before(layer, portion, neighbors, more, more.keeps)
-    of_hidden = places_before(layer, portion, neighbors, more, False)
-    start, end = more.portions[portion], more.portions[portion + 1]
-    own = splat(more.factors.dtype.type(charges.envelope_at_zero))
+    """Backward pass of the edge networks of a group of senders.
+
+    Adds to the gradient of Y, computes that of z and of ``sender``, and the slopes dE/dr.
+    """
+    values, tape, index = more.values[thread], more.tape, more.index[thread]
+    a, b, c = edges.chunks
+    row, start = c * LANES, 0
+    n = list_rows(first, last, layer, thread, 1, neighbors, slots, more)
+    if not more.keeps:
+        edge_network(n, layer, thread, edges, net, charges, slots, work, more)
     for j in range(first, last):
-        sums = load_all(shape, g_y, begin + j * size)
-        where = (chunk * atoms + j) * LANES
-        g_sender = load(more.g_sender, where)
-        if portion == 0:
-            g_sender = own - own
-        # In the order of receivers, whatever the portions, so that results do not depend on them.
-        own_next = start <= j < end
-        slot, stop = neighbors.offsets[j], neighbors.offsets[j] + slots.counts[j]
+        end = start + 1 + slots.counts[j]
+        for k in range(start, end):
+            at, s = more.out + k * row, more.slopes + (k - start) * row
+            t = index[k, 3] + (a + b) * LANES
+            activate_row(edges.activations[1], tape, t, values, s, values, at, c)
+        messages_back(j, start, end, layer, net, charges, index, work, more, values, row)
+        start = end
+    for begin in range(0, n, TILE):
+        count = min(TILE, n - begin)
+        multiply(
+            values, more.out + begin * row, LANES, more.rows, count, edges.transposed,
+            a * b * LANES * LANES, net.zeros, 0, c, b, values, a * LANES, LANES,
+        )  # fmt: skip
+        for k in range(count):
+            at, t = k * row + a * LANES, index[begin + k, 3] + a * LANES
+            for m in range(0, b * LANES, LANES):
+                store(values, at + m, load(values, at + m) * load(tape, t + m))
+        multiply(
+            values, a * LANES, LANES, more.rows, count, edges.transposed, 0, net.zeros, 0, b, a,
+            values, 0, LANES,
+        )  # fmt: skip
+        for k in range(count):
+            hidden_back(
+                begin + k, k * row, layer, more.portions[portion], net, charges, neighbors, slots,
+                index, work, more, values,
+            )  # fmt: skip
+
+
+@internal
+def messages_back(
+    j: int, start: int, end: int, layer: int, net: PackedTensorNet, charges: PackedCharges,
+    index: Any, work: TensorNetWork, more: EdgesWork, values: Any, row: int,
+) -> None:  # fmt: skip
+    """From the gradient of the messages to that before the last activation, which replaces v.
+
+    The rows are those of sender j.
+    """
+    shape, size, part = net.shape, features(net.shape), net.chunks * LANES
+    y, g_message, g_y = work.y[layer], work.message[layer], work.delta[layer]
+    own = splat(values.dtype.type(charges.envelope_at_zero))
+    for chunk in range(net.chunks):
+        begin = chunk * work.outputs.size * size
+        here, sums = load_all(shape, y, begin + j * size), load_all(shape, g_y, begin + j * size)
+        for k in range(start, end):
+            at, s = chunk * LANES + k * row, chunk * LANES + (k - start) * row
+            v, slot = load_irreps(shape, values, more.out + at, part), index[k, 2]
+            theirs = load_all(shape, g_message, begin + index[k, 0] * size)
+            g, envelope = dots(theirs, here), own
+            if slot >= 0:
+                envelope = splat(more.envelope[slot, 0])
+                rise = splat(more.envelope[slot, 1]) * weighted(v, g)
+                along = more.along + k * LANES
+                if chunk > 0:
+                    rise = rise + load(values, along)
+                store(values, along, rise)
+            sums = plus_scaled(sums, times(envelope, v), theirs)
+            g = times(envelope, g)
+            g = multiplied(g, load_irreps(shape, values, more.slopes + s, part))
+            store_apart(values, more.out + at, part, g)
+        store_all(g_y, begin + j * size, sums)
+
+
+@internal
+def hidden_back(
+    k: int, at: int, layer: int, start: int, net: PackedTensorNet, charges: PackedCharges,
+    neighbors: Neighbors, slots: Slots, index: Any, work: TensorNetWork, more: EdgesWork,
+    values: Any,
+) -> None:  # fmt: skip
+    """From a row's gradient of g(z), in ``values``, to that of z, its sums and its part of dE/dr.
+
+    ``start`` is the first sender of the portion.
+    """
+    j, slot, t = index[k, 1], index[k, 2], index[k, 3]
+    row_size, atoms = table_row(charges.one), work.outputs.size
+    tables = net.chunks * net.rows * (table_row(net.shape) + layer * row_size)
+    place = (slot - neighbors.offsets[start]) * net.chunks * LANES
+    along = load(values, more.along + k * LANES)
+    for c in range(net.chunks):
+        g = load(values, at + c * LANES) * load(more.tape, t + c * LANES)
+        where = (c * atoms + j) * LANES
+        if slot < 0:  # the first row of the atom
+            store(more.g_own, where, g)
+            store(more.g_sender, where, g)
+        else:
+            store(more.hidden, place + c * LANES, g)
+            store(more.g_sender, where, load(more.g_sender, where) + g)
+            table = tables + (c * net.rows + slots.row[slot]) * row_size
+            w = slot * WEIGHTS
+            slope = factor_slopes(charges.one, net.tables, table, slots.weights, w)[0]
+            along = fma(g, slope, along)
+    if slot >= 0:
+        before = 0.0 if layer == net.layers - 1 else slots.slope[slot]
+        slots.slope[slot] = before + total(along)
+
+
+@internal
+def receive_back(
+    first: int, last: int, portion: int, net: PackedTensorNet, neighbors: Neighbors,
+    slots: Slots, more: EdgesWork,
+) -> None:  # fmt: skip
+    """Add the part of a portion of senders to the gradient of ``receiver``.
+
+    The sums are in the order of senders, whatever the portions, so that results do not depend on
+    them.
+    """
+    atoms, zero = neighbors.offsets.size - 1, splat(more.hidden.dtype.type(0))
+    start, end = more.portions[portion], more.portions[portion + 1]
+    before = neighbors.offsets[start]
+    for i in range(first, last):
+        slot, stop = neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]
         while slot < stop and slots.sender[slot] < start:
             slot += 1
-        while (slot < stop and slots.sender[slot] < end) or own_next:
-            i, place, envelope = j, neighbors.offsets[j] + j, own
-            if own_next and (slot == stop or slots.sender[slot] >= j):
-                own_next = False
-            else:
-                i, envelope = slots.sender[slot], splat(more.envelope[slot, 0])
-                place = slots.slot[neighbors.reverse[slots.edge[slot]]] + i + 1
-                slot += 1
-            f = times(envelope, kept(chunk, place - of_factors, net, more))
-            sums = plus_scaled(sums, f, load_all(shape, g_message, begin + i * size))
-            at = ((place - of_hidden) * net.chunks + chunk) * LANES
-            g_sender = g_sender + load(more.hidden, at)
-        store_all(g_y, begin + j * size, sums)
-        store(more.g_sender, where, g_sender)
+        begin = slot
+        while slot < stop and slots.sender[slot] < end:
+            slot += 1
+        for chunk in range(net.chunks):
+            where = (chunk * atoms + i) * LANES
+            sums = zero if portion == 0 else load(more.g_receiver, where)
+            for k in range(begin, slot):
+                place = slots.slot[neighbors.reverse[slots.edge[k]]] - before
+                sums = sums + load(more.hidden, (place * net.chunks + chunk) * LANES)
+            if end == atoms:
+                sums = sums + load(more.g_own, where)
+            store(more.g_receiver, where, sums)

@@ -1,7 +1,7 @@
 """What a TensorNet2 has beside the parts of a TensorNet: its weights and its memory of a step.
 
-Places: a group of receivers has one row per edge, and for each atom a first row for its message
-to itself. The row of the first edge of atom i in the neighbour list is at ``offsets[i] + i + 1``.
+Places: each edge that an atom receives has one, after a first place for the atom's message to
+itself. The place of the first edge of atom i in the neighbour list is ``offsets[i] + i + 1``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from .dense import pack_matrix
 from .perceptron import ACTIVATIONS, Perceptron, pack_perceptron, padded, stacked
 from .simd import LANES
 from .tensornet_network import PackedTensorNet
+
+TILE = 12
+"""Rows that go through an edge network together; a multiple of those of a tile of `dense`."""
 
 
 class PackedCharges(NamedTuple):
@@ -97,28 +100,34 @@ class EdgesWork(NamedTuple):
     g_receiver: NDArray[Any]
     """F by chunk and atom: gradient of a layer's ``receiver``."""
     g_sender: NDArray[Any]
+    g_own: NDArray[Any]
+    """The part of both that comes from an atom's message to itself."""
     envelope: NDArray[Any]
     """(edges, 2), envelope and its derivative of each slot."""
+    index: NDArray[np.int64]
+    """(threads, rows of a group, 4): receiver, sender, slot in the list of the group's atom (-1: a
+    message to itself) and start in ``tape``."""
     rows: NDArray[np.int64]
-    """Offsets of the rows of a group."""
+    """Offsets of the rows of a tile."""
     values: NDArray[Any]
-    """(threads, ...), values of the edge network of a group, then dE/dr of its rows; or numbers
-    of one atom's pairs."""
+    """(threads, ...): values of the hidden layers of a tile of rows, 3F each; from ``out`` on, the
+    outputs v of a group, 3F each; from ``slopes`` on, their derivatives for one atom's rows; from
+    ``along`` on, dE/dr of the group's rows. Or numbers of one atom's pairs."""
+    out: int
+    slopes: int
     along: int
-    """Offset of the latter."""
     tape: NDArray[Any]
-    """(layers, places, 6F), derivatives of the edge networks' activations, if these are kept; or
-    else (threads, rows of a group, 6F)."""
-    factors: NDArray[Any]
-    """(layers, places, 3F) by chunk, outputs of the edge networks, if kept; or else (places of a
-    portion, 3F)."""
+    """(layers, places, 6F), or, if they are not kept, (threads, rows of a group, 6F): derivatives
+    of the first two activations of the edge networks, and what the third is applied to."""
+    width: int
+    """6F."""
     hidden: NDArray[Any]
-    """(places of a portion, F), gradient of the first dense layer's outputs."""
+    """(slots of a portion, F), gradient of the first dense layer's outputs."""
     keeps: bool
-    """Whether the forward pass keeps the edge networks' factors and derivatives. Otherwise the
-    backward pass computes them again, one portion of the receivers after the other."""
+    """Whether the forward pass keeps the ``tape``; otherwise the backward pass computes it
+    again."""
     portions: NDArray[np.int64]
-    """First receiver of each portion, and N."""
+    """First sender of each portion of the backward pass, and N."""
 
 
 def pack_charges(
@@ -175,11 +184,11 @@ class EdgePlan(NamedTuple):
     """How the edge networks are divided."""
 
     groups: tuple[int, ...]
-    """First receiver of each group, and N; each portion begins with a group."""
+    """First atom of each group, and N; each portion begins with a group."""
     rows: int
     """Largest number of rows in a group."""
     portions: tuple[int, ...]
-    """First receiver of each portion, and N."""
+    """First sender of each portion, and N."""
     places: int
     """Largest number of places in a portion."""
     keeps: bool
@@ -187,20 +196,17 @@ class EdgePlan(NamedTuple):
 
 
 def plan_edges(
-    offsets: NDArray[np.int64], bytes_per_place: int, layers: int, threads: int,
-    rows: int, kept: int, portion: int,
-) -> EdgePlan:  # fmt: skip
-    """Divide receivers into groups and portions.
+    offsets: NDArray[np.int64], threads: int, rows: int, kept: int, portion: int
+) -> EdgePlan:
+    """Divide atoms into groups and portions.
 
-    ``rows`` is the wanted number of rows in a group, ``bytes_per_place`` the memory of a place in
-    a layer; ``kept`` and ``portion`` are the largest memory, in bytes, to keep for all layers, and
-    of a portion. Both do not depend on the number of threads, so that results do not either.
+    ``rows`` is the wanted number of rows in a group; ``kept`` and ``portion`` are the largest
+    numbers of places whose ``tape`` is kept, and of a portion.
     """
     atoms = len(offsets) - 1
     places = offsets + np.arange(atoms + 1)
-    keeps = int(places[-1]) * layers * bytes_per_place <= kept
-    most = int(places[-1]) if keeps else max(1, portion // bytes_per_place)
-    portions = _divide(places, most)
+    keeps = int(places[-1]) <= kept
+    portions = _divide(places, max(1, portion))
     count = threads * -(-int(places[-1]) // (rows * threads))
     groups = _divide(places, -(-int(places[-1]) // max(1, count)), portions)
     return EdgePlan(
@@ -245,24 +251,30 @@ def make_charges_work(
 
 
 def make_edges_work(
-    net: PackedTensorNet, charges: PackedCharges, plan: EdgePlan, offsets: NDArray[np.int64],
-    threads: int,
+    net: PackedTensorNet, charges: PackedCharges, networks: Perceptron, plan: EdgePlan,
+    offsets: NDArray[np.int64], threads: int,
 ) -> EdgesWork:  # fmt: skip
     """Allocate memory for the edge networks of a neighbour list."""
     dtype, atoms, edges = net.tables.dtype, len(offsets) - 1, int(offsets[-1])
     f, rows, numbers = net.chunks * LANES, max(1, plan.rows), charges.levels * charges.chunks
     kept, layers = net.layers * (edges + atoms), net.layers * atoms * net.chunks * LANES
+    width, row = int(networks.chunks.sum()) * LANES, int(networks.chunks[-1]) * LANES
+    out, slopes, along = (row * k for k in (TILE, TILE + rows, TILE + 2 * rows))
     return EdgesWork(
         receiver=np.empty(layers, dtype),
         sender=np.empty(layers, dtype),
         g_receiver=np.empty(atoms * f, dtype),
         g_sender=np.empty(atoms * f, dtype),
+        g_own=np.empty(atoms * f, dtype),
         envelope=np.empty((edges, 2), dtype),
-        rows=LANES * np.arange(rows),
-        values=np.zeros((threads, max(rows * (6 * f + LANES), 2 * numbers * LANES)), dtype),
-        along=rows * 6 * f,
-        tape=np.empty((kept if plan.keeps else threads * rows) * 6 * f, dtype),
-        factors=np.empty((kept if plan.keeps else plan.places) * 3 * f, dtype),
+        index=np.zeros((threads, rows, 4), np.int64),
+        rows=row * np.arange(TILE),
+        values=np.zeros((threads, max(along + rows * LANES, 2 * numbers * LANES)), dtype),
+        out=out,
+        slopes=slopes,
+        along=along,
+        tape=np.empty((kept if plan.keeps else threads * rows) * width, dtype),
+        width=width,
         hidden=np.empty(plan.places * f, dtype),
         keeps=plan.keeps,
         portions=np.array(plan.portions),

@@ -40,7 +40,7 @@ KEPT_BYTES = 2**31
 """Largest memory for values of all edge networks that the backward pass needs; beyond, it computes
 them again."""
 PORTION_BYTES = 2**26
-"""Memory for those of a portion of the receivers then."""
+"""Memory for gradients of the edge networks of a portion of the senders."""
 NEAR_SKIN = 1.0
 """Verlet skin, Angstrom, of the network's edges among those of a longer Coulomb cutoff."""
 LONGER = 2.0
@@ -150,20 +150,20 @@ class CPUTensorNet2(CPUPotential):
             If the edges are not sorted by receiver, then sender.
         """
         require_sorted(neighbors)
-        net, *perceptrons, charges, _, predictions = self.packed
+        net, *perceptrons, charges, networks, predictions = self.packed
         offsets = neighbors.offsets
         atoms, edges = len(offsets) - 1, len(neighbors.senders)
         bounds = even(atoms, MOST_ATOMS, threads)
-        # Derivatives (6), factors (3) and the gradient of the first layer (1) of each channel.
-        size = 10 * net.chunks * LANES * self.arithmetic.itemsize
+        size = LANES * self.arithmetic.itemsize
         plan = plan_edges(
-            offsets, size, net.layers, threads, rows=GROUP_ROWS, kept=KEPT_BYTES,
-            portion=PORTION_BYTES,
+            offsets, threads, GROUP_ROWS,
+            KEPT_BYTES // max(1, net.layers * int(networks.chunks.sum()) * size),
+            PORTION_BYTES // (net.chunks * size),
         )  # fmt: skip
-        work = make_edges_work(net, charges, plan, offsets, threads)
+        work = make_edges_work(net, charges, networks, plan, offsets, threads)
         if isinstance(old, ChargedMemory) and len(old.work.outputs) == atoms:
             # Memory that was written before; the system takes a while to provide it anew.
-            before = {name: getattr(old.edges, name) for name in ("tape", "factors", "hidden")}
+            before = {name: getattr(old.edges, name) for name in ("tape", "hidden")}
             fit = {k: v for k, v in before.items() if len(v) >= len(getattr(work, k))}
             work = work._replace(**fit)
         return ChargedMemory(

@@ -1,7 +1,7 @@
 """A whole step of a TensorNet2: from positions to outputs, charges, forces and virial.
 
 The stages are those of a TensorNet; between them, charges are predicted, summed over each system
-and read by the edge networks, whose tasks are groups of receivers.
+and read by the edge networks, whose tasks are groups of atoms.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .tensornet_nodes import (
 )
 
 # Operations of the stages; the negative of an operation is its backward pass.
-PLACE, SUM, EMBED, PREDICT, ADD_UP, CHARGE, ENTER, RECEIVE, SEND, INTERACT, READ_OUT, COULOMB = (
+PLACE, SUM, EMBED, PREDICT, ADD_UP, CHARGE, ENTER, SEND, RECEIVE, INTERACT, READ_OUT, COULOMB = (
     range(1, 13)
 )
 
@@ -77,7 +77,7 @@ def tensornet2_schedule(
         for portion, end in enumerate(plan.portions[1:]):
             begin = plan.portions[portion]
             groups = Tasks("groups", tuple(i for i in plan.groups if begin <= i <= end))
-            stages += [(groups, -RECEIVE, k, portion), (sums, SEND, k, portion)]
+            stages += [(groups, -SEND, k, portion), (blocks, -RECEIVE, k, portion)]
         stages += [(blocks, -ENTER, k, 0), *level_back(k)]
     stages += [(blocks, -EMBED, 0, 0), (blocks, -SUM, 0, 0), (forces, -PLACE, 0, 0)]
     return make_schedule(stages)
@@ -164,13 +164,13 @@ def perform(
         predict_back(first, last, layer, net, one, charges, work, more, scratch)
     elif what == -INTERACT:
         interact_back(first, last, layer, net, work, scratch)
-    elif what == -RECEIVE:
-        receive_back(
+    elif what == -SEND:
+        send_back(
             first, last, layer, portion, thread, one_of(edges, layer), net, charges, neighbors,
             slots, work, inner,
         )  # fmt: skip
-    elif what == SEND:
-        send_back(first, last, chunk, layer, portion, net, charges, neighbors, slots, work, inner)
+    elif what == -RECEIVE:
+        receive_back(first, last, portion, net, neighbors, slots, inner)
     elif what == -ENTER:
         enter_layer_back(first, last, layer, net, work, scratch)
         enter_edges_back(first, last, layer, net, charges, work, more, inner, scratch)
