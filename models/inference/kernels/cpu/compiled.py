@@ -207,7 +207,7 @@ def tell_once(path: str) -> None:
     """Say that kernels are compiled, once for each folder that keeps them."""
     # A warning, so that Python shows it without any logging set up: this takes long.
     log.warning(
-        "tensormd compiles its kernels for this processor, once: about half a minute (kept in %s; "
+        "tensormd compiles its kernels for this processor, once: some ten seconds (kept in %s; "
         "`tensormd warm` does it beforehand)",
         path,
     )
