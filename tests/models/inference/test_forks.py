@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 
 import pytest
+from support.paths import TESTS
 
 FORKS = """
 import logging, multiprocessing, os, sys
@@ -92,11 +94,38 @@ for count, result in found:
 print("parent", torch.get_num_threads())
 """
 
+NEW_CALCULATORS = """
+import multiprocessing
+import numpy as np
+import torch
+from support.processes import forces_of_new_calculators
+
+backends = ["fused", "reference"]
+torch.set_num_threads(2)
+expected = forces_of_new_calculators(backends)[1]
+for method in multiprocessing.get_all_start_methods():
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        try:
+            forces = pool.apply_async(forces_of_new_calculators, [backends]).get(timeout=300)[1]
+        except multiprocessing.TimeoutError:
+            pool.terminate()
+            print("the children hang")
+            break
+    for ours, theirs in zip(forces, expected):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    print("child", method)
+print("parent", torch.get_num_threads())
+"""
+
 
 def run(*arguments: str, script: str = FORKS) -> list[str]:
     """Lines of a process that evaluates with two threads and then in two pools of forks."""
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=400
+        [sys.executable, "-c", script, *arguments],
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -118,6 +147,14 @@ def test_fork_pools(backend: str) -> None:
 def test_forks_of_a_process_that_has_only_trained(backend: str) -> None:
     """Threads of the fused kernels, started first in a fork, must not wake those of torch."""
     assert run(backend, script=TRAINED) == ["child 1", "child 1", "parent 2"]
+
+
+def test_children_that_make_calculators() -> None:
+    """By each method of multiprocessing, after an evaluation in the parent, both backends."""
+    lines = run(script=NEW_CALCULATORS)
+    assert lines[-1] == "parent 2"
+    methods = multiprocessing.get_all_start_methods()
+    assert lines[:-1] == [f"child {method}" for method in methods]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="this platform cannot fork")

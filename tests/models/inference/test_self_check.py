@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tensormd.models.inference import self_check
 from tensormd.models.inference.backends import compile_potential
 from tensormd.models.inference.kernels import fuse
 from tensormd.models.inference.kernels.cpu import potential as cpu_potential
+from tensormd.models.inference.kernels.cpu import tensornet_step
 from tensormd.models.inference.kernels.cpu.tensornet_potential import CPUTensorNet
 
 pytest.importorskip("numba", reason="numba is not installed")
@@ -72,6 +75,40 @@ def test_wrong_kernels_are_not_used(
     assert "fused CPU kernels of TensorNet are not used" in warnings[0]
     assert "tensormd doctor --json" in warnings[0]
     assert not list(untried.iterdir())
+
+
+WRONG_KERNEL = (
+    "collect(first, last, neighbors, slots, factor, net.unit, forces, virial)",
+    "collect(first, last, neighbors, slots, -factor, net.unit, forces, virial)",
+)
+
+
+def test_a_kernel_with_a_wrong_sign_is_not_used(
+    untried: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Compiled from a copy of the sources in which one sign is changed."""
+    source = Path(tensornet_step.__file__).read_text()
+    assert source.count(WRONG_KERNEL[0]) == 1
+    name = f"{tensornet_step.__package__}.wrong_step"
+    copied = untried / "wrong_step.py"
+    copied.write_text(source.replace(*WRONG_KERNEL))
+    spec = importlib.util.spec_from_file_location(name, copied)
+    assert spec is not None
+    assert spec.loader is not None
+    wrong = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, wrong)
+    spec.loader.exec_module(wrong)
+    monkeypatch.setattr(CPUTensorNet, "step", staticmethod(wrong.tensornet_step))
+    small = make_potential(references=REFERENCES, irreps="IS")  # compiled sooner than all three
+    ethanol = molecule("CH3CH2OH")
+    expected = TensorNetCalculator(small, backend="reference").evaluate([ethanol])[0]
+    for _ in range(2):
+        calculator = TensorNetCalculator(small, backend="fused")
+        forces = calculator.evaluate([ethanol])[0]["forces"]
+        np.testing.assert_allclose(forces, expected["forces"], rtol=1e-5, atol=1e-5)
+        assert "their forces of 40 atoms differ from" in calculator.info()["why_not_fused"]
+    assert caplog.text.count("are not used") == 1
+    assert not list(untried.glob("checked-*"))
 
 
 def test_kernels_that_fail_are_not_used(
