@@ -54,12 +54,12 @@ def list_rows(
     first: int, last: int, layer: int, thread: int, back: int, neighbors: Neighbors,
     slots: Slots, more: EdgesWork,
 ) -> int:  # fmt: skip
-    """List the rows of a group in ``index`` and return their number.
+    """List the rows of a group in ``listed`` and return their number.
 
     Each atom has a row for its message to itself, then one per edge that it receives, or, with
     ``back`` = 1, sends.
     """
-    index, atoms, n = more.index[thread], neighbors.offsets.size - 1, 0
+    index, atoms, n = more.listed[thread], neighbors.offsets.size - 1, 0
     for i in range(first, last):
         begin = neighbors.offsets[i]
         for slot in range(begin - 1, begin + slots.counts[i]):
@@ -72,7 +72,7 @@ def list_rows(
             if more.keeps:
                 place += layer * (neighbors.offsets[atoms] + atoms)
             else:
-                place = thread * more.index.shape[1] + n
+                place = thread * more.listed.shape[1] + n
             index[n, back], index[n, 1 - back], index[n, 3] = i, other, place * more.width
             n += 1
     return n
@@ -96,7 +96,7 @@ def edge_network(
     charges: PackedCharges, slots: Slots, work: TensorNetWork, more: EdgesWork,
 ) -> None:  # fmt: skip
     """Run the edge network on a group's rows: v in ``values``, what the way back needs in tape."""
-    values, tape, index = more.values[thread], more.tape, more.index[thread]
+    values, tape, index = more.values[thread], more.tape, more.listed[thread]
     row_size, atoms = table_row(charges.one), work.outputs.size
     tables = net.chunks * net.rows * (table_row(net.shape) + layer * row_size)
     a, b, c = edges.chunks
@@ -147,7 +147,7 @@ def receive(
 ) -> None:  # fmt: skip
     """Compute a layer's messages to the atoms of a group."""
     shape, size, part = net.shape, features(net.shape), net.chunks * LANES
-    values, index, row = more.values[thread], more.index[thread], edges.chunks[2] * LANES
+    values, index, row = more.values[thread], more.listed[thread], edges.chunks[2] * LANES
     n = list_rows(first, last, layer, thread, 0, neighbors, slots, more)
     edge_network(n, layer, thread, edges, net, charges, slots, work, more)
     y, message = work.y[layer], work.message[layer]
@@ -176,7 +176,7 @@ def send_back(
 
     Adds to the gradient of Y, computes that of z and of ``sender``, and the slopes dE/dr.
     """
-    values, tape, index = more.values[thread], more.tape, more.index[thread]
+    values, tape, index = more.values[thread], more.tape, more.listed[thread]
     a, b, c = edges.chunks
     row, start = c * LANES, 0
     n = list_rows(first, last, layer, thread, 1, neighbors, slots, more)

@@ -104,7 +104,7 @@ class EdgesWork(NamedTuple):
     """The part of both that comes from an atom's message to itself."""
     envelope: NDArray[Any]
     """(edges, 2), envelope and its derivative of each slot."""
-    index: NDArray[np.int64]
+    listed: NDArray[np.int64]
     """(threads, rows of a group, 4): receiver, sender, slot in the list of the group's atom (-1: a
     message to itself) and start in ``tape``."""
     rows: NDArray[np.int64]
@@ -267,7 +267,7 @@ def make_edges_work(
         g_sender=np.empty(atoms * f, dtype),
         g_own=np.empty(atoms * f, dtype),
         envelope=np.empty((edges, 2), dtype),
-        index=np.zeros((threads, rows, 4), np.int64),
+        listed=np.zeros((threads, rows, 4), np.int64),
         rows=row * np.arange(TILE),
         values=np.zeros((threads, max(along + rows * LANES, 2 * numbers * LANES)), dtype),
         out=out,
