@@ -84,6 +84,9 @@ class ModelSection:
     coulomb_cutoff: float | None = option(
         "cutoff of a Coulomb energy of predicted charges; null: as in the checkpoint", None, "Å"
     )
+    dispersion: str | None = option(
+        "functional whose D3(BJ) dispersion is added, such as wb97x; null: none", None
+    )
 
     def __post_init__(self) -> None:
         if self.units is not None and len(self.units) != 2:

@@ -59,6 +59,14 @@ CoulombCutoff = Annotated[
         "which periodic structures need; inf: all pairs. Default: as in the checkpoint.",
     ),
 ]
+Dispersion = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FUNCTIONAL",
+        help="Add D3(BJ) dispersion with the parameters of this functional, such as wb97x; for a "
+        "checkpoint trained on energies without dispersion.",
+    ),
+]
 Labels = Annotated[
     list[str] | None,
     typer.Option(
@@ -94,6 +102,7 @@ def model_settings(
     threads: int | None,
     units: str | None,
     coulomb_cutoff: float | None,
+    dispersion: str | None,
 ) -> ModelSettings:
     """Settings from what the command line gave."""
     return ModelSettings(
@@ -105,6 +114,7 @@ def model_settings(
         threads=threads,
         units=parse_units(units),
         coulomb_cutoff=coulomb_cutoff,
+        dispersion=dispersion,
     )
 
 

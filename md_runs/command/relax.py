@@ -15,6 +15,7 @@ from .options import (
     Charge,
     CoulombCutoff,
     Device,
+    Dispersion,
     Dtype,
     Json,
     Model,
@@ -61,13 +62,16 @@ def relax(
     threads: Threads = None,
     units: Units = None,
     coulomb_cutoff: CoulombCutoff = None,
+    dispersion: Dispersion = None,
     as_json: Json = False,
 ) -> None:
     """Relax structures with ASE's optimizers. Exit code 1 if one does not converge or fails."""
     settings = RelaxSettings(
         fmax=fmax, optimizer=optimizer, steps=steps, cell=cell, pressure=pressure
     )
-    how = model_settings(model, charge, dtype, device, backend, threads, units, coulomb_cutoff)
+    how = model_settings(
+        model, charge, dtype, device, backend, threads, units, coulomb_cutoff, dispersion
+    )
 
     def done(result: RelaxResult) -> None:
         say(

@@ -246,6 +246,7 @@ def evaluate_checkpoint(
     threads: int | None = None,
     units: tuple[str, str] | None = None,
     coulomb_cutoff: float | None = None,
+    dispersion: str | None = None,
     tell: Tell | None = None,
 ) -> Evaluation:
     """Predict every frame of a file and keep the predictions beside its labels.
@@ -262,7 +263,7 @@ def evaluate_checkpoint(
         Of the data: ``format``, ``keys`` and ``units`` of `read_frames`.
     batch
         Frames to evaluate at once; None takes as many as make up `ATOMS_AT_ONCE` atoms.
-    charge, dtype, device, backend, threads, units, coulomb_cutoff
+    charge, dtype, device, backend, threads, units, coulomb_cutoff, dispersion
         As in `ModelSettings`.
     tell
         Called with the number of frames done, and of all.
@@ -286,6 +287,7 @@ def evaluate_checkpoint(
         units,
         threads,
         coulomb_cutoff,
+        dispersion,
     )
     calculator, model = load_calculator(settings)
     frames = read_labelled(data, limit, format, keys, data_units)

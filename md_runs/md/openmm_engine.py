@@ -79,6 +79,11 @@ class OpenMMEngine:
                 "--engine openmm takes the potential of a PotentialCalculator, but the structure "
                 f"has {type(calculator).__name__}"
             )
+        if calculator.dispersion is not None:
+            raise ValueError(
+                f"--dispersion {calculator.dispersion.functional} is not for --engine openmm, "
+                "which runs the network alone: use --engine ase"
+            )
         check_boundaries(atoms)
         platform = choose_platform(settings, calculator.device)
         force = choose_force_engine(settings, calculator.device, platform)

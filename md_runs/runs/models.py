@@ -24,6 +24,7 @@ from ...models.checkpoint import (
 )
 from . import structures
 from .settings import ModelSettings, to_json
+from .versions import package_version
 
 SMALL = 60
 """Atoms up to which one thread is as fast as several, and is not disturbed by other programs."""
@@ -62,6 +63,7 @@ def load_calculator(settings: ModelSettings) -> tuple[PotentialCalculator, dict[
         backend=settings.backend,
         charge=settings.charge,
         coulomb_cutoff=settings.coulomb_cutoff,
+        dispersion=settings.dispersion,
     )
     info = calculator.info()
     record = {
@@ -74,6 +76,10 @@ def load_calculator(settings: ModelSettings) -> tuple[PotentialCalculator, dict[
         "device": info["device"],
         "engine": info["engine"],
     }
+    if calculator.dispersion is not None:
+        record["dispersion"] = (
+            f"D3(BJ) of {calculator.dispersion.functional}, dftd3 {package_version('dftd3')}"
+        )
     return calculator, record
 
 

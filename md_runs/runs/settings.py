@@ -37,6 +37,8 @@ class ModelSettings:
     a run, since the last bit of a sum depends on how it was divided."""
     coulomb_cutoff: float | None = None
     """Cutoff of a Coulomb energy of predicted charges, A; None: as in the checkpoint."""
+    dispersion: str | None = None
+    """Functional whose D3(BJ) dispersion is added; None: none."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
