@@ -28,6 +28,7 @@ COMMANDS = {
     "md": "Run molecular dynamics of a structure in a run folder.",
     "vibrations": "Compute vibrations and thermochemistry of a molecule.",
     "eos": "Compute volume and bulk modulus of a crystal (equation of state).",
+    "phonons": "Compute phonons of a crystal: bands, density of states, thermal properties.",
     "neb": "Find the lowest path between two structures (nudged elastic band).",
     "report": "Write figures and an HTML page of a run.",
     "info": "Show what a checkpoint holds.",

@@ -240,6 +240,44 @@ def reaction_path(file: Path, distances: Array, energies: Array) -> None:
         axes.set_title(f"Barrier: {energies.max():.3f} eV")
 
 
+def bands(path: Path, bands: dict[str, Any], dos: dict[str, Any]) -> None:
+    """Frequencies (THz) along a path of wave vectors, and their density."""
+    with canvas(path, 8.0, 4.2) as figure:
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+        for along, frequencies in zip(bands["distances"], bands["frequencies_thz"], strict=True):
+            left.plot(along, frequencies, color=PALETTE[0], linewidth=1.2)
+        names: dict[float, list[str]] = {}
+        for ticks, labels in zip(bands["ticks"], bands["labels"], strict=True):
+            for tick, label in zip(ticks, labels, strict=True):
+                shown = label.replace("G", "Γ")
+                if shown not in names.setdefault(tick, []):
+                    names[tick].append(shown)
+        for tick in names:
+            left.axvline(tick, color=FAINT, linewidth=0.8)
+        left.axhline(0, color=FAINT, linewidth=0.8)
+        left.set_xticks(list(names), ["|".join(each) for each in names.values()])
+        left.set(ylabel="frequency / THz", xlim=(min(names), max(names)))
+        right.fill_betweenx(dos["frequencies_thz"], dos["states_per_thz"], color=FAINT)
+        right.set(xlabel="states / THz$^{-1}$", xlim=(0, None))
+        left.set_title("Phonons")
+
+
+def thermal(path: Path, values: Columns) -> None:
+    """Free energy, entropy and heat capacity of a cell against the temperature (K)."""
+    with canvas(path, 8.0, 3.0) as figure:
+        for axes, (name, factor, label) in zip(
+            figure.subplots(1, 3),
+            (
+                ("free_energy_ev", 1.0, "free energy / eV"),
+                ("entropy_ev_per_k", 1e3, "entropy / meV K$^{-1}$"),
+                ("heat_capacity_ev_per_k", 1e3, "heat capacity / meV K$^{-1}$"),
+            ),
+            strict=True,
+        ):
+            axes.plot(values["temperatures_k"], factor * values[name], color=PALETTE[0])
+            axes.set(xlabel="temperature / K", ylabel=label)
+
+
 def _legend(axes: Axes) -> None:
     """Above the axes, on the right: it hides no data."""
     handles, labels = axes.get_legend_handles_labels()

@@ -24,7 +24,7 @@ from .run_section import Numbers, run_section
 from .scene import Scene
 from .spectrum import Spectrum, spectrum_of
 from .training import train_section
-from .workflows import eos_section, neb_section, vibrations_section
+from .workflows import eos_section, neb_section, phonons_section, vibrations_section
 
 
 def write_report(path: Path | str, reload: int | None = None) -> tuple[Path, dict[str, Any]]:
@@ -270,6 +270,7 @@ SECTIONS = {
     "train": train_section,
     "vibrations": vibrations_section,
     "eos": eos_section,
+    "phonons": phonons_section,
     "neb": neb_section,
 }
 """For each kind of run, what makes its section."""

@@ -110,6 +110,40 @@ def eos_section(
     return run_section("Equation of state", "Birch-Murnaghan", config, numbers, shown, scene)
 
 
+def phonons_section(
+    folder: RunFolder, config: dict[str, Any], pictures: Path
+) -> tuple[Section, dict[str, Any]]:
+    """Bands, density of states, thermal properties."""
+    results = folder.read_results()
+    thermal = {name: np.array(values) for name, values in results["thermal"].items()}
+    atoms: Atoms = read(folder.path / TRAJECTORY, index=0, format="extxyz")
+    numbers: Numbers = [
+        ("lowest_thz", "lowest frequency", results["lowest_thz"], "THz"),
+        ("highest_thz", "highest frequency", results["highest_thz"], "THz"),
+        ("zero_point_ev", "zero-point energy", results["zero_point_ev"], "eV"),
+        ("atoms", "atoms of the primitive cell", float(results["atoms"]), ""),
+        ("displacements", "displacements", float(results["displacements"]), ""),
+        ("max_stress_gpa", "largest stress of the cell", results["max_stress_gpa"], "GPa"),
+    ]
+    shown = [
+        Figure(
+            pictures / "bands.png",
+            "Bands along the standard path of the primitive cell, and density of states; "
+            "imaginary frequencies are negative.",
+        ),
+        Figure(
+            pictures / "thermal.png",
+            "Harmonic free energy, entropy and heat capacity of the primitive cell.",
+        ),
+    ]
+    figures.bands(shown[0].path, results["bands"], results["dos"])
+    figures.thermal(shown[1].path, thermal)
+    what = f"harmonic, supercell {' x '.join(map(str, results['supercell']))}"
+    what += "; IMAGINARY MODES: no minimum" if results["imaginary"] else ""
+    section, values = run_section("Phonons", what, config, numbers, shown, Scene([atoms], [""]))
+    return section, {**values, "imaginary": results["imaginary"]}
+
+
 def neb_section(
     folder: RunFolder, config: dict[str, Any], pictures: Path
 ) -> tuple[Section, dict[str, Any]]:

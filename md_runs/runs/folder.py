@@ -38,6 +38,7 @@ RELAXED = "relaxed.extxyz"
 EVALUATED = "evaluated.extxyz"
 RESULTS = "results.json"
 HESSIAN = "hessian.npz"
+PHONOPY = "phonopy_params.yaml"
 REPORT = "report.html"
 FIGURES = "figures"
 TOPOLOGIES = ("topology.pdb", "topology.cif")
@@ -45,6 +46,7 @@ TRAJECTORY_ATOMS = "trajectory.pdb"
 CONVERTED = ("trajectory.dcd", "trajectory.xtc", TRAJECTORY_ATOMS)
 OWN_FILES = (
     *(CONFIG, LOG, TRAJECTORY, RESTART, START, LOCK, RELAXED, EVALUATED, RESULTS, HESSIAN),
+    PHONOPY,
     REPORT,
     *TOPOLOGIES,
     *CONVERTED,
@@ -288,6 +290,10 @@ class RunFolder:
     def write_frames(self, text: str) -> None:
         """Write the whole trajectory of a calculation that has no steps to resume."""
         write_atomically(self.path / TRAJECTORY, text.encode())
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write one of the run's own files."""
+        write_atomically(self.path / name, text.encode())
 
     def write_hessian(self, hessian: NDArray[np.float64]) -> None:
         """Write second derivatives (3N, 3N), eV/A^2, as hessian.npz."""
