@@ -18,9 +18,11 @@ from .options import (
     CoulombCutoff,
     Device,
     Dispersion,
+    Doubt,
     Dtype,
     Json,
     Model,
+    StopOnDoubt,
     Threads,
     Units,
     model_settings,
@@ -152,6 +154,8 @@ def md(
             rich_help_panel=OPENMM,
         ),
     ] = MDSettings.engine_force,
+    doubt: Doubt = None,
+    stop_on_doubt: StopOnDoubt = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run folder (default NAME_md).")
     ] = None,

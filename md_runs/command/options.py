@@ -67,6 +67,17 @@ Dispersion = Annotated[
         "checkpoint trained on energies without dispersion.",
     ),
 ]
+Doubt = Annotated[
+    float | None,
+    typer.Option(
+        metavar="EV/A",
+        help="Keep frames in which the members of a committee disagree by more about a component "
+        "of a force, eV/A, in doubtful.extxyz.",
+    ),
+]
+StopOnDoubt = Annotated[
+    bool, typer.Option("--stop-on-doubt", help="With --doubt: stop at the first such frame.")
+]
 Labels = Annotated[
     list[str] | None,
     typer.Option(

@@ -9,6 +9,7 @@ import numpy as np
 import typer
 
 from ..workflows.phonons import PhononsSettings, phonons_of_file
+from ..workflows.single import STRESSED
 from .console import say, show_json
 from .options import (
     Backend,
@@ -90,7 +91,7 @@ def phonons(
             "is no minimum, the supercell too small, or the model wrong here; thermal properties "
             "leave these modes out"
         )
-    if (results["max_stress_gpa"] or 0) > 0.5:
+    if (results["max_stress_gpa"] or 0) > STRESSED:
         say(
             f"warning: the cell has a stress of {results['max_stress_gpa']:.2f} GPa: relax it "
             "first (tensormd relax --cell)"

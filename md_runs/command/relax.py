@@ -16,9 +16,11 @@ from .options import (
     CoulombCutoff,
     Device,
     Dispersion,
+    Doubt,
     Dtype,
     Json,
     Model,
+    StopOnDoubt,
     Threads,
     Units,
     model_settings,
@@ -46,6 +48,8 @@ def relax(
         str, typer.Option(help="Optimizer: lbfgs, fire or bfgs.")
     ] = RelaxSettings.optimizer,
     steps: Annotated[int, typer.Option(help="Maximum number of steps.")] = RelaxSettings.steps,
+    doubt: Doubt = None,
+    stop_on_doubt: StopOnDoubt = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -67,7 +71,13 @@ def relax(
 ) -> None:
     """Relax structures with ASE's optimizers. Exit code 1 if one does not converge or fails."""
     settings = RelaxSettings(
-        fmax=fmax, optimizer=optimizer, steps=steps, cell=cell, pressure=pressure
+        fmax=fmax,
+        optimizer=optimizer,
+        steps=steps,
+        cell=cell,
+        pressure=pressure,
+        doubt=doubt,
+        stop_on_doubt=stop_on_doubt,
     )
     how = model_settings(
         model, charge, dtype, device, backend, threads, units, coulomb_cutoff, dispersion

@@ -278,6 +278,28 @@ def thermal(path: Path, values: Columns) -> None:
             axes.set(xlabel="temperature / K", ylabel=label)
 
 
+def elastic(path: Path, stiffness: Array, planes: dict[str, Array] | None) -> None:
+    """A stiffness (6, 6) as a map, and Young's modulus (GPa) by direction in planes."""
+    names = ("xx", "yy", "zz", "yz", "xz", "xy")
+    with canvas(path, 8.0, 3.8) as figure:
+        axes = figure.add_subplot(1, 2 if planes else 1, 1)
+        largest = np.abs(stiffness).max()
+        axes.imshow(stiffness, cmap="RdBu_r", vmin=-largest, vmax=largest)
+        axes.grid(False)
+        axes.set_xticks(range(6), names)
+        axes.set_yticks(range(6), names)
+        for i, j in np.ndindex(6, 6):
+            axes.text(j, i, f"{stiffness[i, j]:.0f}", ha="center", va="center", fontsize=8)
+        axes.set_title("Stiffness / GPa")
+        if planes:
+            round_ = figure.add_subplot(1, 2, 2, projection="polar")
+            for k, (name, values) in enumerate(planes.items()):
+                angle = np.linspace(0, 2 * np.pi, len(values))
+                round_.plot(angle, values, color=PALETTE[k], label=name)
+            round_.set_title("Young's modulus / GPa")
+            round_.legend(loc="lower right", bbox_to_anchor=(1.25, -0.05), fontsize=9)
+
+
 def _legend(axes: Axes) -> None:
     """Above the axes, on the right: it hides no data."""
     handles, labels = axes.get_legend_handles_labels()

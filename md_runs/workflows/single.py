@@ -22,6 +22,8 @@ from ..runs.structures import frame_text, read_structure, runnable, stem_of
 from ..runs.versions import versions
 
 REMEDY = "choose another folder with -o"
+STRESSED = 0.5
+"""Stress of a cell, GPa, above which a warning says to relax it first."""
 
 
 @dataclass(frozen=True)
