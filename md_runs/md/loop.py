@@ -213,6 +213,7 @@ class _Run:
         )
 
     def _loop(self, last: int, stop: StopRequest, tell: Observer, save_every: float) -> None:
+        row: Row | None
         if self.fresh:
             row, why = self._record()
             tell(0, row)

@@ -137,7 +137,7 @@ def moduli(stiffness: Array) -> dict[str, Any]:
     found: dict[str, Any] = {"stable": lowest > 0, "lowest_eigenvalue_gpa": lowest}
     young = ratio = anisotropy = None
     if lowest > 0:
-        compliance = np.linalg.inv(stiffness)
+        compliance: Array = np.linalg.inv(stiffness).astype(np.float64)
         bulk["reuss"] = float(1 / compliance[:3, :3].sum())
         shears = 4 * _shear(compliance) + 3 * np.diag(compliance)[3:].sum()
         shear["reuss"] = float(15 / shears)

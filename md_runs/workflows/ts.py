@@ -137,7 +137,10 @@ def _largest(frame: Atoms) -> float:
 
 
 def _sella() -> type[Sella]:
-    """Sella's class; its import sets environment variables, which are put back."""
+    """Sella's class; its import sets environment variables, which are put back.
+
+    It also sets jax, which nothing else here uses, to double precision.
+    """
     before = dict(os.environ)
     try:
         from sella import Sella

@@ -67,7 +67,7 @@ def test_copper_is_cubic_and_has_the_bulk_modulus_of_its_equation_of_state(tmp_p
     crystal.calc = EMT()
     results = elastic(Job(crystal, tmp_path / "elastic", {}), ElasticSettings(strain=0.002))
     c = np.array(results["stiffness_gpa"])
-    assert results["max_stress_gpa"] < 0.01
+    assert results["max_stress_gpa"] < 0.02
     assert c[0, 0] > c[0, 1] > 50
     assert c[3, 3] > 50
     np.testing.assert_allclose(np.diag(c)[:3], c[0, 0], rtol=1e-4)
