@@ -210,7 +210,8 @@ class PotentialCalculator(Calculator):
         results = dict(kept)
         if energies:
             last = last or self._with_dispersion(self.evaluator.evaluate(graph), [given])
-            with_stresses = "stresses" in (self._energies if properties is None else properties)
+            asked = properties is None or "stresses" in properties
+            with_stresses = asked and "stresses" in self._energies
             results |= self._results(last, [structure], with_stresses)[0]
         if heads:
             results |= _results_of_heads(self.evaluator.properties(graph, heads), [structure])[0]

@@ -119,6 +119,10 @@ class RelaxSection:
     )
     cell: bool = option("relax the cell too", RelaxSettings.cell)
     pressure: float = option("external pressure, with cell", RelaxSettings.pressure, "bar")
+    doubt: float | None = option(
+        "keep steps about which a committee disagrees by more; null: none", None, "eV/Å"
+    )
+    stop_on_doubt: bool = option("such a step ends the relaxation, which has failed", False)
 
     def __post_init__(self) -> None:
         _ = self.settings
@@ -153,6 +157,10 @@ class MDSection:
     )
     barostat_time: float = option("npt", MDSettings.barostat_time, "fs")
     compressibility: float | None = option("npt; null: estimated from the model", None, "1/bar")
+    doubt: float | None = option(
+        "keep frames about which a committee disagrees by more; null: none", None, "eV/Å"
+    )
+    stop_on_doubt: bool = option("such a frame ends the run, which has failed", False)
     save_every: float = option("wall time between restarts: the most that a kill loses", 10.0, "s")
 
     def __post_init__(self) -> None:

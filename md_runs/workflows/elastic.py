@@ -98,8 +98,8 @@ def elastic(job: Job, settings: ElasticSettings) -> dict[str, Any]:
         stresses = []
         for size in sizes:
             atoms = start.copy()
-            strain = voigt_6_to_full_3x3_strain(size * np.eye(6)[j])
-            atoms.set_cell(start.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+            deformation = voigt_6_to_full_3x3_strain(size * np.eye(6)[j])  # with 1
+            atoms.set_cell(start.cell.array @ deformation, scale_atoms=True)
             atoms.calc = start.calc
             if settings.steps:
                 what = f"the crystal strained by {size:+g} along {_NAMES[j]}"

@@ -141,6 +141,8 @@ def test_no_shares_of_atoms() -> None:
         assert name not in added.implemented_properties
         with pytest.raises(PropertyNotImplementedError):
             added.get_property(name, diamond())
+    added.calculate(diamond(), ["energies", "stresses"])
+    assert not {"energies", "stresses"} & added.results.keys()
 
 
 def test_copies_and_options() -> None:

@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
+from ase.io import read
 from ase.stress import full_3x3_to_voigt_6_strain
 from support.md_runs import Springs, run, write_tiny_potential
 
@@ -56,6 +57,9 @@ def test_a_triclinic_crystal_of_known_stiffness(tmp_path: Path) -> None:
     np.testing.assert_allclose(results["stiffness_gpa"], stiffness, atol=1e-8)
     assert results["asymmetry_gpa"] < 1e-8
     assert results["stable"] is True
+    volumes = [frame.get_volume() for frame in read(tmp_path / "run" / "trajectory.extxyz", ":")]
+    assert len(volumes) == 24
+    np.testing.assert_allclose(volumes, atoms.get_volume(), rtol=0.0051)
     page, numbers = write_report(tmp_path / "run")
     assert numbers["bulk_modulus_gpa"] == results["bulk_modulus_gpa"]["hill"]
     assert "Elastic constants" in page.read_text()
