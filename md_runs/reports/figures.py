@@ -283,19 +283,21 @@ def elastic(path: Path, stiffness: Array, planes: dict[str, Array] | None) -> No
     names = ("xx", "yy", "zz", "yz", "xz", "xy")
     with canvas(path, 8.0, 3.8) as figure:
         axes = figure.add_subplot(1, 2 if planes else 1, 1)
-        largest = np.abs(stiffness).max()
+        largest = 1.6 * np.abs(stiffness).max()  # numbers stay readable
         axes.imshow(stiffness, cmap="RdBu_r", vmin=-largest, vmax=largest)
         axes.grid(False)
         axes.set_xticks(range(6), names)
         axes.set_yticks(range(6), names)
         for i, j in np.ndindex(6, 6):
-            axes.text(j, i, f"{stiffness[i, j]:.0f}", ha="center", va="center", fontsize=8)
+            text = f"{round(float(stiffness[i, j]))}"
+            axes.text(j, i, text, ha="center", va="center", fontsize=8)
         axes.set_title("Stiffness / GPa")
         if planes:
             round_ = figure.add_subplot(1, 2, 2, projection="polar")
             for k, (name, values) in enumerate(planes.items()):
                 angle = np.linspace(0, 2 * np.pi, len(values))
                 round_.plot(angle, values, color=PALETTE[k], label=name)
+            round_.yaxis.set_major_locator(MaxNLocator(3))
             round_.set_title("Young's modulus / GPa")
             round_.legend(loc="lower right", bbox_to_anchor=(1.25, -0.05), fontsize=9)
 
