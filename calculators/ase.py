@@ -25,6 +25,7 @@ from ..models.neighbors import SKIN, same_values
 from ..models.potential import parse_dtype
 from ..models.quantities import HEADS, QUANTITIES, VOIGT
 from .checks import UntrainedError, charge_of, check_energies, parse_charge
+from .dispersion import Dispersion, refuse_twice
 from .domain import DEFAULT, why_not
 from .evaluator import Checkpoint, Evaluation, Evaluator, Structure
 
@@ -66,6 +67,9 @@ class PotentialCalculator(Calculator):
         Cutoff of a Coulomb energy of predicted charges (TensorNet2), Angstrom, with a reaction
         field beyond it, which periodic structures need; infinity: all pairs of a molecule; None:
         as in the checkpoint.
+    dispersion
+        Functional whose D3(BJ) dispersion is added, such as ``"wb97x"``: see `Dispersion`; for a
+        potential trained on energies without dispersion. None: none.
 
     Raises
     ------
@@ -78,7 +82,7 @@ class PotentialCalculator(Calculator):
     Properties: energy and free_energy (eV), energies (eV, per atom), forces (eV/A), stress
     (eV/A^3, Voigt; periodic structures) and, on request, stresses (N, 6), the atoms' shares in
     the stress, which sum to it. A committee adds energy_std and forces_std, the sample standard
-    deviations over its members.
+    deviations over its members. With dispersion there are no energies and stresses of atoms.
 
     A checkpoint with the corresponding heads also gives dipole (3,), e A, and polarizability
     (3, 3), e^2 A^2/eV, on request, which the network itself computes, without tables. A TensorNet2
@@ -101,6 +105,7 @@ class PotentialCalculator(Calculator):
         charge: int | None = None,
         units: tuple[str, str] | None = None,
         coulomb_cutoff: float | None = None,
+        dispersion: str | None = None,
     ) -> None:
         super().__init__()
         self.atoms: Atoms | None
@@ -128,6 +133,9 @@ class PotentialCalculator(Calculator):
         self.device, self.backend = self.evaluator.device, self.evaluator.backend
         self.dtype = parse_dtype(dtype)
         self._check_architecture()
+        self.dispersion = None if dispersion is None else Dispersion(dispersion)
+        if self.dispersion is not None:
+            refuse_twice(self.potential)
         self._arguments: dict[str, Any] = {
             "checkpoint": _describe_source(checkpoint, self.potential),
             "device": str(device),
@@ -137,9 +145,12 @@ class PotentialCalculator(Calculator):
             "charge": self.charge,
             "units": units,
             "coulomb_cutoff": coulomb_cutoff,
+            "dispersion": None if self.dispersion is None else self.dispersion.functional,
         }
         self._charge_read: float | None = None
         self._energies, self.heads = _properties_of(self.potential)
+        if self.dispersion is not None:  # it has no shares of atoms
+            self._energies = [n for n in self._energies if n not in ("energies", "stresses")]
         """Properties that come with the energy, and properties with their own readout."""
         self.implemented_properties = [*self._energies, *self.heads]
         try:
@@ -200,8 +211,9 @@ class PotentialCalculator(Calculator):
         graph = self.evaluator.graph(given, system_changes)
         results = dict(kept)
         if energies:
-            last = last or self.evaluator.evaluate(graph)
-            with_stresses = properties is None or "stresses" in properties
+            last = last or self._with_dispersion(self.evaluator.evaluate(graph), [given])
+            asked = properties is None or "stresses" in properties
+            with_stresses = asked and "stresses" in self._energies
             results |= self._results(last, [structure], with_stresses)[0]
         if heads:
             results |= _results_of_heads(self.evaluator.properties(graph, heads), [structure])[0]
@@ -241,10 +253,11 @@ class PotentialCalculator(Calculator):
         given = [self._structure(atoms) for atoms in structures]
         results: list[dict[str, Any]] = [{} for _ in structures]
         if "energy" in self.implemented_properties:
-            results = self._results(self.evaluator.evaluate_many(given), structures)
+            found = self._with_dispersion(self.evaluator.evaluate_many(given), given)
+            results = self._results(found, structures, "stresses" in self._energies)
         if self.heads:
-            found = self.evaluator.properties(self.evaluator.batch(given), self.heads)
-            others = _results_of_heads(found, structures)
+            of_heads = self.evaluator.properties(self.evaluator.batch(given), self.heads)
+            others = _results_of_heads(of_heads, structures)
             results = [{**a, **b} for a, b in zip(results, others, strict=True)]
         return results
 
@@ -292,7 +305,12 @@ class PotentialCalculator(Calculator):
         if structure is None:
             raise ValueError("no structure: pass atoms to get_hessian")
         self._require_energies()
-        return self.evaluator.hessian(self.evaluator.graph(self._structure(structure)))
+        given = self._structure(structure)
+        found = self.evaluator.hessian(self.evaluator.graph(given))
+        return found if self.dispersion is None else found + self.dispersion.hessian(given)
+
+    def _with_dispersion(self, found: Evaluation, given: Sequence[Structure]) -> Evaluation:
+        return found if self.dispersion is None else self.dispersion.add(found, given)
 
     def _structure(self, atoms: Atoms) -> Structure:
         """The part of ``atoms`` that a potential reads."""

@@ -84,6 +84,9 @@ class ModelSection:
     coulomb_cutoff: float | None = option(
         "cutoff of a Coulomb energy of predicted charges; null: as in the checkpoint", None, "Å"
     )
+    dispersion: str | None = option(
+        "functional whose D3(BJ) dispersion is added, such as wb97x; null: none", None
+    )
 
     def __post_init__(self) -> None:
         if self.units is not None and len(self.units) != 2:
@@ -116,6 +119,10 @@ class RelaxSection:
     )
     cell: bool = option("relax the cell too", RelaxSettings.cell)
     pressure: float = option("external pressure, with cell", RelaxSettings.pressure, "bar")
+    doubt: float | None = option(
+        "keep steps about which a committee disagrees by more; null: none", None, "eV/Å"
+    )
+    stop_on_doubt: bool = option("such a step ends the relaxation, which has failed", False)
 
     def __post_init__(self) -> None:
         _ = self.settings
@@ -150,6 +157,10 @@ class MDSection:
     )
     barostat_time: float = option("npt", MDSettings.barostat_time, "fs")
     compressibility: float | None = option("npt; null: estimated from the model", None, "1/bar")
+    doubt: float | None = option(
+        "keep frames about which a committee disagrees by more; null: none", None, "eV/Å"
+    )
+    stop_on_doubt: bool = option("such a frame ends the run, which has failed", False)
     save_every: float = option("wall time between restarts: the most that a kill loses", 10.0, "s")
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from .options import (
     Charge,
     CoulombCutoff,
     Device,
+    Dispersion,
     Dtype,
     Json,
     Model,
@@ -48,6 +49,7 @@ def eos(
     threads: Threads = None,
     units: Units = None,
     coulomb_cutoff: CoulombCutoff = None,
+    dispersion: Dispersion = None,
     as_json: Json = False,
 ) -> None:
     """Fit the energy of a crystal against its volume (Birch-Murnaghan).
@@ -55,7 +57,9 @@ def eos(
     Exit code 1 if the lowest energy is not within the range.
     """
     settings = EosSettings(range=range_, points=points, fmax=fmax, steps=steps)
-    how = model_settings(model, charge, dtype, device, backend, threads, units, coulomb_cutoff)
+    how = model_settings(
+        model, charge, dtype, device, backend, threads, units, coulomb_cutoff, dispersion
+    )
     results = eos_of_file(structure, how, settings, out)
     if as_json:
         show_json(results)

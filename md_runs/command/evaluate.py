@@ -22,6 +22,7 @@ from .options import (
     CoulombCutoff,
     DataUnits,
     Device,
+    Dispersion,
     Dtype,
     JsonFile,
     Labels,
@@ -73,6 +74,7 @@ def evaluate(
     threads: AllThreads = None,
     units: Units = None,
     coulomb_cutoff: CoulombCutoff = None,
+    dispersion: Dispersion = None,
     json: JsonFile = None,
 ) -> None:
     """Compute the errors of a checkpoint on labelled frames, of all that it predicts."""
@@ -104,6 +106,7 @@ def evaluate(
             threads=threads,
             units=parse_units(units),
             coulomb_cutoff=coulomb_cutoff,
+            dispersion=dispersion,
             tell=tell,
         )
     summary = write_evaluation(found, folder, worst)

@@ -17,9 +17,12 @@ from .options import (
     Charge,
     CoulombCutoff,
     Device,
+    Dispersion,
+    Doubt,
     Dtype,
     Json,
     Model,
+    StopOnDoubt,
     Threads,
     Units,
     model_settings,
@@ -151,6 +154,8 @@ def md(
             rich_help_panel=OPENMM,
         ),
     ] = MDSettings.engine_force,
+    doubt: Doubt = None,
+    stop_on_doubt: StopOnDoubt = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run folder (default NAME_md).")
     ] = None,
@@ -170,6 +175,7 @@ def md(
     threads: Threads = None,
     units: Units = None,
     coulomb_cutoff: CoulombCutoff = None,
+    dispersion: Dispersion = None,
     as_json: Json = False,
 ) -> None:
     """Run molecular dynamics of a structure, in a run folder that survives a kill."""
@@ -193,7 +199,9 @@ def md(
         values["force_field"] = split(force_field)
         values["seed"] = int.from_bytes(os.urandom(4), "big") if seed is None else seed
         settings = MDSettings(**values)
-        how = model_settings(model, charge, dtype, device, backend, threads, units, coulomb_cutoff)
+        how = model_settings(
+            model, charge, dtype, device, backend, threads, units, coulomb_cutoff, dispersion
+        )
         folder = Path(f"{Path(structure.partition('@')[0]).name.partition('.')[0]}_md")
         with md_progress(steps) as observer:
             summary = launch_md(

@@ -14,6 +14,7 @@ from .options import (
     Charge,
     CoulombCutoff,
     Device,
+    Dispersion,
     Dtype,
     Json,
     Model,
@@ -52,6 +53,7 @@ def neb(
     threads: Threads = None,
     units: Units = None,
     coulomb_cutoff: CoulombCutoff = None,
+    dispersion: Dispersion = None,
     as_json: Json = False,
 ) -> None:
     """Find the lowest path between two structures: nudged elastic band with a climbing image.
@@ -59,7 +61,9 @@ def neb(
     Exit code 1 if it does not converge.
     """
     settings = NebSettings(images=images, fmax=fmax, steps=steps, relax_ends=not keep_ends)
-    how = model_settings(model, charge, dtype, device, backend, threads, units, coulomb_cutoff)
+    how = model_settings(
+        model, charge, dtype, device, backend, threads, units, coulomb_cutoff, dispersion
+    )
     results = neb_of_files(first, last, how, settings, out, observer=neb_progress())
     if as_json:
         show_json(results)

@@ -62,6 +62,25 @@ CoulombCutoff = Annotated[
         "which periodic structures need; inf: all pairs. Default: as in the checkpoint.",
     ),
 ]
+Dispersion = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FUNCTIONAL",
+        help="Add D3(BJ) dispersion with the parameters of this functional, such as wb97x; for a "
+        "checkpoint trained on energies without dispersion.",
+    ),
+]
+Doubt = Annotated[
+    float | None,
+    typer.Option(
+        metavar="EV/A",
+        help="Keep frames in which the members of a committee disagree by more about a component "
+        "of a force, eV/A, in doubtful.extxyz.",
+    ),
+]
+StopOnDoubt = Annotated[
+    bool, typer.Option("--stop-on-doubt", help="With --doubt: stop at the first such frame.")
+]
 Labels = Annotated[
     list[str] | None,
     typer.Option(
@@ -97,6 +116,7 @@ def model_settings(
     threads: int | None,
     units: str | None,
     coulomb_cutoff: float | None,
+    dispersion: str | None,
 ) -> ModelSettings:
     """Settings from what the command line gave."""
     return ModelSettings(
@@ -108,6 +128,7 @@ def model_settings(
         threads=threads,
         units=parse_units(units),
         coulomb_cutoff=coulomb_cutoff,
+        dispersion=dispersion,
     )
 
 

@@ -133,6 +133,17 @@ def neb_progress() -> Callable[[int, float, float], None]:
     return tell
 
 
+def ts_progress() -> Callable[[int, float, float], None]:
+    """An observer for `ts`: lines, at most one a second."""
+    pace = Pace(1.0, at_once=True)
+
+    def tell(step: int, change: float, fmax: float) -> None:
+        if pace():
+            say(f"step {step}  {change:+.4f} eV since the start  fmax {fmax:.4f} eV/A")
+
+    return tell
+
+
 def frames_progress() -> Callable[[int, int], None]:
     """Lines that tell how many frames are done."""
     pace = Pace()

@@ -15,9 +15,12 @@ from .options import (
     Charge,
     CoulombCutoff,
     Device,
+    Dispersion,
+    Doubt,
     Dtype,
     Json,
     Model,
+    StopOnDoubt,
     Threads,
     Units,
     model_settings,
@@ -45,6 +48,8 @@ def relax(
         str, typer.Option(help="Optimizer: lbfgs, fire or bfgs.")
     ] = RelaxSettings.optimizer,
     steps: Annotated[int, typer.Option(help="Maximum number of steps.")] = RelaxSettings.steps,
+    doubt: Doubt = None,
+    stop_on_doubt: StopOnDoubt = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -61,13 +66,22 @@ def relax(
     threads: Threads = None,
     units: Units = None,
     coulomb_cutoff: CoulombCutoff = None,
+    dispersion: Dispersion = None,
     as_json: Json = False,
 ) -> None:
     """Relax structures with ASE's optimizers. Exit code 1 if one does not converge or fails."""
     settings = RelaxSettings(
-        fmax=fmax, optimizer=optimizer, steps=steps, cell=cell, pressure=pressure
+        fmax=fmax,
+        optimizer=optimizer,
+        steps=steps,
+        cell=cell,
+        pressure=pressure,
+        doubt=doubt,
+        stop_on_doubt=stop_on_doubt,
     )
-    how = model_settings(model, charge, dtype, device, backend, threads, units, coulomb_cutoff)
+    how = model_settings(
+        model, charge, dtype, device, backend, threads, units, coulomb_cutoff, dispersion
+    )
 
     def done(result: RelaxResult) -> None:
         say(

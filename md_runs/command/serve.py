@@ -19,6 +19,7 @@ from .options import (
     Charge,
     CoulombCutoff,
     Device,
+    Dispersion,
     Dtype,
     Model,
     Threads,
@@ -57,12 +58,15 @@ def serve(
     threads: Threads = None,
     units: Units = None,
     coulomb_cutoff: CoulombCutoff = None,
+    dispersion: Dispersion = None,
 ) -> None:
     """Serve a potential to i-PI or another program with its protocol, until that program ends."""
     if (socket is None) == (port is None):
         raise ValueError("give --socket NAME or --port N: where the program listens")
     atoms = read_structure(structure)
-    how = model_settings(model, charge, dtype, device, backend, threads, units, coulomb_cutoff)
+    how = model_settings(
+        model, charge, dtype, device, backend, threads, units, coulomb_cutoff, dispersion
+    )
     atoms.calc, record = load_calculator(resolve_model(how, [atoms]))
     atoms.get_forces()  # compiles, and finds what does not fit, before anybody waits
     say(f"{atoms.get_chemical_formula()} with {record['name']} ({record['engine']})")

@@ -14,6 +14,7 @@ from .options import (
     Charge,
     CoulombCutoff,
     Device,
+    Dispersion,
     Dtype,
     Json,
     Model,
@@ -53,6 +54,7 @@ def vibrations(
     threads: Threads = None,
     units: Units = None,
     coulomb_cutoff: CoulombCutoff = None,
+    dispersion: Dispersion = None,
     as_json: Json = False,
 ) -> None:
     """Relax a molecule and compute harmonic vibrations and thermochemistry.
@@ -62,7 +64,9 @@ def vibrations(
     settings = VibrationsSettings(
         fmax=fmax, steps=steps, temperature=temperature, pressure=pressure, symmetry=symmetry
     )
-    how = model_settings(model, charge, dtype, device, backend, threads, units, coulomb_cutoff)
+    how = model_settings(
+        model, charge, dtype, device, backend, threads, units, coulomb_cutoff, dispersion
+    )
     results = vibrations_of_file(structure, how, settings, out)
     if as_json:
         show_json(results)

@@ -39,6 +39,10 @@ class LabelledFrame(NamedTuple):
     """Whether it is an isolated atom, whose energy is a reference energy."""
 
 
+USUAL = 0.99
+"""Share of the frames that the suggested threshold of doubt leaves alone."""
+
+
 @dataclass(frozen=True)
 class Compared:
     """Predictions of a quantity beside the labels, for the frames that have both."""
@@ -172,6 +176,7 @@ class Evaluation:
             **dict.fromkeys(_OF_FORCES),
             "stress_mev_per_cubic_angstrom": stress and stress.statistics(stress.errors),
             "calibration": self._calibration(),
+            "doubt": self._doubt(),
         }
         if energy is not None:
             errors, sizes = energy.errors, self.sizes[energy.frames]
@@ -200,6 +205,23 @@ class Evaluation:
                     error = each.found[place] - each.wanted[place]
                 found[error_key(name)] = float(each.row.evaluated.factor * error)
         return found
+
+    def _doubt(self) -> dict[str, float] | None:
+        """A threshold for ``--doubt``, of a committee whose forces are labelled.
+
+        `USUAL` of these frames stay below it.
+        """
+        forces = self.compared.get("forces")
+        if forces is None or forces.deviations is None:
+            return None
+        largest = np.array([deviations.max() for deviations in forces.deviations])
+        threshold = float(np.quantile(largest, USUAL))
+        ratio = calibration(forces.joined(forces.deviations), forces.errors).ratio
+        return {
+            "ev_per_angstrom": threshold,
+            "share_below": float((largest <= threshold).mean()),
+            "error_ev_per_angstrom": threshold * (ratio or 0.0),
+        }
 
     def _calibration(self) -> dict[str, Any] | None:
 
@@ -246,6 +268,7 @@ def evaluate_checkpoint(
     threads: int | None = None,
     units: tuple[str, str] | None = None,
     coulomb_cutoff: float | None = None,
+    dispersion: str | None = None,
     tell: Tell | None = None,
 ) -> Evaluation:
     """Predict every frame of a file and keep the predictions beside its labels.
@@ -262,7 +285,7 @@ def evaluate_checkpoint(
         Of the data: ``format``, ``keys`` and ``units`` of `read_frames`.
     batch
         Frames to evaluate at once; None takes as many as make up `ATOMS_AT_ONCE` atoms.
-    charge, dtype, device, backend, threads, units, coulomb_cutoff
+    charge, dtype, device, backend, threads, units, coulomb_cutoff, dispersion
         As in `ModelSettings`.
     tell
         Called with the number of frames done, and of all.
@@ -286,6 +309,7 @@ def evaluate_checkpoint(
         units,
         threads,
         coulomb_cutoff,
+        dispersion,
     )
     calculator, model = load_calculator(settings)
     frames = read_labelled(data, limit, format, keys, data_units)

@@ -13,6 +13,7 @@ from ..runs.folder import Restart
 from ..runs.settings import MDSettings
 from ..runs.structures import runnable
 from .barostat import estimate_compressibility, pressure_of
+from .doubt import check_doubt, doubt_of
 from .engine import BreakdownError, Sample, frame_properties, set_state, trouble_with
 from .ensembles import Integrator, take_velocities, thermalizes_rigid_motion
 from .velocities import temperature_of, thermalize
@@ -30,6 +31,7 @@ class ASEEngine:
     """
 
     def __init__(self, atoms: Atoms, settings: MDSettings) -> None:
+        check_doubt(atoms.calc, settings.doubt)
         warm_up(atoms)
         if settings.ensemble == "npt" and settings.compressibility is None:
             found = estimate_compressibility(atoms)
@@ -65,6 +67,7 @@ class ASEEngine:
             *(("conserved_ev",) if conserves else ()),
             "temperature_k",
             *(("pressure_bar", "volume_a3") if self._has_stress else ()),
+            *(("doubt_ev_per_a",) if self.settings.doubt is not None else ()),
         )
 
     def advance(self, most: int) -> None:
@@ -97,6 +100,9 @@ class ASEEngine:
             results["stress"] = atoms.get_stress(apply_constraint=False)
         for name in self._kept:
             results[name] = atoms.calc.get_property(name, atoms)
+        if self.settings.doubt is not None:
+            found.forces_std = atoms.calc.get_property("forces_std", atoms)
+            found.doubt_ev_per_a = doubt_of(found.forces_std)
         found.frame.calc = SinglePointCalculator(found.frame, **results)
         return found
 

@@ -55,6 +55,9 @@ class Sample:
     conserved_ev: float | None = None
     pressure_bar: float | None = None
     volume_a3: float | None = None
+    doubt_ev_per_a: float | None = None
+    forces_std: Any = None
+    """Standard deviations over a committee (N, 3), eV/A, where doubt is watched."""
 
 
 class Engine(Protocol):

@@ -19,6 +19,7 @@ from ..runs.signals import StopRequest
 from ..runs.structures import frame_text, runnable, warn_of_frames
 from ..runs.versions import versions
 from .choose import make_engine
+from .doubt import Doubt
 from .engine import BreakdownError, Engine, Row, set_state
 from .trajectories import convert_trajectory
 
@@ -93,7 +94,8 @@ def start_md(
     ValueError
         If the structure, the settings or the folder do not fit.
     RunStopped
-        If a position or an energy is not finite, or an atom jumps.
+        If a position or an energy is not finite, or an atom jumps; or at a doubtful frame, if the
+        settings ask for it.
     Interrupted
         After SIGINT or SIGTERM, with everything saved.
     """
@@ -173,7 +175,10 @@ class _Run:
         else:
             engine.restore(restart)
         columns = ("step", "time_ps", "potential_ev", "kinetic_ev", "total_ev", *engine.columns)
-        folder.open_streams(columns, restart)
+        folder.open_streams(columns, restart, doubt=self.settings.doubt is not None)
+        self.doubt: Doubt | None = None
+        if self.settings.doubt is not None:
+            self.doubt = Doubt(folder, self.settings.doubt, self.settings.stop_on_doubt)
         self.saved_step: int | None = None if restart is None else engine.step_number
 
     def until(self, last: int, observer: Observer | None, save_every: float) -> MDSummary:
@@ -208,19 +213,23 @@ class _Run:
         )
 
     def _loop(self, last: int, stop: StopRequest, tell: Observer, save_every: float) -> None:
+        row: Row | None
         if self.fresh:
-            tell(0, self._record())
+            row, why = self._record()
+            tell(0, row)
             self._save()
+            self._end(why)
         saved = time.monotonic()
         while self.engine.step_number < last and not stop.asked():
             interval = self.settings.interval
             next_line = interval * (self.engine.step_number // interval + 1)
             self._advance(min(next_line, last) - self.engine.step_number)
-            row = self._record() if self.engine.step_number == next_line else None
-            if time.monotonic() - saved >= save_every:
+            row, why = self._record() if self.engine.step_number == next_line else (None, "")
+            if why or time.monotonic() - saved >= save_every:
                 self._save()
                 saved = time.monotonic()
             tell(self.engine.step_number, row)
+            self._end(why)
         if self.saved_step != self.engine.step_number:
             self._save()
 
@@ -240,14 +249,24 @@ class _Run:
                 "structure, and make sure that the model knows such structures"
             ) from error
 
+    def _end(self, why: str) -> None:
+        """Raise a RunStopped if there is a reason to end the run, once everything is saved."""
+        if why:
+            raise RunStopped(
+                f"{why}, and the run is saved; resume it with: {self._resume_command()}"
+            )
+
     def _convert(self) -> None:
         """Copy the trajectory to the format of other programs."""
         kind, settings = self.settings.trajectory, self.settings
         if kind != "extxyz":
             convert_trajectory(self.folder, kind, settings.timestep, settings.interval)
 
-    def _record(self) -> Row:
-        """Append a line to the log and a frame to the trajectory."""
+    def _record(self) -> tuple[Row, str]:
+        """Append a line to the log and a frame to the trajectory.
+
+        Also returns why the run is to end, if so.
+        """
         assert self.folder.log is not None
         assert self.folder.trajectory is not None
         step, sample = self.engine.step_number, self.engine.sample()
@@ -262,7 +281,9 @@ class _Run:
         sample.frame.info.update(step=step, time_ps=row["time_ps"])
         self.folder.trajectory.append(frame_text(sample.frame))
         self.folder.log.add(row)
-        return row
+        if self.doubt is None:
+            return row, ""
+        return row, self.doubt.see(sample.frame, sample.forces_std, step)
 
     def _save(self) -> None:
         self.folder.save(self.engine.restart())

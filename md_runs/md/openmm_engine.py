@@ -21,6 +21,7 @@ from ...models.units import bar_in_ev_per_angstrom3, kj_per_mol_in_ev, nm_in_ang
 from ..runs.folder import Restart
 from ..runs.settings import MDSettings
 from ..runs.structures import runnable
+from .doubt import check_doubt, doubt_of
 from .engine import BreakdownError, Sample, frame_properties, set_state, trouble_with
 from .ensembles import thermalizes_rigid_motion
 from .openmm_barostat import STRIDE, MonteCarloBarostat, molecular_pressure
@@ -79,6 +80,12 @@ class OpenMMEngine:
                 "--engine openmm takes the potential of a PotentialCalculator, but the structure "
                 f"has {type(calculator).__name__}"
             )
+        if calculator.dispersion is not None:
+            raise ValueError(
+                f"--dispersion {calculator.dispersion.functional} is not for --engine openmm, "
+                "which runs the network alone: use --engine ase"
+            )
+        check_doubt(calculator, settings.doubt)
         check_boundaries(atoms)
         platform = choose_platform(settings, calculator.device)
         force = choose_force_engine(settings, calculator.device, platform)
@@ -117,6 +124,7 @@ class OpenMMEngine:
             *(() if self._langevin else ("conserved_ev",)),
             "temperature_k",
             *(("pressure_bar", "volume_a3") if self._periodic else ()),
+            *(("doubt_ev_per_a",) if settings.doubt is not None else ()),
         )
         self._integrator = self._make_integrator()
         try:
@@ -292,6 +300,9 @@ class OpenMMEngine:
             )
             found.pressure_bar = pressure / bar_in_ev_per_angstrom3
             found.volume_a3 = float(frame.get_volume())
+        if self.settings.doubt is not None:
+            found.forces_std = self._calculator.get_property("forces_std", frame)
+            found.doubt_ev_per_a = doubt_of(found.forces_std)
         return found
 
     def restart(self) -> Restart:

@@ -35,6 +35,7 @@ from ..runs.structures import (
 )
 from ..runs.versions import versions
 from .ase_engine import warm_up
+from .doubt import Doubt, check_doubt, doubt_of
 from .launch import resolve_model
 
 OPTIMIZERS = {"lbfgs": LBFGS, "fire": FIRE, "bfgs": BFGS}
@@ -57,6 +58,8 @@ class RelaxResult:
     fmax_ev_per_a: float
     volume_a3: float | None
     max_stress_gpa: float | None
+    doubt_ev_per_a: float | None = None
+    """Largest standard deviation of a force over the committee, where doubt is watched."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -301,12 +304,14 @@ def relax(
     ValueError, OSError
         If the structure does not fit the model, or something cannot be written.
     RunStopped
-        If an energy or a force is not finite.
+        If an energy or a force is not finite; or at a doubtful step, if the settings ask for it,
+        with the structure so far saved.
     Interrupted
         After SIGINT or SIGTERM, with the structure so far saved.
     """
     source = (record or {}).get("structure", {}).get("source", "structure")
     check_relaxation(atoms, settings, source)
+    check_doubt(atoms.calc, settings.doubt)
     warm_up(atoms)  # fails before a folder is made
     before = float(atoms.get_potential_energy())
     target = (
@@ -328,17 +333,22 @@ def relax(
             bool(atoms.pbc.all()) and "stress" in atoms.calc.implemented_properties
         )
         columns = ["step", "energy_ev", "fmax_ev_per_a"]
-        folder.open_streams(columns + (["volume_a3", "max_stress_gpa"] if has_stress else []))
+        columns += ["volume_a3", "max_stress_gpa"] if has_stress else []
+        columns += [] if settings.doubt is None else ["doubt_ev_per_a"]
+        folder.open_streams(columns, doubt=settings.doubt is not None)
+        doubt, why = None, ""
+        if settings.doubt is not None:
+            doubt = Doubt(folder, settings.doubt, settings.stop_on_doubt)
         optimizer = OPTIMIZERS[settings.optimizer](target, logfile=None)
         converged = False
         try:
             with StopRequest() if stop is None else nullcontext(stop) as stop:
                 for finished in optimizer.irun(fmax=settings.fmax, steps=settings.steps):
                     converged = bool(finished)
-                    row = _record(folder, atoms, target, optimizer.nsteps, has_stress)
+                    row, why = _record(folder, atoms, target, optimizer.nsteps, has_stress, doubt)
                     if observer:
                         observer(optimizer.nsteps, row["energy_ev"], row["fmax_ev_per_a"])
-                    if stop.asked():
+                    if why or stop.asked():
                         break
         except ValueError as error:  # the calculator refuses positions that are no numbers
             raise RunStopped(
@@ -356,11 +366,14 @@ def relax(
             fmax_ev_per_a=row["fmax_ev_per_a"],
             volume_a3=row.get("volume_a3"),
             max_stress_gpa=row.get("max_stress_gpa"),
+            doubt_ev_per_a=row.get("doubt_ev_per_a"),
         )
         relaxed = with_results(atoms, has_stress)
         write_structure(folder.path / RELAXED, relaxed)
         if file is not None:
             write_structure(file, relaxed)
+    if why:
+        raise RunStopped(f"{why}; the structure so far is {result.output}")
     if stop.asked() and not converged:
         raise stop.interrupted(
             f"stopped at step {result.steps}, before it converged (fmax "
@@ -370,8 +383,14 @@ def relax(
 
 
 def _record(
-    folder: RunFolder, atoms: Atoms, target: Any, step: int, has_stress: bool
-) -> dict[str, float]:
+    folder: RunFolder,
+    atoms: Atoms,
+    target: Any,
+    step: int,
+    has_stress: bool,
+    doubt: Doubt | None,
+) -> tuple[dict[str, float], str]:
+    """The line of the log, and why the relaxation is to end, if so."""
     assert folder.log is not None
     assert folder.trajectory is not None
     row: dict[str, float] = {
@@ -387,8 +406,13 @@ def _record(
     frame = with_results(atoms, has_stress)
     frame.info["step"] = step
     folder.trajectory.append(frame_text(frame))
+    why = ""
+    if doubt is not None:
+        forces_std = atoms.calc.get_property("forces_std", atoms)
+        row["doubt_ev_per_a"] = doubt_of(forces_std)
+        why = doubt.see(frame, forces_std, step)
     folder.log.add(row)
-    return row
+    return row, why
 
 
 def _names(sources: Sequence[str]) -> list[str]:

@@ -165,6 +165,8 @@ def tables(summary: dict[str, Any]) -> list[RenderableType]:
         _add_forces(errors, summary)
     if summary["calibration"] is not None:
         found.append(_calibration_table(summary["calibration"]))
+    if summary["doubt"] is not None:
+        found.append(_doubt_line(summary["doubt"]))
     found.append(_worst_table(summary))
     return [*found, *summary["skipped"]]
 
@@ -184,6 +186,14 @@ def _add_forces(table: Any, summary: dict[str, Any]) -> None:
         for each in summary["force_by_magnitude_mev_per_angstrom"]
     ]
     _add_rows(table, quarters)
+
+
+def _doubt_line(doubt: dict[str, float]) -> str:
+    return (
+        f"threshold for md and relax: --doubt {doubt['ev_per_angstrom']:.3g} "
+        f"({100 * doubt['share_below']:.0f} % of these frames stay below it; the error of a force "
+        f"component there is about {doubt['error_ev_per_angstrom']:.2g} eV/A)"
+    )
 
 
 def _worst_table(summary: dict[str, Any]) -> RenderableType:

@@ -240,6 +240,68 @@ def reaction_path(file: Path, distances: Array, energies: Array) -> None:
         axes.set_title(f"Barrier: {energies.max():.3f} eV")
 
 
+def bands(path: Path, bands: dict[str, Any], dos: dict[str, Any]) -> None:
+    """Frequencies (THz) along a path of wave vectors, and their density."""
+    with canvas(path, 8.0, 4.2) as figure:
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+        for along, frequencies in zip(bands["distances"], bands["frequencies_thz"], strict=True):
+            left.plot(along, frequencies, color=PALETTE[0], linewidth=1.2)
+        names: dict[float, list[str]] = {}
+        for ticks, labels in zip(bands["ticks"], bands["labels"], strict=True):
+            for tick, label in zip(ticks, labels, strict=True):
+                shown = label.replace("G", "Γ")
+                if shown not in names.setdefault(tick, []):
+                    names[tick].append(shown)
+        for tick in names:
+            left.axvline(tick, color=FAINT, linewidth=0.8)
+        left.axhline(0, color=FAINT, linewidth=0.8)
+        left.set_xticks(list(names), ["|".join(each) for each in names.values()])
+        left.set(ylabel="frequency / THz", xlim=(min(names), max(names)))
+        right.fill_betweenx(dos["frequencies_thz"], dos["states_per_thz"], color=FAINT)
+        right.set(xlabel="states / THz$^{-1}$", xlim=(0, None))
+        left.set_title("Phonons")
+
+
+def thermal(path: Path, values: Columns) -> None:
+    """Free energy, entropy and heat capacity of a cell against the temperature (K)."""
+    with canvas(path, 8.0, 3.0) as figure:
+        for axes, (name, factor, label) in zip(
+            figure.subplots(1, 3),
+            (
+                ("free_energy_ev", 1.0, "free energy / eV"),
+                ("entropy_ev_per_k", 1e3, "entropy / meV K$^{-1}$"),
+                ("heat_capacity_ev_per_k", 1e3, "heat capacity / meV K$^{-1}$"),
+            ),
+            strict=True,
+        ):
+            axes.plot(values["temperatures_k"], factor * values[name], color=PALETTE[0])
+            axes.set(xlabel="temperature / K", ylabel=label)
+
+
+def elastic(path: Path, stiffness: Array, planes: dict[str, Array] | None) -> None:
+    """A stiffness (6, 6) as a map, and Young's modulus (GPa) by direction in planes."""
+    names = ("xx", "yy", "zz", "yz", "xz", "xy")
+    with canvas(path, 8.0, 3.8) as figure:
+        axes = figure.add_subplot(1, 2 if planes else 1, 1)
+        largest = 1.6 * np.abs(stiffness).max()  # numbers stay readable
+        axes.imshow(stiffness, cmap="RdBu_r", vmin=-largest, vmax=largest)
+        axes.grid(False)
+        axes.set_xticks(range(6), names)
+        axes.set_yticks(range(6), names)
+        for i, j in np.ndindex(6, 6):
+            text = f"{round(float(stiffness[i, j]))}"
+            axes.text(j, i, text, ha="center", va="center", fontsize=8)
+        axes.set_title("Stiffness / GPa")
+        if planes:
+            round_ = figure.add_subplot(1, 2, 2, projection="polar")
+            for k, (name, values) in enumerate(planes.items()):
+                angle = np.linspace(0, 2 * np.pi, len(values))
+                round_.plot(angle, values, color=PALETTE[k], label=name)
+            round_.yaxis.set_major_locator(MaxNLocator(3))
+            round_.set_title("Young's modulus / GPa")
+            round_.legend(loc="lower right", bbox_to_anchor=(1.25, -0.05), fontsize=9)
+
+
 def _legend(axes: Axes) -> None:
     """Above the axes, on the right: it hides no data."""
     handles, labels = axes.get_legend_handles_labels()

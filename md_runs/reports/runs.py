@@ -10,7 +10,7 @@ from ase import Atoms, units
 
 from ...models.files import unwritable, write_atomically
 from ..md.loop import last_state
-from ..runs.folder import CONFIG, FIGURES, REPORT, RESTART, RunFolder
+from ..runs.folder import CONFIG, DOUBTFUL, FIGURES, REPORT, RESTART, RunFolder
 from . import drawing, figures
 from .analysis import (
     drift_mev_per_atom_ps,
@@ -24,7 +24,14 @@ from .run_section import Numbers, run_section
 from .scene import Scene
 from .spectrum import Spectrum, spectrum_of
 from .training import train_section
-from .workflows import eos_section, neb_section, vibrations_section
+from .workflows import (
+    elastic_section,
+    eos_section,
+    neb_section,
+    phonons_section,
+    ts_section,
+    vibrations_section,
+)
 
 
 def write_report(path: Path | str, reload: int | None = None) -> tuple[Path, dict[str, Any]]:
@@ -153,6 +160,7 @@ def md_section(
         shown.append(Figure(pictures / "pressure.png", "Pressure and volume."))
         npt = settings["ensemble"] == "npt"
         figures.pressure(shown[-1].path, log, settings["pressure"] if npt else None)
+    numbers += doubt_numbers(log, settings)
     pairs = pair_distances(frames)
     if pairs.curves:
         shown.append(
@@ -182,6 +190,19 @@ def md_section(
         what += ", OpenMM" + (" (ML/MM)" if settings.get("ml_atoms") else "")
     labels = [f"{frame.info['step'] * settings['timestep'] * 1e-3:.3f} ps" for frame in frames]
     return run_section("Molecular dynamics", what, config, numbers, shown, Scene(frames, labels))
+
+
+def doubt_numbers(log: dict[str, Any], settings: dict[str, Any]) -> Numbers:
+    """How far the members of a committee disagreed, where that was watched."""
+    doubt = log.get("doubt_ev_per_a")
+    if doubt is None:
+        return []
+    above = float((doubt > settings["doubt"]).sum())
+    words = f"frames with more than {settings['doubt']:g} eV/Å, in {DOUBTFUL}"
+    return [
+        ("largest_doubt_ev_per_a", "largest disagreement about a force", doubt.max(), "eV/Å"),
+        ("doubtful_frames", words, above, ""),
+    ]
 
 
 def _infrared_numbers(spectrum: Spectrum) -> Numbers:
@@ -234,6 +255,7 @@ def relax_section(
         ("fmax_ev_per_a", "largest force", float(force[-1]), "eV/Å"),
         ("rmsd_angstrom", "displacement, first to last", rmsd_angstrom(start, last), "Å"),
     ]
+    numbers += doubt_numbers(log, settings)
     if "volume_a3" in log:
         numbers += [
             ("volume_a3", "volume", float(log["volume_a3"][-1]), "Å³"),
@@ -270,6 +292,9 @@ SECTIONS = {
     "train": train_section,
     "vibrations": vibrations_section,
     "eos": eos_section,
+    "phonons": phonons_section,
+    "elastic": elastic_section,
+    "ts": ts_section,
     "neb": neb_section,
 }
 """For each kind of run, what makes its section."""

@@ -39,6 +39,12 @@ FORCE_FIELD = _fresh(
     lambda v: v["ml_atoms"] is not None,
 )
 CELL = Need("has no effect while the cell is fixed: add --cell", lambda v: v["cell"])
+DOUBT = Need("has no effect without a threshold: add --doubt", lambda v: v["doubt"] is not None)
+RESUMED_DOUBT = _fresh(DOUBT.words, DOUBT.met)
+WHOLE = _fresh(
+    "is for a potential of all atoms: with --ml-atoms nothing tells of doubt",
+    lambda v: v["ml_atoms"] is None,
+)
 FOR_OPENMM = Need(
     "is an option of --target openmm only: other files take any structure at each call",
     lambda v: v["target"] == "openmm",
@@ -93,8 +99,10 @@ NEEDS: dict[str, dict[str, tuple[Need, ...]]] = {
         "force_field": (OPENMM, FORCE_FIELD),
         "constraints": (OPENMM, FORCE_FIELD),
         "hydrogen_mass": (OPENMM, FORCE_FIELD),
+        "doubt": (WHOLE,),
+        "stop_on_doubt": (RESUMED_DOUBT,),
     },
-    "relax": {"pressure": (CELL,)},
+    "relax": {"pressure": (CELL,), "stop_on_doubt": (DOUBT,)},
     "serve": {"host": (TCP,)},
     "campaign": dict.fromkeys(("workers", "batch"), (STARTED_HERE,)),
     "train": {

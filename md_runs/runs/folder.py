@@ -38,6 +38,8 @@ RELAXED = "relaxed.extxyz"
 EVALUATED = "evaluated.extxyz"
 RESULTS = "results.json"
 HESSIAN = "hessian.npz"
+PHONOPY = "phonopy_params.yaml"
+DOUBTFUL = "doubtful.extxyz"
 REPORT = "report.html"
 FIGURES = "figures"
 TOPOLOGIES = ("topology.pdb", "topology.cif")
@@ -45,6 +47,8 @@ TRAJECTORY_ATOMS = "trajectory.pdb"
 CONVERTED = ("trajectory.dcd", "trajectory.xtc", TRAJECTORY_ATOMS)
 OWN_FILES = (
     *(CONFIG, LOG, TRAJECTORY, RESTART, START, LOCK, RELAXED, EVALUATED, RESULTS, HESSIAN),
+    PHONOPY,
+    DOUBTFUL,
     REPORT,
     *TOPOLOGIES,
     *CONVERTED,
@@ -65,6 +69,7 @@ class Restart:
     """Values that JSON holds exactly: step, random generator, heat of the thermostat."""
     log_bytes: int = 0
     trajectory_bytes: int = 0
+    doubtful_bytes: int = 0
 
     def to_bytes(self) -> bytes:
         """As an npz archive without pickles."""
@@ -73,6 +78,7 @@ class Restart:
             "state": self.state,
             "log_bytes": self.log_bytes,
             "trajectory_bytes": self.trajectory_bytes,
+            "doubtful_bytes": self.doubtful_bytes,
         }
         buffer = io.BytesIO()
         np.savez(buffer, note=np.array(json.dumps(note)), **self.arrays)  # type: ignore[arg-type]
@@ -96,6 +102,7 @@ class Restart:
                 state=note["state"],
                 log_bytes=note["log_bytes"],
                 trajectory_bytes=note["trajectory_bytes"],
+                doubtful_bytes=note.get("doubtful_bytes", 0),
             )
         except FileNotFoundError:
             raise
@@ -117,6 +124,7 @@ class RunFolder:
         self._lock: BaseFileLock | None = None
         self.log: Table | None = None
         self.trajectory: AppendOnly | None = None
+        self.doubtful: AppendOnly | None = None
 
     @classmethod
     def create(cls, path: Path | str, remedy: str = "choose another folder with -o") -> RunFolder:
@@ -203,12 +211,12 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the files and release the lock."""
-        for stream in (self.log, self.trajectory):
+        for stream in (self.log, self.trajectory, self.doubtful):
             if stream is not None:
                 stream.close()
         if self._lock is not None:
             self._lock.release()
-        self.log = self.trajectory = self._lock = None
+        self.log = self.trajectory = self.doubtful = self._lock = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -251,13 +259,18 @@ class RunFolder:
         """The file that `keep_topology` kept, or None."""
         return next((self.path / n for n in TOPOLOGIES if (self.path / n).exists()), None)
 
-    def open_streams(self, columns: Iterable[str], restart: Restart | None = None) -> None:
-        """Open log and trajectory, truncated to where the restart left them."""
-        log_bytes, trajectory_bytes = 0, 0
-        if restart is not None:
-            log_bytes, trajectory_bytes = restart.log_bytes, restart.trajectory_bytes
-        self.log = Table(self.path / LOG, columns, log_bytes)
-        self.trajectory = AppendOnly(self.path / TRAJECTORY, trajectory_bytes)
+    def open_streams(
+        self, columns: Iterable[str], restart: Restart | None = None, doubt: bool = False
+    ) -> None:
+        """Open log and trajectory, truncated to where the restart left them.
+
+        With ``doubt`` also the file of doubtful frames.
+        """
+        kept = restart or Restart({})
+        self.log = Table(self.path / LOG, columns, kept.log_bytes)
+        self.trajectory = AppendOnly(self.path / TRAJECTORY, kept.trajectory_bytes)
+        if doubt:
+            self.doubtful = AppendOnly(self.path / DOUBTFUL, kept.doubtful_bytes)
 
     def save(self, restart: Restart) -> None:
         """Replace the restart, once log and trajectory up to it are on the disk."""
@@ -267,6 +280,9 @@ class RunFolder:
         self.trajectory.sync()
         restart.log_bytes = self.log.length
         restart.trajectory_bytes = self.trajectory.length
+        if self.doubtful is not None:
+            self.doubtful.sync()
+            restart.doubtful_bytes = self.doubtful.length
         write_atomically(self.path / RESTART, restart.to_bytes())
 
     def read_restart(self) -> Restart:
@@ -288,6 +304,10 @@ class RunFolder:
     def write_frames(self, text: str) -> None:
         """Write the whole trajectory of a calculation that has no steps to resume."""
         write_atomically(self.path / TRAJECTORY, text.encode())
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write one of the run's own files."""
+        write_atomically(self.path / name, text.encode())
 
     def write_hessian(self, hessian: NDArray[np.float64]) -> None:
         """Write second derivatives (3N, 3N), eV/A^2, as hessian.npz."""

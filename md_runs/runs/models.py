@@ -25,6 +25,7 @@ from ...models.checkpoint import (
 from ...models.inference.threads import FEW_ATOMS
 from . import structures
 from .settings import ModelSettings, to_json
+from .versions import package_version
 
 
 def default_model(atoms: Atoms, charge: int | None = None) -> tuple[str, ...]:
@@ -60,6 +61,7 @@ def load_calculator(settings: ModelSettings) -> tuple[PotentialCalculator, dict[
         backend=settings.backend,
         charge=settings.charge,
         coulomb_cutoff=settings.coulomb_cutoff,
+        dispersion=settings.dispersion,
     )
     info = calculator.info()
     record = {
@@ -72,6 +74,10 @@ def load_calculator(settings: ModelSettings) -> tuple[PotentialCalculator, dict[
         "device": info["device"],
         "engine": info["engine"],
     }
+    if calculator.dispersion is not None:
+        record["dispersion"] = (
+            f"D3(BJ) of {calculator.dispersion.functional}, dftd3 {package_version('dftd3')}"
+        )
     return calculator, record
 
 

@@ -37,6 +37,8 @@ class ModelSettings:
     bit of torch's sums depends on how they were divided; that of fused kernels does not."""
     coulomb_cutoff: float | None = None
     """Cutoff of a Coulomb energy of predicted charges, A; None: as in the checkpoint."""
+    dispersion: str | None = None
+    """Functional whose D3(BJ) dispersion is added; None: none."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -68,6 +70,10 @@ class MDSettings:
     """Compressibility, 1/bar; npt with ASE only. None: estimated from the model."""
     keep_velocities: bool = False
     """Start from the structure's velocities instead of drawing new ones."""
+    doubt: float | None = None
+    """Frames in which a committee disagrees by more, eV/A, are kept in their own file."""
+    stop_on_doubt: bool = False
+    """End the run at such a frame."""
     engine: str = "ase"
     # The following options are OpenMM's only.
     barostat: str = "isotropic"
@@ -105,6 +111,7 @@ class MDSettings:
             ("barostat_time", "fs"),
             ("compressibility", "1/bar"),
             ("hydrogen_mass", "u"),
+            ("doubt", "eV/A"),
         ):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
@@ -152,11 +159,17 @@ class RelaxSettings:
     """Relax the cell as well."""
     pressure: float = 0.0
     """External pressure, bar; with ``cell`` only."""
+    doubt: float | None = None
+    """Steps at which a committee disagrees by more, eV/A, are kept in their own file."""
+    stop_on_doubt: bool = False
+    """End the relaxation at such a step."""
 
     def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         if not self.fmax > 0:
             raise ValueError(f"--fmax is {self.fmax} eV/A: expected a number above zero")
+        if self.doubt is not None and not (self.doubt > 0 and math.isfinite(self.doubt)):
+            raise ValueError(f"--doubt is {self.doubt} eV/A: expected a finite number above zero")
         if self.steps < 0:
             raise ValueError(f"--steps is {self.steps}: expected 0 or more")
         check_options("relax", vars(self), _given(self))

@@ -446,7 +446,7 @@ def load_metadata(path: Path) -> dict[str, Any]:
 def _metadata(plan: Plan, progress: Progress) -> dict[str, Any]:
     """Metadata of the checkpoints of a training."""
     config = plan.config
-    started_from = None
+    started_from, before = None, dict[str, Any]()
     charged = bool(plan.parts.training.charges.any())
     if config.model.start_from is not None:
         before = plan.potential.metadata
@@ -454,6 +454,7 @@ def _metadata(plan: Plan, progress: Progress) -> dict[str, Any]:
         charged = charged or bool(before.get("trained_with_charge"))
     return {
         "name": Path(config.output.folder or "model").name,
+        **({"dispersion": before["dispersion"]} if "dispersion" in before else {}),
         **config.output.metadata,
         "trained_on": _learnt(config.settings),
         "trained_with_charge": charged,

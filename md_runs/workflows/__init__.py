@@ -1,1 +1,1 @@
-"""Everyday calculations in run folders: vibrations, equation of state, reaction path."""
+"""Everyday calculations in run folders: vibrations, phonons, elasticity, reaction paths."""

@@ -15,7 +15,7 @@ from ...models.units import ev_per_angstrom3_in_gpa
 from ..runs.errors import RunStopped
 from ..runs.settings import ModelSettings
 from ..runs.structures import with_results
-from .single import Job, converge, prepare, write_run
+from .single import Job, check_crystal, converge, prepare, write_run
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,13 @@ def eos_of_file(
     source: str, model: ModelSettings, settings: EosSettings, out: Path | None = None
 ) -> dict[str, Any]:
     """Equation of state of the structure in a file, in a new run folder; see `eos`."""
-    job = prepare(source, model, out, "eos", check_crystal)
+    job = prepare(source, model, out, "eos", check_eos)
     return {**eos(job, settings), "folder": str(job.path)}
 
 
-def check_crystal(atoms: Atoms) -> None:
+def check_eos(atoms: Atoms) -> None:
     """Raise a ValueError if the structure has no volume to change."""
-    if not atoms.pbc.all():
-        raise ValueError(
-            "an equation of state needs a structure that is periodic in all three directions: "
-            f"pbc is {atoms.pbc.tolist()}"
-        )
+    check_crystal(atoms, "an equation of state needs")
 
 
 def eos(job: Job, settings: EosSettings) -> dict[str, Any]:
@@ -83,7 +79,7 @@ def eos(job: Job, settings: EosSettings) -> dict[str, Any]:
     RunStopped
         If the atoms do not relax, or no volume of the range has the lowest energy.
     """
-    check_crystal(job.atoms)
+    check_eos(job.atoms)
     start = job.atoms
     frames = []
     for change in np.linspace(-settings.range, settings.range, settings.points):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from ..runs.structures import frame_text, read_structure, runnable, stem_of
 from ..runs.versions import versions
 
 REMEDY = "choose another folder with -o"
+STRESSED = 0.5
+"""Stress of a cell, GPa, above which a warning says to relax it first."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,15 @@ def prepare(
     return Job(atoms, path, input_record(source, atoms, model, record))
 
 
+def check_crystal(atoms: Atoms, what: str) -> None:
+    """Raise a ValueError, beginning with ``what``, if a structure is not periodic everywhere."""
+    if not atoms.pbc.all():
+        raise ValueError(
+            f"{what} a structure that is periodic in all three directions: pbc is "
+            f"{atoms.pbc.tolist()}"
+        )
+
+
 def converge(atoms: Atoms, fmax: float, steps: int, what: str) -> None:
     """Relax the atoms in place.
 
@@ -97,6 +108,7 @@ def write_run(
     frames: Sequence[Atoms],
     results: dict[str, Any],
     hessian: NDArray[np.float64] | None = None,
+    extra: Mapping[str, str] | None = None,
 ) -> None:
     """Write a run folder.
 
@@ -116,6 +128,8 @@ def write_run(
         Plain data, for results.json.
     hessian
         Second derivatives, (3N, 3N), eV/A^2, for hessian.npz.
+    extra
+        Text of further files, by their names.
     """
     with RunFolder.create(path, REMEDY) as folder:
         folder.write_start(runnable(start))
@@ -124,4 +138,6 @@ def write_run(
         folder.write_frames("".join(frame_text(frame) for frame in frames))
         if hessian is not None:
             folder.write_hessian(hessian)
+        for name, text in (extra or {}).items():
+            folder.write_text(name, text)
         folder.write_results(results)

@@ -60,12 +60,12 @@ def vibrations_of_file(
     return {**vibrations(job, settings), "folder": str(job.path)}
 
 
-def check_molecule(atoms: Atoms) -> None:
-    """Raise a ValueError if the structure has no harmonic vibrations of a free molecule."""
+def check_molecule(atoms: Atoms, what: str = "vibrations are those") -> None:
+    """Raise a ValueError if the structure is no free molecule that vibrates."""
     if atoms.pbc.any():
         raise ValueError(
-            f"vibrations are those of a molecule, but pbc is {atoms.pbc.tolist()}: a crystal has "
-            "phonons, for which pass the calculator to phonopy or ase.phonons"
+            f"{what} of a molecule, but pbc is {atoms.pbc.tolist()}: a crystal has phonons "
+            "(tensormd phonons)"
         )
     if atoms.constraints:
         raise ValueError(

