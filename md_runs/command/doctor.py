@@ -137,7 +137,7 @@ def check_cache() -> Check:
         return Check(
             name,
             False,
-            f"{wanted} cannot be written: kernels are compiled in every process, some ten seconds; "
+            f"{wanted} cannot be written: kernels are compiled in each process, ten seconds; "
             "set TENSORMD_CACHE to a folder that can",
         )
     return Check(name, True, str(found))
