@@ -149,9 +149,9 @@ class PotentialCalculator(Calculator):
         }
         self._charge_read: float | None = None
         self._energies, self.heads = _properties_of(self.potential)
+        """Properties that come with the energy, and properties with their own readout."""
         if self.dispersion is not None:  # it has no shares of atoms
             self._energies = [n for n in self._energies if n not in ("energies", "stresses")]
-        """Properties that come with the energy, and properties with their own readout."""
         self.implemented_properties = [*self._energies, *self.heads]
         try:
             check_energies(self.potential)
