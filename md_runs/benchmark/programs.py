@@ -96,15 +96,15 @@ class TensormdAse:
         self.evaluating = 0.0
         """Seconds spent so far in evaluations of graphs; the rest is the adapter's."""
         evaluator = self.calculator.evaluator
-        predictions = evaluator.predictions
+        evaluate = evaluator.evaluate
 
         def timed(graph: Graph) -> Any:
             began = time.perf_counter()
-            found = predictions(graph)  # it looks at the results: a GPU has finished
+            found = evaluate(graph)  # it looks at the results: a GPU has finished
             self.evaluating += time.perf_counter() - began
             return found
 
-        evaluator.predictions = timed  # type: ignore[method-assign]
+        evaluator.evaluate = timed  # type: ignore[method-assign]
 
     def load(self, atoms: Atoms) -> None:
         """Take a structure."""
