@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..heads.coulomb import CoulombEnergy
 from ..heads.repulsion import repulsion_from
@@ -88,6 +89,22 @@ class TensorPool:
             )
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves new weights as they are: to fill them on the meta device imports a compiler, 1 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in _FILL:
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.linspace:
+            start, end, *steps = args
+            return torch.empty(steps[0] if steps else kwargs.pop("steps"), **kwargs)
+        return func(*args, **kwargs)
+
+
+_FILL = ("normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_")
+
+
 def build_potential(
     *,
     name: str,
@@ -151,7 +168,7 @@ def build_potential(
             )
     try:
         # The meta device uses no memory and draws no random numbers: the file has the weights.
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             representation = kind.network(**network)
             energy = kind.readout(**readout)
             others = {name: HEADS[name](representation, **heads[name]) for name in heads}
