@@ -97,8 +97,7 @@ class _Unfilled(TorchFunctionMode):
         if func.__name__ in _FILL:
             return args[0] if args else kwargs["tensor"]
         if func is torch.linspace:
-            start, end, *steps = args
-            return torch.empty(steps[0] if steps else kwargs.pop("steps"), **kwargs)
+            return torch.empty(args[2] if len(args) > 2 else kwargs.pop("steps"), **kwargs)
         return func(*args, **kwargs)
 
 

@@ -78,12 +78,13 @@ def end_slopes(function: RadialFunction, cutoff: float, lower: float = 0.0) -> T
     with torch.no_grad():
         outputs = function(ends).shape[1]
     slopes = []
-    for chosen in torch.arange(outputs).split(AT_ONCE):
-        copies = ends.repeat_interleave(len(chosen)).requires_grad_(True)
-        with torch.enable_grad():
-            values = function(copies).view(2, len(chosen), outputs)
-            own = values.gather(2, chosen.expand(2, -1).unsqueeze(2))
-            slopes.append(torch.autograd.grad(own.sum(), copies)[0].view(2, -1))
+    for first in range(0, outputs, AT_ONCE):
+        count = min(AT_ONCE, outputs - first)
+        copies = ends.repeat_interleave(count).requires_grad_(True)
+        with torch.set_grad_enabled(True):
+            values = function(copies).view(2, count, outputs)
+            own = values.diagonal(first, 1, 2)
+            slopes.append(torch.autograd.grad(own.sum(), copies)[0].view(2, count))
     return torch.cat(slopes, dim=1)
 
 
