@@ -167,18 +167,15 @@ def warns_first(function: Callable[..., Any]) -> Callable[..., Any]:
     return deprecated
 
 
-@pytest.mark.parametrize("backend", ["reference", "fused"])
 def test_no_warning_that_torchscript_is_deprecated(
-    backend: str, monkeypatch: pytest.MonkeyPatch, potential: Potential, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, potential: Potential, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.jit, "script", warns_first(torch.jit.script))
-    monkeypatch.setattr(torch.func, "jvp", warns_first(torch.func.jvp))
     filters = list(warnings.filters)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        compile_potential(copy.deepcopy(potential).float(), backend)
-        if backend == "reference":
-            export_torchscript(potential, tmp_path / "model.pt")
+        compile_potential(copy.deepcopy(potential).float(), "reference")
+        export_torchscript(potential, tmp_path / "model.pt")
     assert caught
     assert {str(each.message) for each in caught} == {"another warning"}
     assert warnings.filters == filters
