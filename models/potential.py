@@ -446,15 +446,24 @@ def assemble(graph: Graph, energies: Tensor, vectors: Tensor, gradient: Tensor) 
     and each of its terms is divided equally between i and j.
     """
     i, j = graph.edge_index[0], graph.edge_index[1]
-    systems = graph.charge.shape[0]
-    energy = torch.zeros(systems, dtype=energies.dtype, device=energies.device)
-    energy = energy.index_add(0, graph.system, energies)
-    forces = torch.zeros_like(graph.positions)
-    forces = forces.index_add(0, i, gradient).index_add(0, j, -gradient)
     outer = vectors.unsqueeze(2) * gradient.unsqueeze(1)
     half = -0.25 * (outer + outer.mT)
     virials = torch.zeros(energies.shape[0], 3, 3, dtype=outer.dtype, device=outer.device)
     virials = virials.index_add(0, i, half).index_add(0, j, half)
-    virial = torch.zeros(systems, 3, 3, dtype=outer.dtype, device=outer.device)
-    virial = virial.index_add(0, graph.system, virials)
-    return Prediction(energy, energies, forces, virial, virials)
+    energy, virial = sums_of_systems(graph, energies), sums_of_systems(graph, virials)
+    return Prediction(energy, energies, sum_forces(graph, gradient), virial, virials)
+
+
+def sums_of_systems(graph: Graph, values: Tensor) -> Tensor:
+    """Sums (B, ...) of values of atoms, (N, ...)."""
+    shape = [graph.charge.shape[0]] + list(values.shape[1:])  # noqa: RUF005 (TorchScript)
+    sums = torch.zeros(shape, dtype=values.dtype, device=values.device)
+    return sums.index_add(0, graph.system, values)
+
+
+def sum_forces(graph: Graph, gradient: Tensor) -> Tensor:
+    """Forces (N, 3) from the gradient dE/dr_ij (E, 3), see `assemble`."""
+    forces = torch.zeros_like(graph.positions)
+    return forces.index_add(0, graph.edge_index[0], gradient).index_add(
+        0, graph.edge_index[1], -gradient
+    )

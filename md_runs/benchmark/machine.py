@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,10 @@ def using_threads(threads: int) -> Iterator[None]:
     torch_before = torch.get_num_threads()
     os.environ.update(variables)  # for what is loaded from now on
     torch.set_num_threads(threads)
-    numba: Any = sys.modules.get("numba")
-    numba_before = numba.get_num_threads() if numba else 0
-    if numba:
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     try:
         yield
     finally:
         torch.set_num_threads(torch_before)
-        if numba:
-            numba.set_num_threads(numba_before)
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:

@@ -109,7 +109,7 @@ def run_trial(contestant: Contestant, atoms: Atoms, threads: int, limit: float) 
 
 def thread_variables(threads: int) -> dict[str, str]:
     """Environment variables that the libraries read when they are loaded."""
-    return {name: str(threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    return {"OMP_NUM_THREADS": str(threads)}
 
 
 def try_out(contestant: Contestant, atoms: Atoms) -> tuple[dict[str, Any], Array]:

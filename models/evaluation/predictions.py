@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..data.frames import Frames
 from ..graph import Graph, Pairs, batch_graphs, within
 from ..inference.forks import use_one_thread_in_forks
-from ..potential import Potential, assemble, edge_gradient
+from ..potential import Potential, assemble, edge_gradient, sum_forces, sums_of_systems
 from ..quantities import QUANTITIES, with_derived
 
 
@@ -87,11 +87,12 @@ def predict(
             energies = potential.atom_energies(graph, vectors, pairs)
         if derivatives and fused is None:
             gradient = edge_gradient(energies, vectors, potential.training, keep=True)
-        prediction = assemble(graph, energies, vectors.detach(), gradient)
-        found = {**found, "energy": prediction.energy, "forces": prediction.forces}
+        energy, forces = sums_of_systems(graph, energies), sum_forces(graph, gradient)
+        found = {**found, "energy": energy, "forces": forces}
         if "stress" in quantities:
             assert volume is not None
-            found["stress"] = -prediction.virial / volume.view(-1, 1, 1)
+            virial = assemble(graph, energies, vectors.detach(), gradient).virial
+            found["stress"] = -virial / volume.view(-1, 1, 1)
     found = with_derived(found)
     return {name: found[name] for name in quantities}
 

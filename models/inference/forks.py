@@ -10,9 +10,6 @@ import torch
 
 log = logging.getLogger("tensormd")
 
-_without_threads = False
-"""Whether this process is a fork of one that has run torch with several threads."""
-
 
 @functools.cache
 def use_one_thread_in_forks() -> None:
@@ -24,15 +21,8 @@ def use_one_thread_in_forks() -> None:
         os.register_at_fork(after_in_parent=_tell, after_in_child=_use_one_thread)
 
 
-def may_start_threads() -> bool:
-    """False in such a fork: a pool started there would make torch use its dead one again."""
-    return not _without_threads
-
-
 def _use_one_thread() -> None:
-    global _without_threads
     if torch.get_num_threads() > 1:
-        _without_threads = True
         torch.set_num_threads(1)
 
 

@@ -23,8 +23,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import prange
-
 from ...inference.kernels.cpu.algebra import (
     anticommutator,
     dot,
@@ -40,6 +38,7 @@ from ...inference.kernels.cpu.simd import like, splat
 from ...inference.kernels.cpu.tensornet_nodes import compressed, compressed_back, interaction
 from .layout import (
     Layout,
+    each_atom,
     factor_place,
     load,
     load_factors,
@@ -48,6 +47,7 @@ from .layout import (
     store,
     store_factors,
 )
+from .loops import Turns, over, taken
 
 
 @internal
@@ -75,14 +75,18 @@ def interaction_back(parity_conserving: bool, y: Any, m: Any, q: Any, g: Any) ->
 
 BLOCK = 12
 """Atoms in a block, a multiple of the rows of a tile of `dense`."""
+each_block = over(lambda layout, *_: -(-layout.atoms // BLOCK))
 
 
 # Squared norms of irreps
 
 
-def inner_by_irrep(layout: Layout, x: Any, y: Any, factor: float, products: Any) -> None:
+@each_atom
+def inner_by_irrep(
+    turns: Turns, layout: Layout, x: Any, y: Any, factor: float, products: Any
+) -> None:
     """Inner products of each irrep, times a factor."""
-    for i in prange(layout.atoms):
+    for i in taken(turns):
         for chunk in range(layout.chunks):
             at = place(layout, chunk, i)
             found = dots(load(layout, x, at), load(layout, y, at))
@@ -94,18 +98,22 @@ def inner_by_irrep(layout: Layout, x: Any, y: Any, factor: float, products: Any)
             )
 
 
-def irreps_back(layout: Layout, g: Any, x: Any, g_x: Any) -> None:
+@each_atom
+def irreps_back(turns: Turns, layout: Layout, g: Any, x: Any, g_x: Any) -> None:
     """Gradient of x, 2 g x, from those of the squared norms of its irreps."""
-    for i in prange(layout.atoms):
+    for i in taken(turns):
         for chunk in range(layout.chunks):
             at, c = place(layout, chunk, i), factor_place(layout, chunk, i)
             f = load_factors(layout, g, c)
             store(g_x, at, scaled(plus(f, f), load(layout, x, at)))
 
 
-def irreps_back_tangent(layout: Layout, g: Any, dg: Any, x: Any, dx: Any, dg_x: Any) -> None:
+@each_atom
+def irreps_back_tangent(
+    turns: Turns, layout: Layout, g: Any, dg: Any, x: Any, dx: Any, dg_x: Any
+) -> None:
     """Tangent of `irreps_back`."""
-    for i in prange(layout.atoms):
+    for i in taken(turns):
         for chunk in range(layout.chunks):
             at, c = place(layout, chunk, i), factor_place(layout, chunk, i)
             f = load_factors(layout, g, c)
@@ -117,9 +125,12 @@ def irreps_back_tangent(layout: Layout, g: Any, dg: Any, x: Any, dx: Any, dg_x: 
 # Embedding: x = s mix(sums)
 
 
-def embed_out(layout: Layout, sums: Any, matrices: Any, scale: Any, mixed: Any, x: Any) -> None:
+@each_block
+def embed_out(
+    turns: Turns, layout: Layout, sums: Any, matrices: Any, scale: Any, mixed: Any, x: Any
+) -> None:
     """Mixed = mix(sums), x = s mixed."""
-    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         mix(layout, matrices, sums, mixed, first, last)
         for chunk in range(layout.chunks):
@@ -129,12 +140,13 @@ def embed_out(layout: Layout, sums: Any, matrices: Any, scale: Any, mixed: Any, 
                 store(x, at, scaled(s, load(layout, mixed, at)))
 
 
+@each_block
 def embed_out_back(
-    layout: Layout, g: Any, transposes: Any, scale: Any, mixed: Any, g_scale: Any, g_mixed: Any,
-    g_sums: Any,
+    turns: Turns, layout: Layout, g: Any, transposes: Any, scale: Any, mixed: Any, g_scale: Any,
+    g_mixed: Any, g_sums: Any,
 ) -> None:  # fmt: skip
     """Gradients of s, mixed and sums from g, that of x."""
-    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         for chunk in range(layout.chunks):
             for i in range(first, last):
@@ -147,12 +159,13 @@ def embed_out_back(
         mix(layout, transposes, g_mixed, g_sums, first, last)
 
 
+@each_block
 def embed_out_tangent(
-    layout: Layout, dsums: Any, matrices: Any, scale: Any, dscale: Any, mixed: Any, dmixed: Any,
-    dx: Any,
+    turns: Turns, layout: Layout, dsums: Any, matrices: Any, scale: Any, dscale: Any, mixed: Any,
+    dmixed: Any, dx: Any,
 ) -> None:  # fmt: skip
     """Tangents of `embed_out`."""
-    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         mix(layout, matrices, dsums, dmixed, first, last)
         for chunk in range(layout.chunks):
@@ -163,12 +176,13 @@ def embed_out_tangent(
                 store(dx, at, plus_scaled(x, s, load(layout, dmixed, at)))
 
 
+@each_block
 def embed_out_back_tangent(
-    layout: Layout, g: Any, dg: Any, transposes: Any, scale: Any, dscale: Any, mixed: Any,
-    dmixed: Any, dg_scale: Any, dg_mixed: Any, dg_sums: Any,
+    turns: Turns, layout: Layout, g: Any, dg: Any, transposes: Any, scale: Any, dscale: Any,
+    mixed: Any, dmixed: Any, dg_scale: Any, dg_mixed: Any, dg_sums: Any,
 ) -> None:  # fmt: skip
     """Tangents of `embed_out_back`."""
-    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         for chunk in range(layout.chunks):
             for i in range(first, last):
@@ -185,9 +199,10 @@ def embed_out_back_tangent(
 # Interaction layers
 
 
-def enter(layout: Layout, x: Any, u: Any, matrices: Any, y: Any) -> None:
+@each_block
+def enter(turns: Turns, layout: Layout, x: Any, u: Any, matrices: Any, y: Any) -> None:
     """U = x / (|x|^2 + 1), y = mix(u)."""
-    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         for chunk in range(layout.chunks):
             for i in range(first, last):
@@ -196,12 +211,13 @@ def enter(layout: Layout, x: Any, u: Any, matrices: Any, y: Any) -> None:
         mix(layout, matrices, u, y, first, last)
 
 
+@each_block
 def interact(
-    layout: Layout, u: Any, y: Any, m: Any, charge: Any, c: Any, t: Any, matrices: Any,
-    delta: Any, x: Any,
+    turns: Turns, layout: Layout, u: Any, y: Any, m: Any, charge: Any, c: Any, t: Any,
+    matrices: Any, delta: Any, x: Any,
 ) -> None:  # fmt: skip
     """C, t = c / (|c|^2 + 1), delta = mix(t), x = u + delta + q delta^2."""
-    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         for chunk in range(layout.chunks):
             for i in range(first, last):
@@ -218,15 +234,16 @@ def interact(
                 store(x, at, plus_times(plus(load(layout, u, at), d), q, product(d, d)))
 
 
+@each_block
 def interact_back(
-    layout: Layout, y: Any, m: Any, charge: Any, c: Any, delta: Any, g: Any, g_delta: Any,
-    transposes: Any, g_t: Any, g_y: Any, g_m: Any,
+    turns: Turns, layout: Layout, y: Any, m: Any, charge: Any, c: Any, delta: Any, g: Any,
+    g_delta: Any, transposes: Any, g_t: Any, g_y: Any, g_m: Any,
 ) -> None:  # fmt: skip
     """Gradients of delta, t, y and m from g, that of x; the gradient of u is g itself.
 
     ``g_y`` is the part that does not come through the messages.
     """
-    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         for chunk in range(layout.chunks):
             for i in range(first, last):
@@ -244,11 +261,12 @@ def interact_back(
                 store(g_m, at, g_b)
 
 
+@each_block
 def enter_back(
-    layout: Layout, x: Any, g_y: Any, transposes: Any, g: Any, g_u: Any, g_x: Any
+    turns: Turns, layout: Layout, x: Any, g_y: Any, transposes: Any, g: Any, g_u: Any, g_x: Any
 ) -> None:
     """Gradients of u and x; g is that of the features after the layer, a part of that of u."""
-    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         mix(layout, transposes, g_y, g_u, first, last)
         for chunk in range(layout.chunks):
@@ -262,9 +280,12 @@ def enter_back(
 # Tangents
 
 
-def enter_tangent(layout: Layout, x: Any, dx: Any, du: Any, matrices: Any, dy: Any) -> None:
+@each_block
+def enter_tangent(
+    turns: Turns, layout: Layout, x: Any, dx: Any, du: Any, matrices: Any, dy: Any
+) -> None:
     """Tangents of `enter`."""
-    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         for chunk in range(layout.chunks):
             for i in range(first, last):
@@ -273,13 +294,14 @@ def enter_tangent(layout: Layout, x: Any, dx: Any, du: Any, matrices: Any, dy: A
         mix(layout, matrices, du, dy, first, last)
 
 
+@each_block
 def interact_tangent(
-    layout: Layout, du: Any, y: Any, dy: Any, m: Any, dm: Any, charge: Any, c: Any, dc: Any,
-    dt: Any, matrices: Any, delta: Any, ddelta: Any, dx: Any,
+    turns: Turns, layout: Layout, du: Any, y: Any, dy: Any, m: Any, dm: Any, charge: Any, c: Any,
+    dc: Any, dt: Any, matrices: Any, delta: Any, ddelta: Any, dx: Any,
 ) -> None:  # fmt: skip
     """Tangents of `interact`."""
     parity = layout.parity_conserving
-    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         for chunk in range(layout.chunks):
             for i in range(first, last):
@@ -300,13 +322,15 @@ def interact_tangent(
                 store(dx, at, plus_times(sums, q, anticommutator(d, dd)))
 
 
+@each_block
 def interact_back_tangent(
-    layout: Layout, y: Any, dy: Any, m: Any, dm: Any, charge: Any, c: Any, dc: Any, delta: Any,
-    ddelta: Any, g: Any, dg: Any, dg_delta: Any, transposes: Any, g_t: Any, dg_y: Any, dg_m: Any,
+    turns: Turns, layout: Layout, y: Any, dy: Any, m: Any, dm: Any, charge: Any, c: Any, dc: Any,
+    delta: Any, ddelta: Any, g: Any, dg: Any, dg_delta: Any, transposes: Any, g_t: Any, dg_y: Any,
+    dg_m: Any,
 ) -> None:  # fmt: skip
     """Tangents of `interact_back`."""
     parity = layout.parity_conserving
-    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         for chunk in range(layout.chunks):
             for i in range(first, last):
@@ -332,11 +356,13 @@ def interact_back_tangent(
                 store(dg_m, at, plus(one[1], two[1]))
 
 
+@each_block
 def enter_back_tangent(
-    layout: Layout, x: Any, dx: Any, dg_y: Any, transposes: Any, dg: Any, g_u: Any, dg_x: Any
-) -> None:
+    turns: Turns, layout: Layout, x: Any, dx: Any, dg_y: Any, transposes: Any, dg: Any, g_u: Any,
+    dg_x: Any,
+) -> None:  # fmt: skip
     """Tangent of `enter_back`, of the gradient of x only."""
-    for block in prange((layout.atoms + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layout.atoms)
         mix(layout, transposes, dg_y, dg_x, first, last)  # that of u, for the loop below
         for chunk in range(layout.chunks):

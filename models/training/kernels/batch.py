@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,9 +12,8 @@ from ...inference.kernels.cpu.components import shape_of
 from ...inference.kernels.cpu.simd import LANES
 from ...maths.cartesian import COMPONENTS
 from .edges import Edges
-from .launch import launch
 from .layout import Layout, add_products
-from .memory import Memory, flat
+from .memory import Memory, flat, zeros
 
 Features = NDArray[Any]
 """Components of all atoms and channels, flat; see `layout`."""
@@ -61,10 +58,6 @@ class Batch:
             parity_conserving=parity_conserving,
         )
 
-    def run(self, function: Callable[..., None], *args: Any) -> None:
-        """Run a kernel."""
-        launch(function, self.layout, *args)
-
     def check(self) -> None:
         """Raise a RuntimeError if another batch has used the memory meanwhile."""
         if self.memory.uses != self.use:
@@ -89,7 +82,7 @@ class Batch:
 
         ``g`` and ``dg`` are the gradient of y and its tangent.
         """
-        found = torch.zeros(len(self.sizes), self.width, self.width, dtype=self.dtype)
-        self.run(add_products, dg, x, flat(found))
-        self.run(add_products, g, dx, flat(found))
+        found = zeros(len(self.sizes), self.width, self.width, dtype=self.charge.dtype)
+        add_products(self.layout, dg, x, flat(found))
+        add_products(self.layout, g, dx, flat(found))
         return found

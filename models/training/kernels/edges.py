@@ -41,7 +41,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from ...inference.kernels.cpu.algebra import (
@@ -65,7 +64,8 @@ from ...inference.kernels.cpu.components import (
 from ...inference.kernels.cpu.simd import LANES, like, splat, total
 from ...inference.kernels.cpu.simd import load as load_one
 from ...inference.kernels.cpu.simd import store as store_one
-from .layout import Layout, factor_place, load, place, store
+from .layout import Layout, each_atom, each_chunk, factor_place, load, place, store
+from .loops import Turns, taken
 
 ROOT_3 = 3**0.5
 ROWS = 4
@@ -130,10 +130,13 @@ def spread(
 # Interaction
 
 
-def gather(layout: Layout, edges: Edges, table: Any, at_zero: Any, y: Any, m: Any) -> None:
+@each_chunk
+def gather(
+    turns: Turns, layout: Layout, edges: Edges, table: Any, at_zero: Any, y: Any, m: Any
+) -> None:
     """The messages M."""
     row, width = irreps_of(layout.shape) * LANES, layout.chunks * LANES
-    for chunk in prange(layout.chunks):
+    for chunk in taken(turns):
         c, part = chunk * LANES, chunk * (table.size // layout.chunks)
         own = load_irreps(layout.shape, at_zero, c, width)
         for i in range(layout.atoms):
@@ -147,13 +150,14 @@ def gather(layout: Layout, edges: Edges, table: Any, at_zero: Any, y: Any, m: An
             store(m, here, found)
 
 
+@each_chunk
 def gather_back(
-    layout: Layout, edges: Edges, table: Any, at_zero: Any, y: Any, g_m: Any, sums: Any,
-    g_y: Any, g_length: Any,
+    turns: Turns, layout: Layout, edges: Edges, table: Any, at_zero: Any, y: Any, g_m: Any,
+    sums: Any, g_y: Any, g_length: Any,
 ) -> None:  # fmt: skip
     """Gradient of y, sums + what those of the messages give; adds to dE/dr, (chunks, E)."""
     row, width = irreps_of(layout.shape) * LANES, layout.chunks * LANES
-    for chunk in prange(layout.chunks):
+    for chunk in taken(turns):
         c, part = chunk * LANES, chunk * (table.size // layout.chunks)
         own = load_irreps(layout.shape, at_zero, c, width)
         for i in range(layout.atoms):
@@ -169,12 +173,14 @@ def gather_back(
             store(g_y, here, found)
 
 
+@each_chunk
 def gather_tangent(
-    layout: Layout, edges: Edges, table: Any, at_zero: Any, dr: Any, y: Any, dy: Any, dm: Any
-) -> None:
+    turns: Turns, layout: Layout, edges: Edges, table: Any, at_zero: Any, dr: Any, y: Any, dy: Any,
+    dm: Any,
+) -> None:  # fmt: skip
     """Tangent of `gather`."""
     row, width = irreps_of(layout.shape) * LANES, layout.chunks * LANES
-    for chunk in prange(layout.chunks):
+    for chunk in taken(turns):
         c, part = chunk * LANES, chunk * (table.size // layout.chunks)
         own = load_irreps(layout.shape, at_zero, c, width)
         for i in range(layout.atoms):
@@ -189,13 +195,14 @@ def gather_tangent(
             store(dm, here, found)
 
 
+@each_chunk
 def gather_back_tangent(
-    layout: Layout, edges: Edges, table: Any, at_zero: Any, dr: Any, y: Any, dy: Any, g_m: Any,
-    dg_m: Any, sums: Any, dg_y: Any, g_table: Any, g_zero: Any,
+    turns: Turns, layout: Layout, edges: Edges, table: Any, at_zero: Any, dr: Any, y: Any, dy: Any,
+    g_m: Any, dg_m: Any, sums: Any, dg_y: Any, g_table: Any, g_zero: Any,
 ) -> None:  # fmt: skip
     """Tangent of the gradient of y; adds dL/dT to ``g_table`` and dL/da to ``g_zero``."""
     row, width = irreps_of(layout.shape) * LANES, layout.chunks * LANES
-    for chunk in prange(layout.chunks):
+    for chunk in taken(turns):
         c, part = chunk * LANES, chunk * (table.size // layout.chunks)
         own = load_irreps(layout.shape, at_zero, c, width)
         for i in range(layout.atoms):
@@ -225,13 +232,15 @@ def gather_back_tangent(
 # Embedding
 
 
+@each_chunk
 def embed(
-    layout: Layout, edges: Edges, table: Any, at_zero: Any, p: Any, q: Any, x: Any, norms: Any
-) -> None:
+    turns: Turns, layout: Layout, edges: Edges, table: Any, at_zero: Any, p: Any, q: Any, x: Any,
+    norms: Any,
+) -> None:  # fmt: skip
     """X of the species factors p and q, and its squared norms."""
     components, width = layout.shape.itemsize, layout.chunks * LANES
     row = irreps_of(layout.shape) * LANES
-    for chunk in prange(layout.chunks):
+    for chunk in taken(turns):
         c, part = chunk * LANES, chunk * (table.size // layout.chunks)
         own = load_one(at_zero, c)
         for i in range(layout.atoms):
@@ -250,9 +259,10 @@ def embed(
             store_one(norms, factor_place(layout, chunk, i), dot(found, found))
 
 
+@each_atom
 def embed_back(
-    layout: Layout, edges: Edges, table: Any, p: Any, q: Any, g_norms: Any, x: Any, g_x: Any,
-    g_length: Any, g_direction: Any,
+    turns: Turns, layout: Layout, edges: Edges, table: Any, p: Any, q: Any, g_norms: Any, x: Any,
+    g_x: Any, g_length: Any, g_direction: Any,
 ) -> None:  # fmt: skip
     """Write the derivatives by D, flat (E, n), and add those by the lengths, (E,).
 
@@ -260,7 +270,7 @@ def embed_back(
     """
     components, width = layout.shape.itemsize, layout.chunks * LANES
     row = irreps_of(layout.shape) * LANES
-    for i in prange(layout.atoms):
+    for i in taken(turns):
         for chunk in range(layout.chunks):
             at, g = place(layout, chunk, i), load_one(g_norms, factor_place(layout, chunk, i))
             store(g_x, at, plus_times(load(layout, g_x, at), g + g, load(layout, x, at)))
@@ -282,14 +292,15 @@ def embed_back(
                 g_direction[e * components + k] = total(v[k])
 
 
+@each_chunk
 def embed_tangent(
-    layout: Layout, edges: Edges, table: Any, dr: Any, d_directions: Any, p: Any, q: Any, x: Any,
-    dx: Any, dnorms: Any,
+    turns: Turns, layout: Layout, edges: Edges, table: Any, dr: Any, d_directions: Any, p: Any,
+    q: Any, x: Any, dx: Any, dnorms: Any,
 ) -> None:  # fmt: skip
     """Tangent of `embed`."""
     components, width = layout.shape.itemsize, layout.chunks * LANES
     row = irreps_of(layout.shape) * LANES
-    for chunk in prange(layout.chunks):
+    for chunk in taken(turns):
         c, part = chunk * LANES, chunk * (table.size // layout.chunks)
         for i in range(layout.atoms):
             here = edges.species[i] * width + c
@@ -310,10 +321,11 @@ def embed_tangent(
             store_one(dnorms, factor_place(layout, chunk, i), norm + norm)
 
 
+@each_chunk
 def embed_table(
-    layout: Layout, edges: Edges, table: Any, at_zero: Any, dr: Any, d_directions: Any, p: Any,
-    q: Any, g_norms: Any, dg_norms: Any, x: Any, dx: Any, g_x: Any, dg_x: Any, g_p: Any, g_q: Any,
-    g_table: Any, g_zero: Any,
+    turns: Turns, layout: Layout, edges: Edges, table: Any, at_zero: Any, dr: Any,
+    d_directions: Any, p: Any, q: Any, g_norms: Any, dg_norms: Any, x: Any, dx: Any, g_x: Any,
+    dg_x: Any, g_p: Any, g_q: Any, g_table: Any, g_zero: Any,
 ) -> None:  # fmt: skip
     """Add dL/dp, dL/dq, dL/dT and dL/da.
 
@@ -321,7 +333,7 @@ def embed_table(
     """
     components, width = layout.shape.itemsize, layout.chunks * LANES
     row = irreps_of(layout.shape) * LANES
-    for chunk in prange(layout.chunks):
+    for chunk in taken(turns):
         c, part = chunk * LANES, chunk * (table.size // layout.chunks)
         own = load_one(at_zero, c)
         for i in range(layout.atoms):

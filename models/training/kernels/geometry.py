@@ -18,11 +18,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
 
 from ...inference.kernels.cpu.compiled import internal
+from .loops import Turns, over, taken
 
 ROOT_2, ROOT_3 = 2**0.5, 3**0.5
+each_vector = over(lambda vectors, *_: len(vectors))
 
 
 @internal
@@ -33,9 +34,10 @@ def unit_of(vectors: Any, e: int) -> Any:
     return r, -x / r, -y / r, -z / r
 
 
-def directions(vectors: Any, lengths: Any, components: int, tensors: Any) -> None:
+@each_vector
+def directions(turns: Turns, vectors: Any, lengths: Any, components: int, tensors: Any) -> None:
     """Lengths (E,), and the components of the edges' tensors, flat (E, n)."""
-    for e in prange(len(vectors)):
+    for e in taken(turns):
         r, x, y, z = unit_of(vectors, e)
         lengths[e] = r
         at = e * components
@@ -49,11 +51,12 @@ def directions(vectors: Any, lengths: Any, components: int, tensors: Any) -> Non
             tensors[s + 4] = (2 * z * z - x * x - y * y) / (ROOT_2 * ROOT_3)
 
 
+@each_vector
 def directions_back(
-    vectors: Any, g_lengths: Any, components: int, g_tensors: Any, g_vectors: Any
+    turns: Turns, vectors: Any, g_lengths: Any, components: int, g_tensors: Any, g_vectors: Any
 ) -> None:
     """Gradients of the vectors from those of lengths and components."""
-    for e in prange(len(vectors)):
+    for e in taken(turns):
         r, x, y, z = unit_of(vectors, e)
         at = e * components
         g_x, g_y, g_z = 0.0, 0.0, 0.0
@@ -73,11 +76,12 @@ def directions_back(
         g_vectors[e, 2] = along * z - g_z / r
 
 
+@each_vector
 def directions_tangent(
-    vectors: Any, dvectors: Any, dlengths: Any, components: int, dtensors: Any
+    turns: Turns, vectors: Any, dvectors: Any, dlengths: Any, components: int, dtensors: Any
 ) -> None:
     """Tangents of `directions`."""
-    for e in prange(len(vectors)):
+    for e in taken(turns):
         r, x, y, z = unit_of(vectors, e)
         dr = -(x * dvectors[e, 0] + y * dvectors[e, 1] + z * dvectors[e, 2])
         dlengths[e] = dr

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 from numba.np import arrayobj
 from numpy.typing import NDArray
@@ -57,23 +57,25 @@ from ...inference.kernels.cpu.simd import (
 )
 from ...maths.activations import LOG_2
 from .layout import number
+from .loops import Turns, over, taken
 from .products import add_product
 
 BLOCK = 12
 """Rows in a block, a multiple of the rows of a tile of `dense`."""
+each_block = over(lambda layers, *_: -(-layers.rows.size // BLOCK))
 
 
 class Layers(NamedTuple):
     """A layer norm, unless its weights are empty, and dense layers."""
 
+    matrices: NDArray[Any]
+    """W of each layer, packed for products with rows."""
     rows: NDArray[np.int64]
     """(rows,), places of the rows within a chunk."""
     chunks: NDArray[np.int64]
     """(layers + 1,), chunks of the numbers before and after each layer."""
     activations: NDArray[np.int64]
     """(layers,), places in `perceptron.ACTIVATIONS`."""
-    matrices: NDArray[Any]
-    """W of each layer, packed for products with rows."""
     transposes: NDArray[Any]
     """W^T of each layer, packed."""
     biases: NDArray[Any]
@@ -166,9 +168,10 @@ def place(typing: Any, layers: Any, chunk: Any, row: Any) -> Any:
     return types.intp(layers, types.intp, types.intp), generate
 
 
-def value(layers: Layers, raw: Any, v: Values) -> None:
+@each_block
+def value(turns: Turns, layers: Layers, raw: Any, v: Values) -> None:
     """Outputs of all layers from the inputs ``raw``, those of the layer norm."""
-    for block in prange((layers.rows.size + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layers.rows.size)
         stride = place(layers, 1, 0)
         if layers.norm_weight.size > 0:
@@ -222,9 +225,10 @@ def normalise(layers: Layers, row: int, raw: Any, v: Values) -> None:
         store(v.x, here, fma(hat, load(layers.norm_weight, c), load(layers.norm_bias, c)))
 
 
-def back(layers: Layers, v: Values) -> None:
+@each_block
+def back(turns: Turns, layers: Layers, v: Values) -> None:
     """Gradients of all numbers from that of the outputs, the last part of ``v.g``."""
-    for block in prange((layers.rows.size + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layers.rows.size)
         stride = place(layers, 1, 0)
         at, out = v.g.size, v.g_z.size
@@ -265,9 +269,10 @@ def normalise_back(layers: Layers, row: int, v: Values) -> None:
         store(v.g_norm, here, rho * (h - middle - load(v.hat, here) * projection))
 
 
-def tangent(layers: Layers, draw: Any, v: Values, d: Tangents) -> None:
+@each_block
+def tangent(turns: Turns, layers: Layers, draw: Any, v: Values, d: Tangents) -> None:
     """Tangents of `value`."""
-    for block in prange((layers.rows.size + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layers.rows.size)
         stride = place(layers, 1, 0)
         for row in range(first, last):
@@ -308,9 +313,10 @@ def normalise_tangent(layers: Layers, row: int, draw: Any, v: Values, d: Tangent
         store(d.x, here, dhat * load(layers.norm_weight, chunk * LANES))
 
 
-def back_tangent(layers: Layers, v: Values, d: Tangents) -> None:
+@each_block
+def back_tangent(turns: Turns, layers: Layers, v: Values, d: Tangents) -> None:
     """Tangents of `back`."""
-    for block in prange((layers.rows.size + BLOCK - 1) // BLOCK):
+    for block in taken(turns):
         first, last = block * BLOCK, min((block + 1) * BLOCK, layers.rows.size)
         stride = place(layers, 1, 0)
         at, out = v.g.size, v.g_z.size
@@ -356,13 +362,16 @@ def normalise_back_tangent(layers: Layers, row: int, v: Values, d: Tangents) -> 
 # Gradients of the weights
 
 
-def add_weights(layers: Layers, g_z: Any, x: Any, matrices: Any, biases: Any) -> None:
+@over(lambda layers, *_: layers.chunks[1:].sum())
+def add_weights(
+    turns: Turns, layers: Layers, g_z: Any, x: Any, matrices: Any, biases: Any
+) -> None:
     r"""Add :math:`g x^T` to the gradients of W, and g to those of b unless they are empty.
 
     ``g_z`` are gradients of all z, or their tangents, and ``x`` tangents of all x, or these.
     """
     rows = layers.rows.size
-    for task in prange(layers.chunks[1:].sum()):
+    for task in taken(turns):
         chunk, at, w, b = task, 0, 0, 0
         k = 0
         while chunk >= layers.chunks[k + 1]:  # find the layer
@@ -384,9 +393,12 @@ def add_weights(layers: Layers, g_z: Any, x: Any, matrices: Any, biases: Any) ->
             store(biases, here, sums)
 
 
-def add_norm_weights(layers: Layers, v: Values, d: Tangents, weight: Any, bias: Any) -> None:
+@over(lambda layers, *_: layers.chunks[0])
+def add_norm_weights(
+    turns: Turns, layers: Layers, v: Values, d: Tangents, weight: Any, bias: Any
+) -> None:
     """Add the gradients of the layer norm's weights."""
-    for chunk in prange(layers.chunks[0]):
+    for chunk in taken(turns):
         of_weight, of_bias = load(weight, chunk * LANES), load(bias, chunk * LANES)
         for row in range(layers.rows.size):
             here = place(layers, chunk, row)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from ...inference.kernels.cpu.compiled import internal
 from ...inference.kernels.cpu.components import store_all
 from ...inference.kernels.cpu.dense import multiply
 from ...inference.kernels.cpu.simd import LANES, Vector, load_many, vector_pointer
+from .loops import Turns, over, taken
 from .products import add_product
 
 
@@ -131,6 +132,10 @@ def factor_step(builder: Any, kind: Any, layout: Any) -> Any:
     return builder.mul(count, ir.Constant(count.type, LANES))
 
 
+each_atom = over(lambda layout, *_: layout.atoms)
+each_chunk = over(lambda layout, *_: layout.chunks)
+
+
 # Products
 
 
@@ -146,13 +151,14 @@ def mix(layout: Layout, matrices: Any, x: Any, y: Any, first: int, last: int) ->
         )  # fmt: skip
 
 
-def add_products(layout: Layout, g: Any, x: Any, matrices: Any) -> None:
+@over(lambda layout, *_: layout.sizes.size * layout.chunks)
+def add_products(turns: Turns, layout: Layout, g: Any, x: Any, matrices: Any) -> None:
     r"""Add the sums over atoms and components of :math:`g x^T` to the matrix of each irrep.
 
     This is the gradient of W in y = W x; ``matrices`` are (irreps, width, width).
     """
     stride = layout.atoms * features(layout.shape)
-    for task in prange(layout.sizes.size * layout.chunks):
+    for task in taken(turns):
         k, chunk = task // layout.chunks, task % layout.chunks
         add_product(
             g, chunk * stride, x, 0, stride, layout.rows[k], layout.atoms * layout.sizes[k],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,6 +37,20 @@ class Memory:
         if self._taken > self._bytes.size:
             return np.empty(count + LINE, np.uint8)[:count].view(dtype)
         return self._bytes[first : first + count].view(dtype)
+
+
+# torch would fill and copy these with its own threads, which spin for a while afterwards: those of
+# the kernels would have to share the cores with them.
+
+
+def zeros(*shape: int, dtype: np.dtype[Any]) -> Tensor:
+    """A tensor of zeros."""
+    return torch.from_numpy(np.zeros(shape, dtype))
+
+
+def joined(tensors: Sequence[Tensor]) -> NDArray[Any]:
+    """Numbers of tensors, one behind the other."""
+    return np.concatenate([x.detach().numpy().ravel() for x in tensors])
 
 
 def flat(x: Tensor) -> NDArray[Any]:

@@ -30,8 +30,8 @@ from torch.autograd.function import once_differentiable
 from ...inference.kernels.cpu.simd import LANES
 from .batch import Batch
 from .geometry import directions_back, directions_tangent
-from .launch import launch
-from .perceptrons import Dense, DenseTangents, Kinds, joined
+from .memory import joined
+from .perceptrons import Dense, DenseTangents, Kinds
 from .products import pack
 from .stages import EmbeddingStage, InteractionStage, ReadoutStage
 
@@ -97,7 +97,7 @@ class Evaluation:
         raw = joined(w.mixes)
         packed = [batch.memory.take(raw.size, raw.dtype) for _ in range(2)]
         sides = np.full(1 + len(w.mixes) * len(batch.sizes), layout.chunks)
-        launch(pack, sides, raw, *packed)
+        pack(sides, raw, *packed)
         matrices, transposes = ([x[k : k + size] for k in range(0, x.size, size)] for x in packed)
         gate = DenseTangents(w.gate, functions.gate, layout.atoms, batch.memory)
         self.embedding = EmbeddingStage(
@@ -186,7 +186,7 @@ class Energies(torch.autograd.Function):
         outputs, *derivatives = ctx.evaluation.values()
         gradient = np.empty_like(vectors)
         g_lengths, g_directions = derivatives
-        launch(directions_back, vectors, g_lengths, sum(batch.sizes), g_directions, gradient)
+        directions_back(vectors, g_lengths, sum(batch.sizes), g_directions, gradient)
         return torch.from_numpy(outputs.copy()), torch.from_numpy(gradient)
 
     @staticmethod
@@ -197,6 +197,6 @@ class Energies(torch.autograd.Function):
         lengths = batch.memory.take(len(ctx.vectors), batch.charge.dtype)
         directions = batch.memory.take(components * len(ctx.vectors), batch.charge.dtype)
         tangents = d_vectors.contiguous().numpy()
-        launch(directions_tangent, ctx.vectors, tangents, lengths, components, directions)
+        directions_tangent(ctx.vectors, tangents, lengths, components, directions)
         gradients = ctx.evaluation.gradients(c.numpy(), lengths, directions)
         return None, None, None, None, *gradients.tensors()

@@ -16,8 +16,7 @@ from ...inference.kernels.cpu.perceptron import ACTIVATIONS
 from ...inference.kernels.cpu.simd import LANES
 from ...maths.activations import activation
 from . import layers
-from .launch import launch
-from .memory import Memory, flat
+from .memory import Memory, flat, joined, zeros
 from .products import pack
 
 
@@ -72,7 +71,7 @@ class DenseTangents:
         matrices, transposes = self._take(weights.size), self._take(weights.size)
         norm = [dense.norm_weight, dense.norm_bias]
         chunks = np.array(self.chunks)
-        launch(pack, chunks, weights, matrices, transposes)
+        pack(chunks, weights, matrices, transposes)
         self.layers = layers.Layers(
             rows=LANES * np.arange(rows),
             chunks=chunks,
@@ -110,7 +109,7 @@ class DenseTangents:
         )
         if not normed:
             self.v.x[: raw.size] = raw
-        launch(layers.value, self.layers, raw, self.v)
+        layers.value(self.layers, raw, self.v)
         return self.v.x[self._places(0, -1) :]
 
     @property
@@ -125,7 +124,7 @@ class DenseTangents:
 
     def back(self) -> NDArray[Any]:
         """Gradient of the inputs."""
-        launch(layers.back, self.layers, self.v)
+        layers.back(self.layers, self.v)
         return self.v.g_norm if self.v.g_norm.size else self.v.g[: self._places(0, 1)]
 
     def tangent(self, draw: NDArray[Any]) -> NDArray[Any]:
@@ -139,12 +138,12 @@ class DenseTangents:
             g_z=self._take(self._places(1)),
             g_norm=self._take(self._places(0, 1)),
         )
-        launch(layers.tangent, self.layers, draw, self.v, self.d)
+        layers.tangent(self.layers, draw, self.v, self.d)
         return self.d.x[self._places(0, -1) :]
 
     def back_tangent(self) -> NDArray[Any]:
         """Tangent of the gradient of the inputs."""
-        launch(layers.back_tangent, self.layers, self.v, self.d)
+        layers.back_tangent(self.layers, self.v, self.d)
         return self.d.g_norm
 
     # Gradients of the weights
@@ -156,29 +155,23 @@ class DenseTangents:
     def gradients_of_tangents(self) -> Dense:
         r"""Of :math:`\sum \tilde y y + \bar y \dot y`, with the weights' own share in y only."""
         found = self._gradients([(self.d.g_z, self.v.x), (self.v.g_z, self.d.x)])
-        weight, bias = torch.zeros(2, self.chunks[0] * LANES, dtype=self.dense.biases[0].dtype)
-        launch(layers.add_norm_weights, self.layers, self.v, self.d, flat(weight), flat(bias))
+        weight, bias = zeros(2, self.chunks[0] * LANES, dtype=self.dtype)
+        layers.add_norm_weights(self.layers, self.v, self.d, flat(weight), flat(bias))
         found.norm_weight, found.norm_bias = weight, bias
         return found
 
     def _gradients(self, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Dense:
         weights, biases = self.dense.weights, self.dense.biases
-        dtype = weights[0].dtype
-        of_weights = torch.zeros(sum(w.numel() for w in weights), dtype=dtype)
-        of_biases = torch.zeros(sum(b.numel() for b in biases), dtype=dtype)
+        of_weights = zeros(sum(w.numel() for w in weights), dtype=self.dtype)
+        of_biases = zeros(sum(b.numel() for b in biases), dtype=self.dtype)
         for k, (g_z, x) in enumerate(pairs):  # tangents of x have no share in b
             sums = flat(of_biases)[: 0 if k else None]
-            launch(layers.add_weights, self.layers, g_z, x, flat(of_weights), sums)
+            layers.add_weights(self.layers, g_z, x, flat(of_weights), sums)
         split = torch.split(of_weights, [w.numel() for w in weights])
         return Dense(
             [part.view_as(w) for part, w in zip(split, weights, strict=True)],
             list(torch.split(of_biases, [b.numel() for b in biases])),
         )
-
-
-def joined(tensors: Sequence[Tensor]) -> NDArray[Any]:
-    """Numbers of tensors, one behind the other."""
-    return torch.cat([x.detach().reshape(-1) for x in tensors]).numpy()
 
 
 def padded(x: Tensor, parts: int) -> Tensor:

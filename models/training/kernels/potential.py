@@ -15,7 +15,6 @@ from ...potential import Potential, edge_gradient
 from .batch import Batch
 from .edges import Edges
 from .geometry import directions
-from .launch import launch
 from .memory import Memory
 from .network import Energies, Functions, Weights
 from .perceptrons import dense_layers, padded
@@ -66,7 +65,7 @@ class FusedEnergies:
         components = sum(COMPONENTS[irrep] for irrep in network.irreps)
         lengths = torch.empty(len(own), dtype=torch.float64)
         tensors = torch.empty(len(own) * components, dtype=potential.dtype)
-        launch(directions, own.numpy(), lengths.numpy(), components, tensors.numpy())
+        directions(own.numpy(), lengths.numpy(), components, tensors.numpy())
         if self.knots is not None:
             radial = self.knots(lengths)
         else:

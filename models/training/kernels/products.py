@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
@@ -22,6 +22,7 @@ from ...inference.kernels.cpu.simd import (
     unrolled,
     vector_pointer,
 )
+from .loops import Turns, over, taken
 
 OUTER_ROWS = {bits: 8 if width > 1 else 4 for bits, width in WIDTHS.items()}
 """Bits of the dtype -> channels of g in a tile of `_outer`: with `outer_width` chunks of x, its
@@ -136,12 +137,13 @@ SIXTEEN = shape_of(LANES)
 """Tells `load_apart` to load sixteen vectors."""
 
 
-def pack(chunks: Any, weights: Any, matrices: Any, transposes: Any) -> None:
+@over(lambda chunks, *_: chunks.size - 1)
+def pack(turns: Turns, chunks: Any, weights: Any, matrices: Any, transposes: Any) -> None:
     """Pack matrices one behind the other, W^T and W, as `dense.pack_matrix` does.
 
     ``chunks`` are those of the inputs of the first matrix W, then of the outputs of each.
     """
-    for layer in prange(chunks.size - 1):
+    for layer in taken(turns):
         inputs, outputs, at = chunks[layer], chunks[layer + 1], 0
         for k in range(layer):
             at += chunks[k] * chunks[k + 1] * LANES * LANES

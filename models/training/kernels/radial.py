@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -22,7 +21,7 @@ from ...inference.kernels.cpu.neighbors import spline_weights as weights_of
 from ...inference.kernels.cpu.simd import LANES, fma, like, load, splat, store
 from ...networks.tensornet import TensorNet
 from .edges import ROWS
-from .launch import launch
+from .loops import Turns, over, taken
 from .memory import Memory, flat
 from .perceptrons import Dense, DenseTangents, Kinds, dense_layers, padded
 
@@ -115,9 +114,9 @@ class Knots:
         edges, irreps = len(distances), len(self.network.irreps)
         row = np.empty(edges, np.int64)
         weights, slopes = (torch.empty(edges, ROWS, dtype=self.dtype) for _ in range(2))
-        launch(
-            spline_rows, distances.numpy(), self.lower, self.step, self.intervals, row,
-            flat(weights), flat(slopes),
+        spline_rows(
+            distances.numpy(), self.lower, self.step, self.intervals, row, flat(weights),
+            flat(slopes),
         )  # fmt: skip
         basis, envelope = self._functions()
         self.memory.start()
@@ -169,9 +168,9 @@ class Splines(torch.autograd.Function):
             shape = width // LANES, knots.reciprocals.size + 2, ctx.irreps, LANES
             tables.append(basis.new_empty(shape))
             at_zero.append(basis.new_empty(ctx.irreps, width))
-            launch(
-                coefficients, values, ctx.envelope, knots.reciprocals, knots.zero, ctx.irreps,
-                flat(tables[-1]), flat(at_zero[-1]),
+            coefficients(
+                values, ctx.envelope, knots.reciprocals, knots.zero, ctx.irreps, flat(tables[-1]),
+                flat(at_zero[-1]),
             )  # fmt: skip
         return *tables, *at_zero
 
@@ -185,9 +184,9 @@ class Splines(torch.autograd.Function):
         for network, g_table, g_zero in zip(
             ctx.networks, gradients[:count], gradients[count:], strict=True
         ):
-            launch(
-                coefficients_back, flat(g_table), flat(g_zero), ctx.envelope, knots.reciprocals,
-                knots.zero, ctx.irreps, network.g,
+            coefficients_back(
+                flat(g_table), flat(g_zero), ctx.envelope, knots.reciprocals, knots.zero,
+                ctx.irreps, network.g,
             )  # fmt: skip
             of_basis.append(network.back().reshape(-1, network.rows, LANES))
             found += network.gradients().tensors()
@@ -201,9 +200,11 @@ SLOPE = (-25 / 6, 48 / 6, -36 / 6, 16 / 6, -3 / 6)
 """2 h times the slope at the first knot of the polynomial through the first five values."""
 
 
+@over(lambda values, envelope, *_: values.size // (envelope.size * LANES))
 def coefficients(
-    values: Any, envelope: Any, reciprocals: Any, zero: int, irreps: int, table: Any, at_zero: Any
-) -> None:
+    turns: Turns, values: Any, envelope: Any, reciprocals: Any, zero: int, irreps: int, table: Any,
+    at_zero: Any,
+) -> None:  # fmt: skip
     """Coefficients (n + 3) of the splines through values times envelope at n + 1 knots.
 
     Their slope is zero at the cutoff, where the envelope ends, and that of the polynomial through
@@ -211,7 +212,7 @@ def coefficients(
     """
     rows, knots = envelope.size, reciprocals.size
     chunks = values.size // (irreps * rows * LANES)
-    for task in prange(irreps * chunks):
+    for task in taken(turns):
         k, chunk, of = task // chunks, task % chunks, task * rows * LANES
         step = irreps * LANES
         at = (chunk * (knots + 2) * irreps + k) * LANES
@@ -234,14 +235,15 @@ def coefficients(
         store(table, at + (knots + 1) * step, load(table, at + (knots - 1) * step))
 
 
+@over(lambda g_table, g_zero, envelope, *rest: rest[-1].size // (envelope.size * LANES))
 def coefficients_back(
-    g_table: Any, g_zero: Any, envelope: Any, reciprocals: Any, zero: int, irreps: int,
-    g_values: Any,
+    turns: Turns, g_table: Any, g_zero: Any, envelope: Any, reciprocals: Any, zero: int,
+    irreps: int, g_values: Any,
 ) -> None:  # fmt: skip
     """Gradient of the values from that of the coefficients, whose equations are symmetric."""
     rows, knots = envelope.size, reciprocals.size
     chunks = g_values.size // (irreps * rows * LANES)
-    for task in prange(irreps * chunks):
+    for task in taken(turns):
         k, chunk, to = task // chunks, task % chunks, task * rows * LANES
         step = irreps * LANES
         at = (chunk * (knots + 2) * irreps + k) * LANES
@@ -274,11 +276,13 @@ def coefficients_back(
             store(g_values, here, splat(envelope[row]) * g)
 
 
+@over(lambda distances, *_: distances.size)
 def spline_rows(
-    distances: Any, lower: float, step: float, intervals: int, row: Any, weights: Any, slopes: Any
-) -> None:
+    turns: Turns, distances: Any, lower: float, step: float, intervals: int, row: Any,
+    weights: Any, slopes: Any,
+) -> None:  # fmt: skip
     """First row of the table, weights of four rows and of their slopes, for each distance."""
-    for e in prange(distances.size):
+    for e in taken(turns):
         place = (distances[e] - lower) / step
         row[e] = min(max(int(place), 0), intervals - 1)
         t = place - row[e]

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from . import atoms, edges
 from .batch import Batch, Features
-from .memory import flat
+from .memory import flat, zeros
 from .perceptrons import DenseTangents
 
 
@@ -25,7 +24,10 @@ class Radial:
 
     def __init__(self, table: Tensor, at_zero: Tensor) -> None:
         self.table, self.at_zero = flat(table), flat(at_zero)
-        self.g_table, self.g_at_zero = torch.zeros_like(table), torch.zeros_like(at_zero)
+        self.g_table, self.g_at_zero = (
+            zeros(*table.shape, dtype=flat(table).dtype),
+            zeros(*at_zero.shape, dtype=flat(at_zero).dtype),
+        )
 
     @property
     def both(self) -> tuple[Features, Features]:
@@ -63,7 +65,10 @@ class EmbeddingStage:
     ) -> None:  # fmt: skip
         self.batch, self.gate, self.radial = batch, gate, Radial(table, at_zero)
         self.receiver, self.sender = flat(receiver), flat(sender)
-        self.g_receiver, self.g_sender = torch.zeros_like(receiver), torch.zeros_like(sender)
+        self.g_receiver, self.g_sender = (
+            zeros(*receiver.shape, dtype=flat(receiver).dtype),
+            zeros(*sender.shape, dtype=flat(sender).dtype),
+        )
         self.matrices, self.transposes = matrices, transposes
 
     def value(self) -> Features:
@@ -71,27 +76,27 @@ class EmbeddingStage:
         batch = self.batch
         self.sums, self.mixed, x = batch.new(3)
         norms = batch.new_factors()
-        batch.run(
-            edges.embed, batch.edges, *self.radial.both, self.receiver, self.sender, self.sums,
+        edges.embed(
+            batch.layout, batch.edges, *self.radial.both, self.receiver, self.sender, self.sums,
             norms,
         )  # fmt: skip
         self.scale = self.gate.value(norms)
-        batch.run(atoms.embed_out, self.sums, self.matrices, self.scale, self.mixed, x)
+        atoms.embed_out(batch.layout, self.sums, self.matrices, self.scale, self.mixed, x)
         return x
 
     def back(self, g: Features, g_lengths: NDArray[Any]) -> NDArray[Any]:
         """Gradients of the directions, flat (E, n), from those of the features; adds to (E,)."""
         batch = self.batch
         self.g, (self.g_mixed, self.g_sums) = g, batch.new(2)
-        batch.run(
-            atoms.embed_out_back, g, self.transposes, self.scale, self.mixed, self.gate.g,
-            self.g_mixed, self.g_sums,
+        atoms.embed_out_back(
+            batch.layout, g, self.transposes, self.scale, self.mixed, self.gate.g, self.g_mixed,
+            self.g_sums,
         )  # fmt: skip
         self.g_norms = self.gate.back()
         g_directions = batch.memory.take(batch.edges.directions.size, g.dtype)
-        batch.run(
-            edges.embed_back, batch.edges, self.radial.table, self.receiver, self.sender,
-            self.g_norms, self.sums, self.g_sums, g_lengths, g_directions,
+        edges.embed_back(
+            batch.layout, batch.edges, self.radial.table, self.receiver, self.sender, self.g_norms,
+            self.sums, self.g_sums, g_lengths, g_directions,
         )  # fmt: skip
         return g_directions
 
@@ -101,14 +106,14 @@ class EmbeddingStage:
         self.d_lengths, self.d_directions = d_lengths, d_directions
         self.d_sums, self.d_mixed, dx = batch.new(3)
         d_norms = batch.new_factors()
-        batch.run(
-            edges.embed_tangent, batch.edges, self.radial.table, d_lengths, d_directions,
-            self.receiver, self.sender, self.sums, self.d_sums, d_norms,
+        edges.embed_tangent(
+            batch.layout, batch.edges, self.radial.table, d_lengths, d_directions, self.receiver,
+            self.sender, self.sums, self.d_sums, d_norms,
         )  # fmt: skip
         self.d_scale = self.gate.tangent(d_norms)
-        batch.run(
-            atoms.embed_out_tangent, self.d_sums, self.matrices, self.scale, self.d_scale,
-            self.mixed, self.d_mixed, dx,
+        atoms.embed_out_tangent(
+            batch.layout, self.d_sums, self.matrices, self.scale, self.d_scale, self.mixed,
+            self.d_mixed, dx,
         )  # fmt: skip
         return dx
 
@@ -116,13 +121,13 @@ class EmbeddingStage:
         """Gradients of the weights from the tangent of the features' gradient."""
         batch = self.batch
         dg_mixed, dg_sums = batch.new(2)
-        batch.run(
-            atoms.embed_out_back_tangent, self.g, dg, self.transposes, self.scale, self.d_scale,
-            self.mixed, self.d_mixed, self.gate.dg, dg_mixed, dg_sums,
+        atoms.embed_out_back_tangent(
+            batch.layout, self.g, dg, self.transposes, self.scale, self.d_scale, self.mixed,
+            self.d_mixed, self.gate.dg, dg_mixed, dg_sums,
         )  # fmt: skip
         self.g_mix = batch.products(self.g_mixed, dg_mixed, self.sums, self.d_sums)
-        batch.run(
-            edges.embed_table, batch.edges, *self.radial.both, self.d_lengths, self.d_directions,
+        edges.embed_table(
+            batch.layout, batch.edges, *self.radial.both, self.d_lengths, self.d_directions,
             self.receiver, self.sender, self.g_norms, self.gate.back_tangent(), self.sums,
             self.d_sums, self.g_sums, dg_sums, flat(self.g_receiver), flat(self.g_sender),
             *self.radial.gradients,
@@ -151,11 +156,11 @@ class InteractionStage:
         """Features after the layer from those before it."""
         batch, self.x = self.batch, x
         self.u, self.y, self.m, self.c, self.t, self.delta, after = batch.new(7)
-        batch.run(atoms.enter, x, self.u, self.matrices[0], self.y)
-        batch.run(edges.gather, batch.edges, *self.radial.both, self.y, self.m)
-        batch.run(
-            atoms.interact, self.u, self.y, self.m, batch.charge, self.c, self.t,
-            self.matrices[1], self.delta, after,
+        atoms.enter(batch.layout, x, self.u, self.matrices[0], self.y)
+        edges.gather(batch.layout, batch.edges, *self.radial.both, self.y, self.m)
+        atoms.interact(
+            batch.layout, self.u, self.y, self.m, batch.charge, self.c, self.t, self.matrices[1],
+            self.delta, after,
         )  # fmt: skip
         return after
 
@@ -163,29 +168,28 @@ class InteractionStage:
         """Gradient of the features before from that of those after; adds to (chunks, E)."""
         batch, self.g = self.batch, g
         self.g_delta, self.g_y, self.g_t, self.g_m, self.g_u, direct, g_x = batch.new(7)
-        batch.run(
-            atoms.interact_back, self.y, self.m, batch.charge, self.c, self.delta, g,
-            self.g_delta, self.transposes[1], self.g_t, direct, self.g_m,
+        atoms.interact_back(
+            batch.layout, self.y, self.m, batch.charge, self.c, self.delta, g, self.g_delta,
+            self.transposes[1], self.g_t, direct, self.g_m,
         )  # fmt: skip
-        batch.run(
-            edges.gather_back, batch.edges, *self.radial.both, self.y, self.g_m, direct,
-            self.g_y, g_lengths,
+        edges.gather_back(
+            batch.layout, batch.edges, *self.radial.both, self.y, self.g_m, direct, self.g_y,
+            g_lengths,
         )  # fmt: skip
-        batch.run(atoms.enter_back, self.x, self.g_y, self.transposes[0], g, self.g_u, g_x)
+        atoms.enter_back(batch.layout, self.x, self.g_y, self.transposes[0], g, self.g_u, g_x)
         return g_x
 
     def tangent(self, dx: Features, d_lengths: NDArray[Any]) -> Features:
         """Tangent of `value`."""
         batch, self.dx, self.d_lengths = self.batch, dx, d_lengths
         self.du, self.dy, self.dm, self.dc, self.dt, self.d_delta, after = batch.new(7)
-        batch.run(atoms.enter_tangent, self.x, dx, self.du, self.matrices[0], self.dy)
-        batch.run(
-            edges.gather_tangent, batch.edges, *self.radial.both, d_lengths, self.y,
-            self.dy, self.dm,
-        )  # fmt: skip
-        batch.run(
-            atoms.interact_tangent, self.du, self.y, self.dy, self.m, self.dm, batch.charge,
-            self.c, self.dc, self.dt, self.matrices[1], self.delta, self.d_delta, after,
+        atoms.enter_tangent(batch.layout, self.x, dx, self.du, self.matrices[0], self.dy)
+        edges.gather_tangent(
+            batch.layout, batch.edges, *self.radial.both, d_lengths, self.y, self.dy, self.dm
+        )
+        atoms.interact_tangent(
+            batch.layout, self.du, self.y, self.dy, self.m, self.dm, batch.charge, self.c, self.dc,
+            self.dt, self.matrices[1], self.delta, self.d_delta, after,
         )  # fmt: skip
         return after
 
@@ -193,21 +197,20 @@ class InteractionStage:
         """Tangent of `back`, and the gradients of the weights."""
         batch = self.batch
         dg_delta, dg_y, dg_m, direct, dg_x = batch.new(5)
-        batch.run(
-            atoms.interact_back_tangent, self.y, self.dy, self.m, self.dm, batch.charge,
-            self.c, self.dc, self.delta, self.d_delta, self.g, dg, dg_delta, self.transposes[1],
-            self.g_t, direct, dg_m,
+        atoms.interact_back_tangent(
+            batch.layout, self.y, self.dy, self.m, self.dm, batch.charge, self.c, self.dc,
+            self.delta, self.d_delta, self.g, dg, dg_delta, self.transposes[1], self.g_t, direct,
+            dg_m,
         )  # fmt: skip
         self.g_mix_out = batch.products(self.g_delta, dg_delta, self.t, self.dt)
-        batch.run(
-            edges.gather_back_tangent, batch.edges, *self.radial.both, self.d_lengths,
-            self.y, self.dy, self.g_m, dg_m, direct, dg_y, *self.radial.gradients,
+        edges.gather_back_tangent(
+            batch.layout, batch.edges, *self.radial.both, self.d_lengths, self.y, self.dy,
+            self.g_m, dg_m, direct, dg_y, *self.radial.gradients,
         )  # fmt: skip
         self.g_mix_in = batch.products(self.g_y, dg_y, self.u, self.du)
-        batch.run(
-            atoms.enter_back_tangent, self.x, self.dx, dg_y, self.transposes[0], dg,
-            self.g_u, dg_x,
-        )  # fmt: skip
+        atoms.enter_back_tangent(
+            batch.layout, self.x, self.dx, dg_y, self.transposes[0], dg, self.g_u, dg_x
+        )
         return dg_x
 
 
@@ -228,25 +231,25 @@ class ReadoutStage:
     def value(self, x: Features) -> Features:
         """(1, N, 16), of which the first of sixteen is the output."""
         self.x, norms = x, self.batch.new_factors(len(self.batch.sizes))
-        self.batch.run(atoms.inner_by_irrep, x, x, 1.0, norms)
+        atoms.inner_by_irrep(self.batch.layout, x, x, 1.0, norms)
         return self.head.value(norms)
 
     def back(self) -> Features:
         """Gradient of the features from that of the outputs, ``head.g``."""
         [g_x] = self.batch.new(1)
         self.g_norms = self.head.back()
-        self.batch.run(atoms.irreps_back, self.g_norms, self.x, g_x)
+        atoms.irreps_back(self.batch.layout, self.g_norms, self.x, g_x)
         return g_x
 
     def tangent(self, dx: Features) -> None:
         """Tangents, of which those of the outputs are not needed."""
         self.dx, d_norms = dx, self.batch.new_factors(len(self.batch.sizes))
-        self.batch.run(atoms.inner_by_irrep, self.x, dx, 2.0, d_norms)
+        atoms.inner_by_irrep(self.batch.layout, self.x, dx, 2.0, d_norms)
         self.head.tangent(d_norms)
 
     def back_tangent(self) -> Features:
         """Tangent of the features' gradient from that of the outputs', ``head.dg``."""
         [dg_x] = self.batch.new(1)
         dg_norms = self.head.back_tangent()
-        self.batch.run(atoms.irreps_back_tangent, self.g_norms, dg_norms, self.x, self.dx, dg_x)
+        atoms.irreps_back_tangent(self.batch.layout, self.g_norms, dg_norms, self.x, self.dx, dg_x)
         return dg_x

@@ -7,8 +7,6 @@ import gc
 import itertools
 import os
 import pickle
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
@@ -20,7 +18,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from support.backend_cases import charged, crystal, ethanol, toy
-from support.paths import TESTS
 from support.processes import forces_of, send_forces
 
 from tensormd.calculators import TensorNetCalculator
@@ -180,25 +177,9 @@ def test_memory_does_not_grow(potential: Potential) -> None:
     assert resident_mb() - before < 10
 
 
-ALONE = """
-import torch
-from support.backend_cases import ethanol, toy
-from tensormd.calculators import TensorNetCalculator
-torch.set_num_threads(1)
-calculator = TensorNetCalculator(toy(), backend="fused")
-calculator.calculate(ethanol())
-print(torch.get_num_threads())
-"""
-
-
-def test_torch_keeps_its_number_of_threads() -> None:
-    """Numba sets OpenMP's number when it starts its own threads."""
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE],
-        env=os.environ | {"NUMBA_NUM_THREADS": "3"},
-        cwd=TESTS,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.stdout == "1\n", done.stderr
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_torch_keeps_its_number_of_threads(threads: int, potential: Potential) -> None:
+    torch.set_num_threads(threads)
+    TensorNetCalculator(potential, backend="fused").calculate(ethanol())
+    assert torch.get_num_threads() == threads

@@ -106,13 +106,9 @@ def internal(function: Callable[..., Any]) -> Any:
 
 
 @functools.cache
-def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
-    """A function for calls from Python, compiled at its first call or loaded from the cache.
-
-    Threads share its loops over ``prange``, or else the calling thread runs them alone.
-    """
-    options = {"nogil": True, "parallel": threads, "no_cfunc_wrapper": True}
-    dispatcher = njit(error_model="numpy", **options)(function)
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function for calls from Python, compiled at its first call or loaded from the cache."""
+    dispatcher = njit(error_model="numpy", nogil=True, no_cfunc_wrapper=True)(function)
     of = Path(inspect.getfile(function)).parent
 
     class Locator(_CacheLocator):  # tells Numba where the cache is and whether it is fresh
@@ -123,7 +119,7 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
             return sources_digest(of)
 
         def get_disambiguator(self) -> str:
-            return "threads" if threads else "serial"
+            return ""
 
         @classmethod
         def from_function(cls, py_func: Any, py_file: str) -> Locator:
@@ -144,7 +140,7 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
     compile_it = dispatcher.compile
 
     def compile_in_one_process(signature: Any) -> Any:
-        name = hashlib.sha256(f"{function.__qualname__} {threads} {signature}".encode())
+        name = hashlib.sha256(f"{function.__qualname__} {signature}".encode())
         with _locked(folder(of) / f"{name.hexdigest()[:24]}.lock"):
             return compile_it(signature)
 
@@ -154,21 +150,19 @@ def kernel(function: Callable[..., Any], threads: bool) -> Callable[..., Any]:
 
 
 _ENTRIES: dict[Any, Callable[..., None]] = {}
-"""Entry points by kernel, threads and the kinds of the arguments."""
+"""Entry points by kernel and the kinds of the arguments."""
 
 
-def entry_point(
-    function: Callable[..., None], args: Any, threads: bool = False
-) -> Callable[..., None]:
+def entry_point(function: Callable[..., None], args: Any) -> Callable[..., None]:
     """The kernel compiled for such arguments: same dtypes, dimensions and memory layouts.
 
     It checks none of these. Numba's own dispatch finds the types of named tuples anew in each
-    call, which takes as long as a small step. ``threads`` is that of `kernel`.
+    call, which takes as long as a small step.
     """
-    key = (function, threads, _kind(args))
+    key = (function, _kind(args))
     entry = _ENTRIES.get(key)
     if entry is None:
-        dispatcher: Any = kernel(function, threads)
+        dispatcher: Any = kernel(function)
         types = tuple(dispatcher.typeof_pyval(argument) for argument in args)
         dispatcher.compile(types)
         entry = _ENTRIES[key] = dispatcher.overloads[types].entry_point

@@ -128,7 +128,7 @@ def pack_neighbors(graph: Graph) -> Neighbors:
     """
     found = pack_list(graph)
     reverse = np.empty(len(found.senders), np.int32)
-    match = kernel(match_reverse, threads=False)
+    match = kernel(match_reverse)
     if not match(found.offsets, found.senders, graph.edge_shift.numpy(), reverse):
         edge = int(np.flatnonzero(reverse < 0)[0])
         raise ValueError(

@@ -19,8 +19,8 @@ from ...threads import ThreadChoice, most_threads
 from ..potential import FusedPotential, Versions
 from .compiled import entry_point, folder
 from .neighbors import Neighbors, Slots, pack_neighbors
-from .team import Schedule, counters
-from .workers import run_with_workers
+from .team import Schedule
+from .workers import new_team, run_with_workers
 
 
 @dataclass
@@ -148,7 +148,7 @@ class CPUPotential(FusedPotential):
             memory.entry = None  # other arrays may be of another kind
         positions = graph.positions.detach() if graph.positions.requires_grad else graph.positions
         arguments = (
-            memory.schedule, counters(memory.schedule),
+            new_team(len(memory.schedule.tasks)), memory.schedule,
             np.ascontiguousarray(positions.numpy(), np.float64), composition.numbers,
             known.neighbors, memory.slots, memory.work, self.factor, forces, virial,
             *self.more(memory), *self.packed,

@@ -26,7 +26,7 @@ from .tdn_nodes import (
     feed_forward_back,
     read_out,
 )
-from .team import Schedule, Stage, Tasks, done, join, make_schedule, next_task
+from .team import Schedule, Stage, Tasks, Team, done, join, leave, make_schedule, next_task
 
 # Operations of the stages; the negative of an operation is its backward pass.
 PLACE, SUM, EMBED, ENTER, ATTEND, FEED, READ_OUT = range(1, 8)
@@ -69,7 +69,7 @@ def tdn_schedule(
 
 
 def tdn_step(
-    schedule: Schedule, state: Any, positions: Any, species: Any, neighbors: Neighbors,
+    team: Team, schedule: Schedule, positions: Any, species: Any, neighbors: Neighbors,
     slots: Slots, work: TDNWork, factor: float, forces: Any, virial: Any, net: PackedTDN,
     head: Perceptron,
 ) -> None:  # fmt: skip
@@ -77,16 +77,17 @@ def tdn_step(
 
     ``head`` is the perceptron of the readout; see `tensornet_step` for the other parameters.
     """
-    thread = join(state)
-    phase, task = next_task(state, schedule.tasks, 0)
+    thread = join(team)
+    phase, task = next_task(team, schedule.tasks, 0)
     while phase < schedule.tasks.size:
         for stage in range(schedule.starts[phase], schedule.starts[phase + 1]):
             perform(
                 stage, phase, task, thread, schedule, positions, species, neighbors, slots,
                 work, factor, forces, virial, net, head,
             )  # fmt: skip
-        done(state, phase)
-        phase, task = next_task(state, schedule.tasks, phase)
+        done(team, phase)
+        phase, task = next_task(team, schedule.tasks, phase)
+    leave(team)
 
 
 @internal

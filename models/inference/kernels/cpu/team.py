@@ -25,6 +25,21 @@ LINE = 8
 """int64 per cache line; each counter has a cache line of its own."""
 YIELD_EVERY = 1_000
 """Reads of a counter before the thread yields to others, which may hold the awaited task."""
+AWAKE = 4_000
+"""Reads of a counter, some 0.1 ms, before a thread without a task sleeps."""
+
+
+class Team(NamedTuple):
+    """The threads of a step."""
+
+    leads: bool
+    """Whether this thread made the call, and the others help it."""
+    number: int
+    """Of the call, counted from one."""
+    calls: NDArray[np.int64]
+    """Number of calls that the threads know of: an array of a cache line."""
+    counters: NDArray[np.int64]
+    """Of the call: of threads, then of the tasks taken and the tasks done of each phase."""
 
 
 class Schedule(NamedTuple):
@@ -43,12 +58,9 @@ class Schedule(NamedTuple):
     """First atom of each range, and the end of each list of ranges."""
 
 
-def counters(schedule: Schedule) -> NDArray[np.int64]:
-    """The counters that the threads of a step share, new for each step.
-
-    They count the threads, then the tasks taken and the tasks done of each phase.
-    """
-    return np.zeros((1 + 2 * len(schedule.tasks)) * LINE, np.int64)
+def counters(phases: int) -> NDArray[np.int64]:
+    """The counters of a `Team`, new for each call."""
+    return np.zeros((1 + 2 * phases) * LINE, np.int64)
 
 
 class Tasks(NamedTuple):
@@ -95,15 +107,19 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     return builder.gep(data, [index])
 
 
-@intrinsic
-def fetch_add(typing: Any, array: Any, index: Any, value: Any) -> Any:
-    """array[index] += value as one atomic operation; returns the old value."""
+def _atomic(operation: str) -> Any:
+    def fetch(typing: Any, array: Any, index: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
+            return builder.atomic_rmw(operation, pointer, args[2], "seq_cst")
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
-        return builder.atomic_rmw("add", pointer, args[2], "seq_cst")
+        return types.int64(array, types.intp, types.int64), generate
 
-    return types.int64(array, types.intp, types.int64), generate
+    return intrinsic(fetch)
+
+
+fetch_add, fetch_max = _atomic("add"), _atomic("max")
+"""array[index] += value, or its maximum with a value, as one operation; return the old value."""
 
 
 @intrinsic
@@ -147,24 +163,39 @@ def yield_processor(typing: Any) -> Any:
 
 
 @internal
-def join(state: Any) -> int:
-    """Register this thread; returns its number, from zero."""
-    return fetch_add(state, 0, 1)
+def join(team: Team) -> int:
+    """Register this thread; returns its number, from zero.
+
+    The others learn of the call only now: before, Python would let one thread run at a time.
+    """
+    fetch_max(team.calls, 0, team.number)
+    return fetch_add(team.counters, 0, 1)
 
 
 @internal
-def next_task(state: Any, tasks: Any, phase: int) -> Any:
+def leave(team: Team) -> None:
+    """Let a thread that helped wait for the next call, for a moment: waking it takes as long."""
+    looks = 0
+    while not team.leads and looks < AWAKE and fresh(team.calls, 0) <= team.number:
+        pause()
+        looks += 1
+        if looks % YIELD_EVERY == 0:
+            yield_processor()
+
+
+@internal
+def next_task(team: Team, tasks: Any, phase: int) -> Any:
     """Phase and number, from zero, of the next task; after the last phase, the number of phases.
 
     At the end of a phase, it waits until all its tasks are done.
     """
     while phase < tasks.size:
-        task = fetch_add(state, (1 + 2 * phase) * LINE, 1)
+        task = fetch_add(team.counters, (1 + 2 * phase) * LINE, 1)
         if task < tasks[phase]:
             return phase, task
         phase += 1
         looks = 0
-        while fresh(state, 2 * phase * LINE) < tasks[phase - 1]:
+        while fresh(team.counters, 2 * phase * LINE) < tasks[phase - 1]:
             pause()
             looks += 1
             if looks % YIELD_EVERY == 0:
@@ -173,6 +204,6 @@ def next_task(state: Any, tasks: Any, phase: int) -> Any:
 
 
 @internal
-def done(state: Any, phase: int) -> None:
+def done(team: Team, phase: int) -> None:
     """Report that a task of the phase is done."""
-    fetch_add(state, (2 + 2 * phase) * LINE, 1)
+    fetch_add(team.counters, (2 + 2 * phase) * LINE, 1)

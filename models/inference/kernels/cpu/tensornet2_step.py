@@ -22,7 +22,7 @@ from .compiled import internal
 from .coulomb import coulomb
 from .neighbors import Neighbors, Slots, collect, place
 from .perceptron import Perceptron, one_of
-from .team import Schedule, Stage, Tasks, done, even, join, make_schedule, next_task
+from .team import Schedule, Stage, Tasks, Team, done, even, join, leave, make_schedule, next_task
 from .tensornet2_edges import place_envelope, receive, receive_back, send_back
 from .tensornet2_network import ChargesWork, EdgePlan, EdgesWork, PackedCharges
 from .tensornet_edges import embed, embed_back
@@ -84,7 +84,7 @@ def tensornet2_schedule(
 
 
 def tensornet2_step(
-    schedule: Schedule, state: Any, positions: Any, species: Any, neighbors: Neighbors,
+    team: Team, schedule: Schedule, positions: Any, species: Any, neighbors: Neighbors,
     slots: Slots, work: TensorNetWork, factor: float, forces: Any, virial: Any,
     more: ChargesWork, inner: EdgesWork, pairs: Neighbors, net: PackedTensorNet, gate: Perceptron,
     values: Perceptron, gates: Perceptron, charges: PackedCharges, edges: Perceptron,
@@ -95,8 +95,8 @@ def tensornet2_step(
     ``pairs`` (see `coulomb`) are the edges within the Coulomb cutoff; those of ``neighbors`` are
     within the cutoff of the network.
     """
-    thread = join(state)
-    phase, task = next_task(state, schedule.tasks, 0)
+    thread = join(team)
+    phase, task = next_task(team, schedule.tasks, 0)
     while phase < schedule.tasks.size:
         for stage in range(schedule.starts[phase], schedule.starts[phase + 1]):
             perform(
@@ -104,8 +104,9 @@ def tensornet2_step(
                 work, factor, forces, virial, more, inner, pairs, net, gate, values, gates,
                 charges, edges, predictions,
             )  # fmt: skip
-        done(state, phase)
-        phase, task = next_task(state, schedule.tasks, phase)
+        done(team, phase)
+        phase, task = next_task(team, schedule.tasks, phase)
+    leave(team)
 
 
 @internal

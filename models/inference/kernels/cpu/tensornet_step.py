@@ -13,7 +13,7 @@ from typing import Any
 from .compiled import internal
 from .neighbors import Neighbors, Slots, collect, place
 from .perceptron import Perceptron
-from .team import Schedule, Tasks, done, even, join, make_schedule, next_task
+from .team import Schedule, Tasks, Team, done, even, join, leave, make_schedule, next_task
 from .tensornet_edges import embed, embed_back, gather, gather_back
 from .tensornet_network import PackedTensorNet, TensorNetWork
 from .tensornet_nodes import (
@@ -74,7 +74,7 @@ def _hops(what: int, layer: int, layers: int) -> int:
 
 
 def tensornet_step(
-    schedule: Schedule, state: Any, positions: Any, species: Any, neighbors: Neighbors,
+    team: Team, schedule: Schedule, positions: Any, species: Any, neighbors: Neighbors,
     slots: Slots, work: TensorNetWork, factor: float, forces: Any, virial: Any,
     net: PackedTensorNet, gate: Perceptron, values: Perceptron, gates: Perceptron,
 ) -> None:  # fmt: skip
@@ -85,16 +85,17 @@ def tensornet_step(
     ``virial`` (N, 3, 3), eV, are written. ``gate`` belongs to the embedding; the output is
     ``values`` or, if ``gates`` has layers, the product of ``values`` and ``gates``.
     """
-    thread = join(state)
-    phase, task = next_task(state, schedule.tasks, 0)
+    thread = join(team)
+    phase, task = next_task(team, schedule.tasks, 0)
     while phase < schedule.tasks.size:
         for stage in range(schedule.starts[phase], schedule.starts[phase + 1]):
             perform(
                 stage, phase, task, thread, schedule, positions, species, neighbors, slots,
                 work, factor, forces, virial, net, gate, values, gates,
             )  # fmt: skip
-        done(state, phase)
-        phase, task = next_task(state, schedule.tasks, phase)
+        done(team, phase)
+        phase, task = next_task(team, schedule.tasks, phase)
+    leave(team)
 
 
 @internal

@@ -79,7 +79,7 @@ import numba
 from tensormd.models.inference.kernels.cpu.compiled import kernel
 def twice(x):
     return 2 * x
-print(kernel(twice, threads=False)(3))
+print(kernel(twice)(3))
 """
     (tmp_path / "script.py").write_text(code)
     environment = {**os.environ, "TENSORMD_CACHE": str(tmp_path / "kernels")}
@@ -116,7 +116,7 @@ def slow(x):
 Path(sys.argv[1]).touch()
 while not Path(sys.argv[2]).exists():
     time.sleep(0.001)
-print(kernel(slow, threads=False)(np.arange(3.0)))
+print(kernel(slow)(np.arange(3.0)))
 """
 
 

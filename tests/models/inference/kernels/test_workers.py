@@ -9,28 +9,38 @@ from collections import Counter
 
 import pytest
 
-from tensormd.models.inference.kernels.cpu.workers import Workers, run_with_workers
+from tensormd.models.inference.kernels.cpu.team import Team
+from tensormd.models.inference.kernels.cpu.workers import (
+    Workers,
+    new_team,
+    run_with_workers,
+)
 
 
 def test_calls_run_beside_the_calling_thread() -> None:
     """All three wait for each other, so they run at the same time."""
     together = threading.Barrier(3, timeout=30)
     ran: Counter[int] = Counter()
+    leaders: list[int] = []
 
-    def call(value: int) -> None:
+    def call(team: Team, value: int) -> None:
         together.wait()
         ran[threading.get_ident()] += value
+        if team.leads:
+            leaders.append(threading.get_ident())
 
-    run_with_workers(call, (1,), threads=3)
+    run_with_workers(call, (new_team(1), 1), threads=3)
     deadline = time.monotonic() + 30
     while len(ran) < 3 and time.monotonic() < deadline:
         time.sleep(0.001)
     assert list(ran.values()) == [1, 1, 1]
+    assert leaders == [threading.get_ident()]
 
 
 def test_one_thread_needs_no_other() -> None:
     found = []
-    run_with_workers(lambda: found.append(threading.current_thread()), (), threads=1)
+    given = (new_team(1),)
+    run_with_workers(lambda _: found.append(threading.current_thread()), given, threads=1)
     assert found == [threading.current_thread()]
 
 
@@ -53,7 +63,7 @@ def test_nobody_waits_for_threads_that_do_not_come() -> None:
 
 def _sum_beside(_: int) -> int:
     found: list[int] = []
-    run_with_workers(found.append, (1,), threads=2)
+    run_with_workers(lambda team: found.append(team.number), (new_team(1),), threads=2)
     deadline = time.monotonic() + 30
     while len(found) < 2 and time.monotonic() < deadline:
         time.sleep(0.001)

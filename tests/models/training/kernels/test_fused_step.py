@@ -163,6 +163,7 @@ def test_the_same_bits_with_one_thread_and_two() -> None:
         for count in (1, 2):
             torch.set_num_threads(count)
             found.append(gradients(TrainingStep(model, settings, "fused"), batch))
+            assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
     assert found[0][0] == found[1][0]

@@ -16,7 +16,6 @@ from tensormd.models.inference.kernels.cpu.perceptron import ACTIVATIONS
 from tensormd.models.maths.activations import activation
 from tensormd.models.maths.cartesian import TensorAlgebra
 from tensormd.models.training.kernels import geometry
-from tensormd.models.training.kernels.launch import launch
 from tensormd.models.training.kernels.memory import LINE, Memory, flat
 from tensormd.models.training.kernels.network import Evaluation
 from tensormd.models.training.kernels.perceptrons import (
@@ -106,21 +105,20 @@ def test_directions(irreps: str) -> None:
 
     expected, of_tangents = torch.func.jvp(plain, (vectors,), (tangents,))
     n = expected[1].shape[1]
-    for name, *given, both in (
+    for loop, *given, both in (
         (geometry.directions, vectors, expected),
         (geometry.directions_tangent, vectors, tangents, of_tangents),
     ):
         r, d = torch.empty(5, dtype=torch.float64), torch.empty(5, n, dtype=torch.float64)
-        launch(name, *(x.numpy() for x in given), r.numpy(), n, flat(d))
+        loop(*(x.numpy() for x in given), r.numpy(), n, flat(d))
         near(r, both[0], 1e-14)
         torch.testing.assert_close(d, both[1], rtol=1e-13, atol=1e-14)
     weights = torch.randn(5, dtype=torch.float64), torch.randn(5, n, dtype=torch.float64)
     [gradient] = torch.func.vjp(plain, vectors)[1](weights)
     found = torch.empty_like(vectors)
-    launch(
-        geometry.directions_back, vectors.numpy(), weights[0].numpy(), n, flat(weights[1]),
-        found.numpy(),
-    )  # fmt: skip
+    geometry.directions_back(
+        vectors.numpy(), weights[0].numpy(), n, flat(weights[1]), found.numpy()
+    )
     near(found, gradient, 1e-14)
 
 
@@ -130,7 +128,7 @@ def test_matrices_are_packed_as_in_inference() -> None:
     given = [rng.normal(size=(16 * o, 16 * i)) for i, o in itertools.pairwise(chunks)]
     raw = np.concatenate([w.ravel() for w in given])
     matrices, transposes = np.empty_like(raw), np.empty_like(raw)
-    launch(pack, np.array(chunks), raw, matrices, transposes)
+    pack(np.array(chunks), raw, matrices, transposes)
     expected = [pack_matrix(np.ascontiguousarray(w.T)) for w in given]
     np.testing.assert_array_equal(matrices, np.concatenate(expected))
     np.testing.assert_array_equal(transposes, np.concatenate([pack_matrix(w) for w in given]))
