@@ -24,8 +24,8 @@ install: .venv/installed
 demo: install
 	$(BIN)/tensormd demo -o demo
 
-# Two files of tests at a time, with one thread each but where a test asks for two. In the order
-# of their names: files with few tests, which compile longest, would come last otherwise.
+# Two files of tests at a time, with one thread each but where a test asks for two; the order is
+# that of tests/conftest.py.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..models.committee import Committee, members_of
+from ..models.inference.heat_flux import HeatFlux
 from ..models.neighbors import SKIN, same_values
 from ..models.potential import parse_dtype
 from ..models.quantities import HEADS, QUANTITIES, VOIGT
@@ -308,6 +309,28 @@ class PotentialCalculator(Calculator):
         given = self._structure(structure)
         found = self.evaluator.hessian(self.evaluator.graph(given))
         return found if self.dispersion is None else found + self.dispersion.hessian(given)
+
+    def get_heat_flux(self, atoms: Atoms | None = None) -> HeatFlux:
+        """Heat flux of a structure with velocities, eV A / t with ASE's unit of time t.
+
+        From the network itself, on images of the atoms several cutoffs away: exact, and slow.
+
+        Raises
+        ------
+        ValueError
+            If the potential has charges or dispersion, which reach further than that.
+        """
+        structure = self.atoms if atoms is None else atoms
+        if structure is None:
+            raise ValueError("no structure: pass atoms to get_heat_flux")
+        self._require_energies()
+        if self.dispersion is not None:
+            raise ValueError(
+                "there is no heat flux of the dispersion: make a calculator without it"
+            )
+        graph = self.evaluator.graph(self._structure(structure))
+        masses = structure.get_masses()
+        return self.evaluator.heat_flux(graph, structure.get_velocities(), masses)
 
     def _with_dispersion(self, found: Evaluation, given: Sequence[Structure]) -> Evaluation:
         return found if self.dispersion is None else self.dispersion.add(found, given)

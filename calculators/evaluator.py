@@ -39,6 +39,7 @@ from ..models.inference.backends import (
     why_not_fused,
 )
 from ..models.inference.forks import use_one_thread_in_forks
+from ..models.inference.heat_flux import HeatFlux, heat_flux
 from ..models.inference.hessian import hessian
 from ..models.inference.kernels.potential import FusedPotential
 from ..models.inference.tables import TableInfo
@@ -389,6 +390,19 @@ class Evaluator:
         members = members_of(self.potential)
         graph = self._whole(graph)
         return mean([hessian(each.total_energy, graph) for each in members]).cpu().numpy()  # type: ignore[arg-type]
+
+    @outside_inference_mode
+    def heat_flux(
+        self, graph: Graph, velocities: NDArray[np.float64], masses: NDArray[np.float64]
+    ) -> HeatFlux:
+        """Heat flux from the network itself; velocities (N, 3) and masses (N,) in ASE's units."""
+        use_one_thread_in_forks()
+        members: list[Any] = members_of(self.potential)
+        given = (torch.from_numpy(x).to(self.device) for x in (velocities, masses))
+        moving = tuple(given)
+        graph = self._whole(graph)
+        found = mean([heat_flux(each, graph, *moving) for each in members]).cpu().numpy()
+        return HeatFlux(*found)
 
     def _whole(self, graph: Graph) -> Graph:
         """The graph with all pairs, of which fused kernels need no list."""

@@ -83,12 +83,12 @@ def test_kills_of_worker_and_scheduler(here: Path, benchmark: ModuleType) -> Non
 
 
 @contextmanager
-def scheduler(folder: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A dask scheduler in a process of its own, with workers, and its file."""
+def scheduler(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A dask scheduler with a worker, in processes of their own, and its file."""
     file = folder / "sched.json"
     parts = [
         ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
-        *[["worker", "--nthreads", "1", "--no-dashboard"]] * workers,
+        ["worker", "--nthreads", "1", "--no-dashboard"],
     ]
     processes = []
     try:
@@ -120,8 +120,8 @@ def test_a_scheduler_that_is_not_there_is_one_line_and_quick(
 
 
 def test_a_scheduler_that_runs_and_one_that_ends(here: Path, benchmark: ModuleType) -> None:
-    """With two workers; when the scheduler is killed, the command ends and says what to do."""
-    with scheduler(here, workers=2) as process:
+    """With a worker; when the scheduler is killed, the command ends and says what to do."""
+    with scheduler(here) as process:
         command = [sys.executable, "-m", "tensormd", "campaign", plan(steps=20_000), "-o", "long"]
         long = subprocess.Popen(
             [*command, "--scheduler", "sched.json"], stderr=subprocess.PIPE, text=True
@@ -132,7 +132,7 @@ def test_a_scheduler_that_runs_and_one_that_ends(here: Path, benchmark: ModuleTy
     assert long.returncode == 1
     assert "the scheduler has ended: " in errors.splitlines()[-1]
     Path("sched.json").unlink()
-    with scheduler(here, workers=2):
+    with scheduler(here):
         assert run("campaign", plan(), "-o", "c", "--scheduler", "sched.json") == 0
     pids = {record.attempts[0]["pid"] for record in _records("c").values()}
     assert os.getpid() not in pids

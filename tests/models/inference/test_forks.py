@@ -160,4 +160,4 @@ def test_children_that_make_calculators() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="this platform cannot fork")
 def test_without_protection_forks_hang() -> None:
     """The control: the same evaluation hangs if forks keep the number of threads."""
-    assert run("reference", "unprotected", "15")[-1] == "the children hang"
+    assert run("reference", "unprotected", "5")[-1] == "the children hang"
