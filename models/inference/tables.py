@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..graph import FloatArray, Graph, batch_graphs
 from ..maths.splines import RadialTable, spline_coefficients
 from ..neighbors import NeighborList
 from ..potential import Potential
+from .table_sizes import recall, remember
 
 FORCE_BOUND = 2e-5
 """Largest error that tables may cause in a force component, eV/Angstrom."""
@@ -171,41 +173,55 @@ def build_table(potential: Potential, bound: float = FORCE_BOUND) -> tuple[Radia
     """
     if not bound > 0:
         raise ValueError(f"bound is {bound} eV/A: expected a positive number")
-    exact = copy.deepcopy(potential).cpu().double().eval()
-    nn.Module.requires_grad_(exact, False)
-    exact.repulsion = None  # the same with tables and without
-    network = exact.representation
+    network = copy.deepcopy(potential.representation).cpu().double().eval()
     if not network.has_tables:
         raise ValueError(_NO_TABLES.format(potential.architecture))
-    trial = copy.deepcopy(exact)
+    network.requires_grad_(False)
     end, lower = network.cutoff, network.cutoff_lower
     if not network.smooth:
         # Without an envelope pairs beyond the cutoff count, if the repulsion reaches them.
-        end = max(end, exact.cutoff / exact.length_in_angstrom)
+        end = max(end, potential.cutoff / potential.length_in_angstrom)
 
     def function(distances: Tensor) -> Tensor:
         return torch.cat(network.edge_factors(distances), dim=1)
 
-    graph = probes(exact)
-    forces = exact(graph).forces
-    intervals = FEWEST_INTERVALS
-    while True:
-        table = RadialTable(spline_coefficients(function, end, intervals, lower), end, lower)
-        trial.representation.table = table
-        error = (trial(graph).forces - forces).abs().max().item()
-        excess = error * SAFETY / bound
-        if excess < 1 or intervals == MOST_INTERVALS:
-            break
-        # The error falls as h^3 to h^4: skip doublings that cannot be enough.
-        doublings = max(1, math.floor(math.log2(excess) / 4)) if math.isfinite(excess) else 1
-        intervals = min(intervals * 2**doublings, MOST_INTERVALS)
+    def table_of(intervals: int) -> RadialTable:
+        return RadialTable(spline_coefficients(function, end, intervals, lower), end, lower)
+
+    known = recall(potential, bound)
+    if known is None:
+        known = _choose_intervals(potential, bound, table_of)
+        remember(potential, bound, *known)
+    intervals, error = known
     if not error < bound:
         warnings.warn(
             f"tables of {intervals} intervals leave an error of {error:.1e} eV/A in the forces, "
             f"above the bound of {bound:.1e}: use the network without tables where this matters",
             stacklevel=3,
         )
-    return table, TableInfo(intervals, error, bound)
+    return table_of(intervals), TableInfo(intervals, error, bound)
+
+
+def _choose_intervals(
+    potential: Potential, bound: float, table_of: Callable[[int], RadialTable]
+) -> tuple[int, float]:
+    """The fewest intervals for a bound, and the error that they leave, eV/A."""
+    exact = copy.deepcopy(potential).cpu().double().eval()
+    nn.Module.requires_grad_(exact, False)
+    exact.repulsion = None  # the same with tables and without
+    trial = copy.deepcopy(exact)
+    graph = probes(exact)
+    forces = exact(graph).forces
+    intervals = FEWEST_INTERVALS
+    while True:
+        trial.representation.table = table_of(intervals)
+        error = (trial(graph).forces - forces).abs().max().item()
+        excess = error * SAFETY / bound
+        if excess < 1 or intervals == MOST_INTERVALS:
+            return intervals, error
+        # The error falls as h^3 to h^4: skip doublings that cannot be enough.
+        doublings = max(1, math.floor(math.log2(excess) / 4)) if math.isfinite(excess) else 1
+        intervals = min(intervals * 2**doublings, MOST_INTERVALS)
 
 
 def probes(potential: Potential) -> Graph:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import ase.io
@@ -35,6 +36,7 @@ from support.script_cases import assert_equal_physics
 from torch import Tensor, nn
 
 from tensormd.models import Committee, Potential, TensorNet, save_potential
+from tensormd.models.inference import tables
 from tensormd.models.inference.tables import (
     TabulatedPotential,
     build_table,
@@ -210,8 +212,9 @@ def test_forces_of_a_protein_keep_the_bound(name: str, size: float) -> None:
     assert error.abs().max() < BOUND
 
 
-def test_too_few_intervals_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_intervals_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: the measurement sees a bad table, and says so."""
+    monkeypatch.setenv("TENSORMD_CACHE", str(tmp_path))
     monkeypatch.setattr("tensormd.models.inference.tables.FEWEST_INTERVALS", 32)
     monkeypatch.setattr("tensormd.models.inference.tables.MOST_INTERVALS", 64)
     with pytest.warns(UserWarning, match=r"64 intervals leave an error of .* above the bound"):
@@ -347,3 +350,33 @@ def test_impossible_bounds_and_architectures() -> None:
         tabulated(network("tensornet"), bound=0)
     with pytest.raises(ValueError, match="Linear has no tables"):
         tabulated(nn.Linear(1, 1))
+
+
+def test_intervals_found_before_are_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same weights, bound and units; whatever the folder holds, the table is right."""
+    monkeypatch.setenv("TENSORMD_CACHE", str(tmp_path))
+    searched = []
+    choose = tables._choose_intervals
+    monkeypatch.setattr(
+        tables, "_choose_intervals", lambda *given: searched.append(given) or choose(*given)
+    )
+    potential = network("tensornet")
+    first, again = build_table(potential), build_table(copy.deepcopy(potential))
+    assert len(searched) == 1
+    assert again[1] == first[1]
+    assert torch.equal(again[0].coefficients, first[0].coefficients)
+    [file] = (tmp_path / "tables").iterdir()
+    for content in ("[512", "null", '{"a": 1}', '["x", 2]'):
+        file.write_text(content)
+        assert build_table(potential)[1] == first[1]
+    assert len(searched) == 5
+    build_table(potential, bound=1e-3)
+    other = copy.deepcopy(potential)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.0 + 1e-6)
+    build_table(other)
+    assert len(searched) == 7
+    monkeypatch.setenv("TENSORMD_CACHE", str(file))  # no folder
+    assert build_table(potential)[1] == first[1]
