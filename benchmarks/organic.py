@@ -13,6 +13,7 @@ conformers   relative energies of conformers of ten flexible molecules
 frequencies  harmonic frequencies beside the teacher's
 stability    molecular dynamics of drug-like molecules: bonds broken, drift (``--smiles FILE``)
 speed        time of energy and forces beside the teacher's
+transfer     frames of revised MD17 (``--rmd17 DIR``), which are of another functional, PBE
 
 The teacher is the ANI-2x ensemble: ``ani2x.py`` and ``ani2x.npz`` in DIR. Torsions, conformers and
 stability need RDKit, dimers h5py. Every part prints its table and adds it to the JSON file.
@@ -43,6 +44,7 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import LBFGS
 from ase.vibrations import VibrationsData
 from numpy.typing import NDArray
+from rmd17 import MOLECULES, data_files
 
 from tensormd.calculators import PotentialCalculator
 from tensormd.md_runs.benchmark.machine import describe_machine
@@ -405,10 +407,35 @@ def speed(model: PotentialCalculator, options: argparse.Namespace) -> Found:
     return found
 
 
+def transfer(model: PotentialCalculator, options: argparse.Namespace) -> Found:
+    """Against PBE, as is the teacher: forces meV/A, energies kcal/mol after one shift."""
+    teacher, found = Teacher(options.teacher), {}
+    for name in MOLECULES:
+        with np.load(data_files(options.rmd17, name)[1]) as file:
+            numbers, wanted = file["nuclear_charges"], KCAL * file["forces"][:100]
+            exact = file["energies"][:100]
+            frames = [Atoms(numbers, x) for x in file["coords"][:100]]
+        both = [_single(frame, teacher) for frame in frames]
+        of_teacher = np.array([b[0] for b in both]), np.array([b[1] for b in both])
+        energies, forces = evaluated(model, frames)
+        found[name] = {}
+        for which, (energy, force) in {
+            "model": (energies, np.array(forces)), "teacher": of_teacher
+        }.items():  # fmt: skip
+            off = energy / KCAL - exact
+            found[name][which] = {
+                "forces": mae(1e3 * (force - wanted)),
+                "slope_of_forces": float(f"{(force * wanted).sum() / (wanted**2).sum():.4g}"),
+                "energies": mae(off - np.median(off)),
+            }
+        found[name]["model_from_teacher"] = mae(1e3 * (np.array(forces) - of_teacher[1]))
+    return found
+
+
 PARTS: dict[str, Callable[[PotentialCalculator, argparse.Namespace], Found]] = {
     f.__name__: f
     for f in (
-        errors, dimers, geometries, torsions, conformers, frequencies, stability, speed
+        errors, dimers, geometries, torsions, conformers, frequencies, stability, speed, transfer
     )
 }  # fmt: skip
 
@@ -421,12 +448,16 @@ def main() -> None:
     parser.add_argument("--model", default="organic")
     parser.add_argument("--frames", type=Path, help="labelled frames of other molecules")
     parser.add_argument("--s66x8", type=Path, help="h5 file")
+    parser.add_argument("--rmd17", type=Path, help="folder of rmd17_MOLECULE_test_01.npz")
     parser.add_argument("--smiles", type=Path, help="molecules, one SMILES a line")
     parser.add_argument("--number", type=int, default=100, help="of molecules for stability")
     parser.add_argument("--picoseconds", type=float, default=20.0, help="for stability")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
-    needed = {"errors": ["frames"], "dimers": ["s66x8", "teacher"], "stability": ["smiles"]}
+    needed = {
+        "errors": ["frames"], "dimers": ["s66x8", "teacher"], "stability": ["smiles"],
+        "transfer": ["rmd17", "teacher"],
+    }  # fmt: skip
     for part in options.parts:
         for name in needed.get(part, ["teacher"]):
             if getattr(options, name) is None:
