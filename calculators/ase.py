@@ -417,7 +417,7 @@ class PotentialCalculator(Calculator):
 
 
 class TensorNetCalculator(PotentialCalculator):
-    """A TensorNet or a TensorNet2 as an ASE calculator.
+    """A TensorNet, a TensorNet2 or a QET as an ASE calculator.
 
     See `PotentialCalculator` for the parameters.
 
@@ -430,7 +430,7 @@ class TensorNetCalculator(PotentialCalculator):
     (9, 3)
     """
 
-    architectures = ("TensorNet", "TensorNet2")
+    architectures = ("TensorNet", "TensorNet2", "QET")
 
 
 class TDNCalculator(PotentialCalculator):

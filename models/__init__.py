@@ -5,21 +5,24 @@ from .committee import Committee
 from .graph import Graph, batch_graphs
 from .heads.coulomb import CoulombEnergy
 from .heads.dipole import DipoleReadout
-from .heads.energy import EnergyReadout, ScalarReadout
+from .heads.energy import EnergyReadout, GatedReadout, ScalarReadout
 from .heads.polarizability import PolarizabilityReadout
 from .inference.torchscript import export_torchscript
 from .neighbors import NeighborList
+from .networks.qet import QET
 from .networks.tdn import TDN
 from .networks.tensornet import TensorNet
 from .networks.tensornet2 import TensorNet2
 from .potential import Potential, Prediction
 
 __all__ = [
+    "QET",
     "TDN",
     "Committee",
     "CoulombEnergy",
     "DipoleReadout",
     "EnergyReadout",
+    "GatedReadout",
     "Graph",
     "NeighborList",
     "PolarizabilityReadout",

@@ -1,10 +1,11 @@
 """Folders of matgl: ``model.json`` describes a potential, ``state.pt`` has its tensors.
 
-This reads the TensorNets of matgl 2 (model version 1) and of matgl 3 and 4 (version 2), and
-reproduces their numbers. The versions differ in the direction of messages in the embedding:
+This reads the TensorNets of matgl 2 (model version 1) and of matgl 3 and 4 (version 2), and the
+QETs of matgl 3 and 4, and reproduces their numbers. The versions differ in the direction of
+messages in the embedding, which a QET has from version 2:
 
 ========================  ======================  ======================
-model version             1                       2
+TensorNet                 1                       2
 ========================  ======================  ======================
 vector of an edge         r_i - r_j               r_j - r_i
 species of an edge        emb2([Z_j, Z_i])        emb2([Z_i, Z_j])
@@ -34,11 +35,15 @@ from .formats import Format
 from .layout import embedding_state, finish, interaction_state
 
 UNITS = ("angstrom", "ev")
-MODULES = {
-    1: ("matgl.models._tensornet_pyg",),
-    2: ("matgl.models._tensornet", "matgl.models._tensornet_pyg", "matgl.models"),
+VERSIONS = {
+    ("TensorNet", 1, "matgl.models._tensornet_pyg"): 1,
+    ("TensorNet", 2, "matgl.models._tensornet"): 2,
+    ("TensorNet", 2, "matgl.models._tensornet_pyg"): 2,
+    ("TensorNet", 2, "matgl.models"): 2,
+    ("QET", 1, "matgl.models._qet"): 2,
+    ("QET", 1, "matgl.models._qet_pyg"): 2,
 }
-"""Modules whose files are read, by model version."""
+"""Classes, model versions and modules whose files are read, and the version of the embedding."""
 EMBEDDING = "tensor_embedding."
 ACTIVATIONS = {"swish": "silu", "tanh": "tanh", "sigmoid": "sigmoid", "softplus2": "ssp"}
 
@@ -48,6 +53,7 @@ FIXED: dict[str, Any] = {
     "is_intensive": False,
     "task_type": "regression",
     "ntargets": 1,
+    "include_magmom": False,
 }
 
 
@@ -80,16 +86,17 @@ def read_matgl(
             f"{name}/model.json describes no matgl potential ({type(error).__name__}: {error}): "
             "expected the file that matgl saves beside state.pt"
         ) from error
-    if kind[:2] != ("Potential", "TensorNet"):
+    if kind[0] != "Potential" or kind[1] not in ("TensorNet", "QET"):
         raise ValueError(
-            f"{name} holds a {kind[1]} ({kind[0]}) of matgl: expected a Potential with a TensorNet"
+            f"{name} holds a {kind[1]} ({kind[0]}) of matgl: expected a Potential with a "
+            "TensorNet or a QET"
         )
-    module, version = kind[2:]
-    if not isinstance(version, int) or module not in MODULES.get(version, ()):
+    architecture, module, version = kind[1:]
+    if (architecture, version, module) not in VERSIONS:
         raise ValueError(
             f"{name} has model version {version} of {module}, whose conventions are not known: "
-            "expected model version 1 (matgl 2, matgl.models._tensornet_pyg) or 2 (matgl 3 and 4)"
-            "; run it in its own matgl"
+            "expected model version 1 (matgl 2, matgl.models._tensornet_pyg) or 2 (matgl 3 and 4) "
+            "of a TensorNet, or 1 of a QET (matgl 3 and 4); run it in its own matgl"
         )
     for key, value in FIXED.items():
         if arguments.get(key, value) != value:
@@ -108,7 +115,10 @@ def read_matgl(
     require_finite(tensors, f"{name}/state.pt")
     pool = TensorPool(_separate(tensors), name)
     source = {"model": str(module), "model_version": version}
-    return _build(pool, arguments, version, source, parsed.get("metadata"), elements)
+    embedding = VERSIONS[architecture, version, module]
+    return _build(
+        pool, architecture, arguments, embedding, source, parsed.get("metadata"), elements
+    )
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -135,6 +145,7 @@ def _to_our_direction(state: dict[str, Tensor], version: int) -> None:
 
 def _build(
     pool: TensorPool,
+    architecture: str,
     arguments: Mapping[str, Any],
     version: int,
     source: dict[str, Any],
@@ -184,29 +195,33 @@ def _build(
                 f"{name}: {len(energies)} reference energies: expected one per element"
             )
         references[numbers] = energies
-    head = {}
-    for part in ("weight", "bias"):
-        head[f"norm.{part}"] = pool.take(f"out_norm.{part}")
-        head[f"head.linear.{part}"] = pool.take(f"linear.{part}")
-        for ours, theirs in (("values", "layers"), ("gates", "gates")):
-            for k in (0, 2, 4, 6):
-                head[f"head.{ours}.{k}.{part}"] = pool.take(
-                    f"final_layer.gated.{theirs}.{k}.{part}"
-                )
+    network = {
+        "channels": channels,
+        "layers": layers,
+        **radial,
+        "activation": activation,
+        "cutoff": cutoff,
+        "max_number": max(numbers) + 1,
+        "group": str(arguments.get("equivariance_invariance_group", "O(3)")),
+    }
+    scalars, head = _readout(pool)
+    if architecture == "QET":
+        charged, charges = _charges(pool, arguments, numbers)
+        network |= charged
+        state = {f"network.{key}": tensor for key, tensor in state.items()} | scalars | charges
+        readout: dict[str, Any] = {}
+    else:
+        network["self_interaction"] = False
+        scalars["head.linear.weight"] = scalars.pop("linear.weight")
+        scalars["head.linear.bias"] = scalars.pop("linear.bias")
+        head = scalars | {f"head.{key}": tensor for key, tensor in head.items()}
+        readout = {"head": "gated"}
     folder = PurePath(name).name
     return finish(
         pool,
-        network={
-            "channels": channels,
-            "layers": layers,
-            **radial,
-            "activation": activation,
-            "cutoff": cutoff,
-            "max_number": max(numbers) + 1,
-            "group": str(arguments.get("equivariance_invariance_group", "O(3)")),
-            "self_interaction": False,
-        },
-        readout={"head": "gated"},
+        architecture=architecture,
+        network=network,
+        readout=readout,
         representation=state,
         head=head,
         references=references,
@@ -219,10 +234,58 @@ def _build(
             "source": {"format": "matgl folder", "file": folder, **source},
             "units_stated": True,
             "elements_stated": True,
-            "trained_with_charge": False,
+            "trained_with_charge": architecture == "QET",
             "training": notes if isinstance(notes, dict) else {},
         },
     )
+
+
+def _readout(pool: TensorPool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Layers from the invariants to scalars, and the gated perceptron, with a QET's norm."""
+    scalars, gated = {}, {}
+    for part in ("weight", "bias"):
+        scalars[f"norm.{part}"] = pool.take(f"out_norm.{part}")
+        scalars[f"linear.{part}"] = pool.take(f"linear.{part}")
+        if f"norm.{part}" in pool:
+            gated[f"norm.{part}"] = pool.take(f"norm.{part}")
+        for ours, theirs in (("values", "layers"), ("gates", "gates")):
+            for k in (0, 2, 4, 6):
+                gated[f"{ours}.{k}.{part}"] = pool.take(f"final_layer.gated.{theirs}.{k}.{part}")
+    return scalars, gated
+
+
+def _charges(
+    pool: TensorPool, arguments: Mapping[str, Any], numbers: list[int]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Arguments of `QET` besides those of its TensorNet, and the state of the equilibrium."""
+    pool.discard("elec_pot.pi", "elec_pot.sqrt2")
+    by_surroundings = bool(arguments.get("is_hardness_envs"))
+    options = {
+        "hardness": "surroundings" if by_surroundings else "element",
+        "trainable_widths": bool(arguments.get("is_sigma_train")),
+    }
+    perceptrons = {"electronegativity": "chi_readout"}
+    if by_surroundings:
+        perceptrons["hardness.network"] = "hardness_readout"
+    state = {
+        f"{ours}.{k}.{part}": pool.take(f"{theirs}.layers.{k}.{part}")
+        for ours, theirs in perceptrons.items()
+        for k in (0, 2, 4)
+        for part in ("weight", "bias")
+    }
+    tables = {"widths": "sigma"} | (
+        {} if by_surroundings else {"hardness.values": "hardness_readout"}
+    )
+    for ours, theirs in tables.items():
+        values = pool.take(theirs)
+        if values.shape != (len(numbers),):
+            raise ValueError(
+                f"{pool.name}: {theirs} has the shape {tuple(values.shape)}: expected one number "
+                f"for each of the {len(numbers)} elements of model.json"
+            )
+        state[ours] = torch.ones(max(numbers) + 1, dtype=values.dtype)
+        state[ours][numbers] = values
+    return options, state
 
 
 def _radial(

@@ -2,11 +2,12 @@
 
 `EnergyReadout` is TensorNet's: its heads take the invariants of an atom, the squared norms of I, A
 and S side by side (3F numbers, fewer for a network with fewer irreps).
-`ScalarReadout` is TDN's.
+`ScalarReadout` is TDN's, `GatedReadout` QET's.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -47,23 +48,23 @@ class GatedHead(nn.Module):
     def __init__(self, inputs: int, channels: int) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, channels)
-        self.values = self._perceptron(channels, last=None)
-        self.gates = self._perceptron(channels, last=nn.Sigmoid())
-
-    @staticmethod
-    def _perceptron(channels: int, last: nn.Module | None) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        for _ in range(3):
-            layers += [nn.Linear(channels, channels), nn.SiLU()]
-        layers.append(nn.Linear(channels, 1))
-        if last is not None:
-            layers.append(last)
-        return nn.Sequential(*layers)
+        self.values, self.gates = _gated(4 * [channels])
 
     def forward(self, invariants: Tensor) -> Tensor:
         """(N, inputs) -> (N, 1)."""
         x = self.linear(invariants)
         return self.values(x) * self.gates(x)
+
+
+def _gated(sizes: list[int]) -> tuple[nn.Sequential, nn.Sequential]:
+    """Two perceptrons with these numbers of inputs and one output, the second with a sigmoid."""
+    both: list[nn.Sequential] = []
+    for last in ([], [nn.Sigmoid()]):
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(sizes):
+            layers += [nn.Linear(inputs, outputs), nn.SiLU()]
+        both.append(nn.Sequential(*layers, nn.Linear(sizes[-1], 1), *last))
+    return both[0], both[1]
 
 
 class LinearHead(nn.Module):
@@ -244,5 +245,27 @@ class ScalarReadout(nn.Module):
         return self.head(self.norm(x[:, 0])).squeeze(-1)
 
 
-Readout = EnergyReadout | ScalarReadout
+class GatedReadout(nn.Module):
+    """QET's readout: layer norm, then a perceptron times a second one: (N, 1, F + 2) -> (N,).
+
+    Parameters
+    ----------
+    channels
+        Number of channels of the representation, F, besides a charge and a potential.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {}
+        inputs = channels + 2
+        self.norm = nn.LayerNorm(inputs)
+        self.values, self.gates = _gated([inputs, inputs, channels, channels])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, F + 2) -> (N,), in the network's own unit of energy, unscaled."""
+        x = self.norm(x[:, 0])
+        return (self.values(x) * self.gates(x)).squeeze(-1)
+
+
+Readout = EnergyReadout | ScalarReadout | GatedReadout
 """Readouts from the features of a network to unscaled energies of atoms."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..heads.energy import HEADS, EnergyReadout, Readout, ScalarReadout
+from ..heads.energy import HEADS, EnergyReadout, GatedReadout, Readout, ScalarReadout
 from .base import FeatureLayout, Irrep, Network
+from .qet import QET
 from .tdn import TDN
 from .tensornet import TensorNet
 from .tensornet2 import TensorNet2
@@ -28,6 +29,7 @@ class Architecture(NamedTuple):
 NETWORKS: dict[str, Architecture] = {
     "TensorNet": Architecture(TensorNet, EnergyReadout, HEADS),
     "TensorNet2": Architecture(TensorNet2, EnergyReadout),
+    "QET": Architecture(QET, GatedReadout),
     "TDN": Architecture(TDN, ScalarReadout),
 }
 """Architectures by class name, as in checkpoints; configurations use it in lower case."""

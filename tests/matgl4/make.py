@@ -14,7 +14,7 @@ from ase.build import bulk, fcc111, molecule
 from ase.units import GPa
 from matgl.apps.pes import Potential
 from matgl.ext.ase import Atoms2Graph
-from matgl.models import TensorNet
+from matgl.models import QET, TensorNet
 
 ELEMENTS = ("O", "Mg", "H", "C", "Na", "Cl")  # not in the order of the table
 SMALL = [[1.9, 0, 0], [0.4, 2.0, 0], [0.3, -0.2, 2.2]]
@@ -27,25 +27,40 @@ MODELS: dict[str, dict[str, Any]] = {
         "equivariance_invariance_group": "SO(3)",
     },
     "expnorm": {"rbf_type": "ExpNorm", "num_rbf": 5, "nblocks": 1, "activation_type": "tanh"},
+    "qet": {"rbf_type": "Gaussian", "num_rbf": 6, "nblocks": 2},
+    "qet-surroundings": {
+        "rbf_type": "SphericalBessel",
+        "use_smooth": True,
+        "max_n": 3,
+        "nblocks": 1,
+        "equivariance_invariance_group": "SO(3)",
+        "is_hardness_envs": True,
+        "is_sigma_train": True,
+    },
 }
+CHARGES = {"ethanol": -1, "MgO rattled": 1}
+"""Total charges of structures, for networks that predict charges."""
 
 
-def make_model(seed: int, options: dict[str, Any]) -> Potential:
+def make_model(name: str, seed: int, options: dict[str, Any]) -> Potential:
     """A potential whose weights are large enough to give forces, and no bias is zero."""
     torch.manual_seed(seed)
-    network = TensorNet(
-        element_types=ELEMENTS, units=8, cutoff=4.0, is_intensive=False, use_warp=False, **options
-    )
+    charged = name.startswith("qet")
+    options = {"element_types": ELEMENTS, "units": 8, "cutoff": 4.0, "use_warp": False, **options}
+    network = QET(**options) if charged else TensorNet(is_intensive=False, **options)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if "bond_expansion" in name:
                 parameter *= 1.1 if parameter.requires_grad else 1.0
             elif parameter.ndim > 1:
                 parameter *= 1.7
+            elif name in ("hardness_readout", "sigma"):
+                parameter += torch.rand_like(parameter)
             else:
                 parameter += 0.3 * torch.randn_like(parameter)
     references = [-4.0, -1.5, -1.0, -7.0, -0.5, -2.0]
-    return Potential(network, data_mean=0.25, data_std=1.75, element_refs=references)
+    numbers = {"data_mean": 0.25, "data_std": 1.75, "element_refs": references}
+    return Potential(network, **numbers, **({"calc_charge": True} if charged else {}))
 
 
 def structures() -> dict[str, Atoms]:
@@ -79,8 +94,8 @@ def structures() -> dict[str, Atoms]:
     return found
 
 
-def evaluate(potential: Potential, atoms: Atoms) -> dict[str, Any]:
-    """Energy, forces and stress, eV and Angstrom."""
+def evaluate(potential: Potential, atoms: Atoms, charge: int) -> dict[str, Any]:
+    """Energy, forces and stress, eV and Angstrom, and charges if there are any."""
     graph, _, _ = Atoms2Graph(ELEMENTS, potential.model.cutoff).get_graph(atoms)
     # The graph has fractional coordinates in float32: give them in double.
     lattice = torch.eye(3, dtype=torch.float64)[None]
@@ -88,8 +103,11 @@ def evaluate(potential: Potential, atoms: Atoms) -> dict[str, Any]:
     if atoms.pbc.all():
         lattice = torch.tensor(atoms.cell.array[None])
         graph.frac_coords = torch.tensor(atoms.get_scaled_positions(wrap=False))
-    energy, forces, stress, _ = potential(graph, lattice)
+    given = {"total_charge": torch.tensor([charge])} if potential.calc_charge else {}
+    energy, forces, stress, _, *charges = potential(graph, lattice, **given)
+    found = {"charge": charge, "charges": charges[0].tolist()} if charges else {}
     return {
+        **found,
         "energy": energy.item(),
         "forces": forces.detach().tolist(),
         "stress": (stress.detach() * GPa).reshape(3, 3).tolist() if atoms.pbc.all() else None,
@@ -108,12 +126,13 @@ def main() -> None:
             "periodic": bool(atoms.pbc.all()),
         }
     for seed, (model, options) in enumerate(MODELS.items()):
-        potential = make_model(seed, options)
+        potential = make_model(model, seed, options)
         potential.save(Path(model))
         (Path(model) / "model.pt").unlink()  # a pickle that nobody needs
         potential.double().eval()
         numbers["models"][model] = {
-            name: evaluate(potential, atoms) for name, atoms in structures().items()
+            name: evaluate(potential, atoms, CHARGES.get(name, 0))
+            for name, atoms in structures().items()
         }
         largest = max(np.abs(found["forces"]).max() for found in numbers["models"][model].values())
         print(f"{model}: forces up to {largest:.2f} eV/A")

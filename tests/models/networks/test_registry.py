@@ -216,5 +216,5 @@ def test_a_network_without_a_row_is_not_saved(
     monkeypatch.delitem(NETWORKS, "Toy")
     with pytest.raises(ValueError, match="cannot save a Potential"):
         save_potential(potential, tmp_path / "toy.safetensors")
-    assert set(NETWORKS) == {"TensorNet", "TensorNet2", "TDN"}
+    assert set(NETWORKS) == {"TensorNet", "TensorNet2", "QET", "TDN"}
     assert NETWORKS["TensorNet"].network is TensorNet
