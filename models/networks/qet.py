@@ -49,14 +49,27 @@ class QET(Network):
     ----------
     channels
         Number of features per atom and component, F.
-    layers, radial_functions, radial, trainable_radial, activation, cutoff, max_number, group
-        Parameters of the `TensorNet`.
+    layers
+        Number of interaction layers; 0: only the embedding.
+    radial_functions
+        Number of radial functions, K.
+    radial
+        Name of the radial basis: ``expnorm``, ``gauss`` or ``bessel``.
+    trainable_radial
+        Whether the parameters of the radial basis are trained.
+    activation
+        Name of the TensorNet's activation function (see `activations.ACTIVATIONS`).
+    cutoff
+        Cutoff distance, in the network's unit of length.
+    max_number
+        Size of the table of elements: atomic numbers below it can be embedded.
+    group
+        ``O(3)``: the energy is invariant under inversion; ``SO(3)``: it need not be.
     hardness
-        Hardnesses :math:`\eta`: one for each ``element``, or from an atom's ``surroundings`` by a
-        perceptron of s.
+        One hardness for each ``element``, or from an atom's ``surroundings`` by a perceptron of
+        its scalars.
     trainable_widths
-        Whether the widths :math:`\sigma` of the elements are trained; at first, they are the
-        covalent radii.
+        Whether the widths of the elements are trained; at first, they are the covalent radii.
 
     Raises
     ------

@@ -65,7 +65,7 @@ def test_the_example_is_complete_and_valid(capsys: pytest.CaptureFixture[str]) -
     assert text == example()
     content = yaml.safe_load(text)
     for section, cls in SECTIONS.items():
-        if section in ("model.tensornet2", "model.tdn"):
+        if section in ("model.tensornet2", "model.qet", "model.tdn"):
             continue
         found: Any = content
         for part in section.split("."):
@@ -214,7 +214,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "an architecture": (
         LEAST + "model: {architecture: schnet}",
-        "line 4: model.architecture is 'schnet': expected tensornet, tensornet2 or tdn",
+        "line 4: model.architecture is 'schnet': expected tensornet, tensornet2, qet or tdn",
     ),
     "the other's options": (
         LEAST + "model:\n  architecture: tdn\n  tensornet: {channels: 8}",

@@ -166,7 +166,7 @@ def test_files_scripts_and_calculators(name: str, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("backend", ["plain", "compiled"])
+@pytest.mark.parametrize("backend", ["plain", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_training(backend: str) -> None:
     frames = labelled([water(k) for k in range(6)])
     settings = TrainingSettings(epochs=3, batch=3, learning_rate=1e-2, backend=backend)
