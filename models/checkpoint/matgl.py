@@ -92,7 +92,7 @@ def read_matgl(
             "TensorNet or a QET"
         )
     architecture, module, version = kind[1:]
-    if (architecture, version, module) not in VERSIONS:
+    if (architecture, version, module) not in list(VERSIONS):  # they may be of any type
         raise ValueError(
             f"{name} has model version {version} of {module}, whose conventions are not known: "
             "expected model version 1 (matgl 2, matgl.models._tensornet_pyg) or 2 (matgl 3 and 4) "

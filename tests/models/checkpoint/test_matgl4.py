@@ -103,3 +103,6 @@ def test_other_versions_are_named(tmp_path: Path) -> None:
         version = 3 if "version" in old else 2
         with pytest.raises(ValueError, match=rf"m has model version {version} of .*expected.* 1 "):
             load_potential(tmp_path / "m")
+    path.write_text(text.replace('"@model_version": 2', '"@model_version": [2]'))
+    with pytest.raises(ValueError, match=r"m has model version \[2\] of "):
+        load_potential(tmp_path / "m")
