@@ -445,11 +445,7 @@ def assemble(graph: Graph, energies: Tensor, vectors: Tensor, gradient: Tensor) 
 
     and each of its terms is divided equally between i and j.
     """
-    i, j = graph.edge_index[0], graph.edge_index[1]
-    outer = vectors.unsqueeze(2) * gradient.unsqueeze(1)
-    half = -0.25 * (outer + outer.mT)
-    virials = torch.zeros(energies.shape[0], 3, 3, dtype=outer.dtype, device=outer.device)
-    virials = virials.index_add(0, i, half).index_add(0, j, half)
+    virials = atom_virials(graph, vectors, gradient)
     energy, virial = sums_of_systems(graph, energies), sums_of_systems(graph, virials)
     return Prediction(energy, energies, sum_forces(graph, gradient), virial, virials)
 
@@ -459,6 +455,14 @@ def sums_of_systems(graph: Graph, values: Tensor) -> Tensor:
     shape = [graph.charge.shape[0]] + list(values.shape[1:])  # noqa: RUF005 (TorchScript)
     sums = torch.zeros(shape, dtype=values.dtype, device=values.device)
     return sums.index_add(0, graph.system, values)
+
+
+def atom_virials(graph: Graph, vectors: Tensor, gradient: Tensor) -> Tensor:
+    """Shares of the atoms in the virials (N, 3, 3), see `assemble`."""
+    outer = vectors.unsqueeze(2) * gradient.unsqueeze(1)
+    half = -0.25 * (outer + outer.mT)
+    zeros = torch.zeros(graph.numbers.shape[0], 3, 3, dtype=outer.dtype, device=outer.device)
+    return zeros.index_add(0, graph.edge_index[0], half).index_add(0, graph.edge_index[1], half)
 
 
 def sum_forces(graph: Graph, gradient: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..data.frames import Frames
 from ..graph import Graph, Pairs, batch_graphs, within
 from ..inference.forks import use_one_thread_in_forks
-from ..potential import Potential, assemble, edge_gradient, sum_forces, sums_of_systems
+from ..potential import Potential, atom_virials, edge_gradient, sum_forces, sums_of_systems
 from ..quantities import QUANTITIES, with_derived
 
 
@@ -91,8 +91,8 @@ def predict(
         found = {**found, "energy": energy, "forces": forces}
         if "stress" in quantities:
             assert volume is not None
-            virial = assemble(graph, energies, vectors.detach(), gradient).virial
-            found["stress"] = -virial / volume.view(-1, 1, 1)
+            virials = atom_virials(graph, vectors.detach(), gradient)
+            found["stress"] = -sums_of_systems(graph, virials) / volume.view(-1, 1, 1)
     found = with_derived(found)
     return {name: found[name] for name in quantities}
 
