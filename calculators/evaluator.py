@@ -398,11 +398,9 @@ class Evaluator:
         """Heat flux from the network itself; velocities (N, 3) and masses (N,) in ASE's units."""
         use_one_thread_in_forks()
         members: list[Any] = members_of(self.potential)
-        given = (torch.from_numpy(x).to(self.device) for x in (velocities, masses))
-        moving = tuple(given)
         graph = self._whole(graph)
-        found = mean([heat_flux(each, graph, *moving) for each in members]).cpu().numpy()
-        return HeatFlux(*found)
+        v, m = (torch.from_numpy(x).to(self.device) for x in (velocities, masses))
+        return HeatFlux(*mean([heat_flux(each, graph, v, m) for each in members]).cpu().numpy())
 
     def _whole(self, graph: Graph) -> Graph:
         """The graph with all pairs, of which fused kernels need no list."""
