@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..networks.tdn import PUBLISHED
 from ..potential import Potential
 from .build import TensorPool
 from .files import require_finite
@@ -139,6 +140,7 @@ def read_tdn_release(
         return float(value)
 
     network: dict[str, Any] = {
+        **PUBLISHED,
         "cutoff": known("cutoff", cutoff, CUTOFF),
         "average_degree": known("average_degree", average_degree, AVERAGE_DEGREE),
         "group": "SO(3)",

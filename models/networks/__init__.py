@@ -5,12 +5,14 @@ Checkpoints, training and its configuration read the table ``NETWORKS``.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from ..heads.energy import HEADS, EnergyReadout, GatedReadout, Readout, ScalarReadout
 from .base import FeatureLayout, Irrep, Network
 from .qet import QET
-from .tdn import TDN
+from .tdn import PUBLISHED, TDN
 from .tensornet import TensorNet
 from .tensornet2 import TensorNet2
 
@@ -24,12 +26,14 @@ class Architecture(NamedTuple):
     readout: type[Readout]
     heads: tuple[str, ...] = ()
     """Kinds of readout to choose from; empty if there is only one kind."""
+    earlier: Mapping[str, Any] = MappingProxyType({})
+    """Options of the network that older files lack, with the values that such files mean."""
 
 
 NETWORKS: dict[str, Architecture] = {
     "TensorNet": Architecture(TensorNet, EnergyReadout, HEADS),
     "TensorNet2": Architecture(TensorNet2, EnergyReadout),
     "QET": Architecture(QET, GatedReadout),
-    "TDN": Architecture(TDN, ScalarReadout),
+    "TDN": Architecture(TDN, ScalarReadout, earlier=PUBLISHED),
 }
 """Architectures by class name, as in checkpoints; configurations use it in lower case."""

@@ -11,7 +11,7 @@ Y. Lengths are in the units of the network's cutoff.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -40,17 +40,10 @@ from .base import (
     check_sizes,
     consecutive_irreps,
 )
-from .tdn_layers import (
-    DegreeLinear,
-    DegreeNorm,
-    GatedLinear,
-    RadialNetwork,
-    SmoothLeakyReLU,
-    TrainedGaussianBasis,
-)
+from .tdn_blocks import Block, DegreeEmbedding, Edges, GraphAttention
+from .tdn_layers import DegreeNorm, RadialNetwork, TrainedGaussianBasis
 from .tdn_product import (
     ContractedProduct,
-    Coupling,
     ExactCoupling,
     FactoredCoupling,
     FactoredProduct,
@@ -61,17 +54,9 @@ from .tdn_product import (
 
 PRODUCTS = ("exact_cg", "cp")
 ENVELOPES = ("cosine", "none")
-
-
-class Edges(NamedTuple):
-    """Data of the edges that every layer reads."""
-
-    receiver: Tensor
-    """Receivers i, (E,)."""
-    sender: Tensor
-    """Senders j, (E,)."""
-    envelope: Tensor
-    """Envelope, (E, 1): 1 at zero distance, 0 at and beyond the cutoff."""
+WEIGHTS = ("by_degree", "shared")
+PUBLISHED = MappingProxyType({"weights": "shared", "self_product": False, "sender_species": False})
+"""Options of the published network, which files made before these options mean."""
 
 
 class TDN(Network):
@@ -113,6 +98,15 @@ class TDN(Network):
         Typical number of neighbours: the embedding of the surroundings is divided by its root.
     dropout
         Fraction of attention weights dropped in training (0.2 in the released code).
+    weights
+        ``by_degree``: linear maps and tensor products have weights for each degree; ``shared``:
+        all degrees share one matrix and one radial function per channel, as published.
+    self_product
+        Whether the feed-forward networks multiply each atom's features with a linear map of
+        themselves (absent in the published network).
+    sender_species
+        Whether the embedding of the surroundings knows the neighbours' species (as published, it
+        does not).
     degrees
         Degrees of the features and of the edges' harmonics, including 0; None: all from 0 to L.
         Paths of other degrees are omitted from M (or from its decomposition for ``lmax``, if it is
@@ -145,6 +139,9 @@ class TDN(Network):
         norm_epsilon: float = 0.1,
         average_degree: float = 18.6,
         dropout: float = 0.0,
+        weights: str = "by_degree",
+        self_product: bool = True,
+        sender_species: bool = True,
         degrees: Sequence[int] | None = None,
     ) -> None:
         lmax, degrees = parse_degrees(lmax, degrees)
@@ -161,6 +158,8 @@ class TDN(Network):
             raise ValueError(
                 f"unknown envelope {envelope!r}: expected one of {', '.join(ENVELOPES)}"
             )
+        if weights not in WEIGHTS:
+            raise ValueError(f"unknown weights {weights!r}: expected one of {', '.join(WEIGHTS)}")
         if heads < 1 or channels < 1 or channels % heads:
             raise ValueError(f"{heads} heads of {channels} channels: expected a divisor of them")
         for name, value in (
@@ -181,7 +180,7 @@ class TDN(Network):
             factors = factors_for(lmax, group, rank)
             rank = factors.a.shape[1]
             a, b, c = (torch.cat([f[degree_slice(degree)] for degree in degrees]) for f in factors)
-            coupling: nn.Module = FactoredCoupling(a, b, c, contracted)
+            coupling: nn.Module = FactoredCoupling(a, b, c, degrees, contracted)
         else:
             coupling = ExactCoupling(degrees, group, contracted)
         config = {
@@ -201,6 +200,9 @@ class TDN(Network):
             "norm_epsilon": float(norm_epsilon),
             "average_degree": float(average_degree),
             "dropout": float(dropout),
+            "weights": weights,
+            "self_product": bool(self_product),
+            "sender_species": bool(sender_species),
             "degrees": None if len(degrees) == lmax + 1 else list(degrees),
         }
         super().__init__(
@@ -218,24 +220,41 @@ class TDN(Network):
         self.species = nn.Embedding(max_number, channels)
         nn.init.uniform_(self.species.weight, -1, 1)
 
+        shared = weights == "shared"
+        self.radial_shape = [1 if shared else len(degrees), channels]
+
         def tensor_product() -> Product:
             if contracted:
                 return ContractedProduct()
-            return FactoredProduct() if product == "cp" else PathProduct(degrees, group)
+            return FactoredProduct(shared) if product == "cp" else PathProduct(degrees, group)
 
         def radial_network() -> RadialNetwork:
-            return RadialNetwork(radial_functions, list(radial_widths), channels)
+            return RadialNetwork(
+                radial_functions, list(radial_widths), math.prod(self.radial_shape)
+            )
 
         self.surroundings = DegreeEmbedding(
-            channels, degrees, tensor_product(), radial_network(), average_degree
+            channels,
+            degrees,
+            radial_network(),
+            average_degree,
+            shared,
+            max_number if sender_species else None,
         )
 
         def block() -> Block:
             attention = GraphAttention(
-                channels, heads, tensor_product(), radial_network(), self.smooth, dropout
+                channels,
+                heads,
+                tensor_product(),
+                radial_network(),
+                self.smooth,
+                dropout,
+                degrees,
+                shared,
             )
             norms = [DegreeNorm(channels, degrees, norm_epsilon) for _ in range(2)]
-            return Block(channels, attention, norms)
+            return Block(channels, attention, norms, degrees, shared, self_product)
 
         self.layers = nn.ModuleList([block() for _ in range(layers)])
 
@@ -279,21 +298,24 @@ class TDN(Network):
         coupling = self.coupling(self.harmonics(vectors / distances.unsqueeze(1)))
         envelope = self.envelope(distances) if self.smooth else torch.ones_like(distances)
         edges = Edges(graph.edge_index[0], graph.edge_index[1], envelope.unsqueeze(1))
-        weights = self.edge_factors(distances, pairs)
+        shape = [vectors.shape[0]] + self.radial_shape  # noqa: RUF005 (TorchScript)
+        weights = [w.view(shape) for w in self.edge_factors(distances, pairs)]
         species = self.species(graph.numbers).unsqueeze(1)
-        x = self.surroundings(edges, weights[0], coupling, graph.numbers.shape[0])
+        x = self.surroundings(edges, weights[0], coupling, graph.numbers)
         x = torch.cat([x[:, :1] + species, x[:, 1:]], dim=1)
         for k, layer in enumerate(self.layers):
             x = layer(x, edges, weights[k + 1], coupling)
         return x
 
     def edge_factors(self, distances: Tensor, pairs: Pairs | None = None) -> list[Tensor]:
-        """Radial networks of the distances (E,): weights (E, C) of the tensor products.
+        """Radial networks of the distances (E,): weights of the tensor products.
 
-        The first belongs to the embedding, the others to the layers in order.
+        (E, degrees C), or (E, C) if degrees share them. The first belongs to the embedding, the
+        others to the layers in order.
         """
         if self.table is not None:
-            return list(torch.split(self.table(distances), self.channels, dim=1))
+            width = self.radial_shape[0] * self.radial_shape[1]
+            return list(torch.split(self.table(distances), width, dim=1))
         else:
             if pairs is not None:
                 distances = distances.index_select(0, pairs.one)
@@ -345,12 +367,18 @@ class TDN(Network):
         degrees = self.parse_kept(kept)
         places = degree_slices(self.degrees)
         rows = [self.degrees.index(degree) for degree in degrees]
+        depth = 3 * len(self.config["radial_widths"])  # of the last layer of a radial network
+        last = (f"radial.{depth}.weight", f"radial.{depth}.bias")
         changed = {}
         for name, tensor in tensors.items():
             if name.startswith("representation.coupling."):
                 changed[name] = torch.cat([tensor[places[degree]] for degree in degrees])
-            elif name.endswith((".norm_1.weight", ".norm_2.weight")):
+            elif name.endswith((".norm_1.weight", ".norm_2.weight")) or (
+                name.startswith("representation.") and tensor.ndim == 3  # a matrix of each degree
+            ):
                 changed[name] = tensor[rows]
+            elif name.endswith(last) and self.radial_shape[0] > 1:
+                changed[name] = tensor.unflatten(0, self.radial_shape)[rows].flatten(0, 1)
         config = self.config | {"degrees": list(degrees)}
         if config["product"] == "exact_cg":
             config["lmax"] = max(degrees)
@@ -359,149 +387,14 @@ class TDN(Network):
     def multiplications(self, irreps: Sequence[Irrep], neighbours: float) -> float:
         """Sum over the embedding, the blocks and the readout."""
         c, d = self.channels, sum(irrep.size for irrep in irreps)
-        embedding = neighbours * c * (TABLE + d) + d * c * c
-        edge = c * (TABLE + 2 * d * d) + c * c * (d + 2) + c
+        table = TABLE * (1 if self.config["weights"] == "shared" else len(irreps))
+        embedding = neighbours * c * (table + d) + d * c * c
+        edge = c * (table + 2 * d * d) + c * c * (d + 2) + c
         atom = c * c * (5 * d + 1)
+        if self.config["self_product"]:
+            atom += c * d * (c + 2 * d)
         readout = c * c + c
         return embedding + len(self.layers) * (neighbours * edge + atom) + readout
-
-
-class DegreeEmbedding(nn.Module):
-    r"""Initial features of an atom from the directions of its neighbours.
-
-    .. math::
-        x_i = \frac{1}{\sqrt{\bar n}} \sum_j \phi(r_{ij}) \left[
-        W \left( w(r_{ij}) \odot s \otimes Y(\hat r_{ij}) \right) + b \right]
-
-    where s, one number per channel, represents the sender at degree 0, and
-    :math:`\bar n` is the average degree.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        degrees: Sequence[int],
-        product: Product,
-        radial: nn.Module,
-        average_degree: float,
-    ) -> None:
-        super().__init__()
-        self.size = sum(2 * degree + 1 for degree in degrees)
-        self.scale = float(average_degree) ** -0.5
-        self.product: Product = product
-        self.radial = radial
-        # The released code has a linear map of ones here.
-        self.sender = nn.Parameter(torch.empty(channels).uniform_(-1, 1))
-        self.mix = DegreeLinear(channels, channels, bias=False)
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, edges: Edges, weight: Tensor, coupling: Coupling, atoms: int) -> Tensor:
-        """Weights (E, C) of the tensor product -> (N, d, C)."""
-        weight = edges.envelope * weight * self.sender
-        # The sender has only degree 0, and its channels differ by a factor.
-        scalar = torch.ones(1, 1, 1, dtype=weight.dtype, device=weight.device)
-        scalar = nn.functional.pad(scalar, [0, 0, 0, self.size - 1])
-        scalar = scalar.expand(weight.shape[0], -1, -1)
-        x = self.product.aggregate(scalar, weight, coupling, edges.receiver, atoms)
-        x = self.mix(x)
-        degree = edges.envelope.new_zeros(atoms, 1).index_add(0, edges.receiver, edges.envelope)
-        bias = (degree * self.bias).unsqueeze(1)
-        return self.scale * torch.cat([x[:, :1] + bias, x[:, 1:]], dim=1)
-
-
-class GraphAttention(nn.Module):
-    r"""Messages of the neighbours, weighted by attention.
-
-    .. math::
-        m_{ij} &= w(r_{ij}) \odot (W_s x_j + W_r x_i) \otimes Y(\hat r_{ij}) \\
-        s_{ij} &= a \cdot \mathrm{LeakyReLU}(W_\alpha m_{ij}^{l=0}) \quad \text{by head} \\
-        \alpha_{ij} &= \frac{\phi(r_{ij}) e^{s_{ij}}}{1 + \sum_k \phi(r_{ik}) e^{s_{ik}}} \\
-        x_i &= W \sum_j \alpha_{ij} \; w(r_{ij}) \odot
-            \mathrm{gate}(W_v m_{ij}) \otimes Y(\hat r_{ij})
-
-    Both tensor products have the same weights w. With the envelope :math:`\phi` each weight
-    vanishes at the cutoff. The 1 in the denominator ensures this for a single neighbour too, whose
-    weight would otherwise be 1 at any distance. Without an envelope the 1 is absent, as released.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        heads: int,
-        product: Product,
-        radial: nn.Module,
-        smooth: bool,
-        dropout: float,
-    ) -> None:
-        super().__init__()
-        self.heads = heads
-        self.smooth = smooth
-        self.product: Product = product
-        self.radial = radial
-        self.sender = DegreeLinear(channels, channels)
-        self.receiver = DegreeLinear(channels, channels, bias=False)
-        self.score = nn.Linear(channels, channels)
-        nn.init.zeros_(self.score.bias)
-        self.score_act = SmoothLeakyReLU(0.2)
-        self.score_dot = nn.Parameter(torch.empty(heads, channels // heads))
-        nn.init.xavier_uniform_(self.score_dot)
-        self.dropout = nn.Dropout(dropout)
-        self.value = GatedLinear(channels)
-        self.mix = DegreeLinear(channels, channels)
-
-    def forward(self, x: Tensor, edges: Edges, weight: Tensor, coupling: Coupling) -> Tensor:
-        """(N, d, C) and weights (E, C) of the tensor products -> (N, d, C)."""
-        i, j = edges.receiver, edges.sender
-        # Linear, hence applied per atom.
-        sent = self.product.project(self.sender(x), coupling)
-        received = self.product.project(self.receiver(x), coupling)
-        message = self.product.message(
-            sent.index_select(0, j) + received.index_select(0, i), weight, coupling
-        )
-        attention = self.attention(message[:, 0], edges, x.shape[0])
-        weight = weight.view(weight.shape[0], self.heads, weight.shape[1] // self.heads)
-        weight = (weight * attention.unsqueeze(2)).flatten(1)
-        value = self.value(message)
-        return self.mix(self.product.aggregate(value, weight, coupling, i, x.shape[0]))
-
-    def attention(self, scalars: Tensor, edges: Edges, atoms: int) -> Tensor:
-        """Attention weights: scalars (E, C) of the messages -> (E, heads)."""
-        i = edges.receiver
-        scores = self.score_act(self.score(scalars))
-        width = scores.shape[1] // self.heads
-        scores = (scores.view(scores.shape[0], self.heads, width) * self.score_dot).sum(2)
-        # Shifted by the largest score to avoid overflow; the ratio is unchanged.
-        index = i.unsqueeze(1).expand(-1, self.heads)
-        highest = scores.new_zeros(atoms, self.heads)
-        highest = highest.scatter_reduce(
-            0, index, scores.detach(), "amax", include_self=self.smooth
-        )
-        weights = edges.envelope * torch.exp(scores - highest.index_select(0, i))
-        total = torch.exp(-highest) if self.smooth else torch.zeros_like(highest)
-        total = total.index_add(0, i, weights)
-        return self.dropout(weights / total.index_select(0, i))
-
-
-class Block(nn.Module):
-    """Attention and a feed-forward network, each with a normalised input and a residual sum."""
-
-    def __init__(
-        self, channels: int, attention: GraphAttention, norms: Sequence[nn.Module]
-    ) -> None:
-        super().__init__()
-        self.attention = attention
-        self.norm_1, self.norm_2 = norms
-        self.gated = GatedLinear(channels)
-        self.mix = DegreeLinear(channels, channels)
-
-    def weight(self, basis: Tensor) -> Tensor:
-        """Weights of the tensor products from the radial basis: (E, K) -> (E, C)."""
-        return self.attention.radial(basis)
-
-    def forward(self, x: Tensor, edges: Edges, weight: Tensor, coupling: Coupling) -> Tensor:
-        """(N, d, C) and weights (E, C) of the tensor products -> (N, d, C)."""
-        x = x + self.attention(self.norm_1(x), edges, weight, coupling)
-        return x + self.mix(self.gated(self.norm_2(x)))
 
 
 def parse_degrees(lmax: int | None, degrees: Sequence[int] | None) -> tuple[int, tuple[int, ...]]:

@@ -13,18 +13,48 @@ import torch
 from torch import Tensor, nn
 
 
-class DegreeLinear(nn.Module):
-    """The same matrix over channels for every component, and a bias on degree 0."""
+def new_matrices(channels: int, matrices: int | None) -> nn.Parameter:
+    """Random matrices over channels, (matrices, C, C), or one, (C, C)."""
+    shape = (channels, channels) if matrices is None else (matrices, channels, channels)
+    return nn.Parameter(torch.empty(shape).uniform_(-(channels**-0.5), channels**-0.5))
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
+
+def map_channels(x: Tensor, matrices: Tensor, sizes: list[int]) -> Tensor:
+    """Features (n, d, C) times a matrix of each degree, (degrees, C, C), or of all, (C, C)."""
+    if matrices.ndim == 2:
+        return x @ matrices.t()
+    parts: list[Tensor] = []
+    for k, part in enumerate(torch.split(x, sizes, dim=1)):
+        parts.append(part @ matrices[k].t())
+    return torch.cat(parts, dim=1)
+
+
+class DegreeLinear(nn.Module):
+    """A matrix over channels for each degree or for all, and a bias on degree 0.
+
+    Parameters
+    ----------
+    channels
+        Number of channels, C.
+    degrees
+        Degrees of the features, 0 first.
+    shared
+        Whether one matrix serves all degrees, as published.
+    bias
+        Whether there is a bias.
+    """
+
+    def __init__(
+        self, channels: int, degrees: Sequence[int], shared: bool, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        self.sizes = [2 * degree + 1 for degree in degrees]
+        self.weight = new_matrices(channels, None if shared else len(degrees))
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, d, inputs) -> (n, d, outputs)."""
-        y = x @ self.weight.t()
+        """(n, d, C) -> (n, d, C)."""
+        y = map_channels(x, self.weight, self.sizes)
         bias = self.bias
         if bias is not None:
             y = y + nn.functional.pad(bias.unsqueeze(0), [0, 0, 0, x.shape[1] - 1])
@@ -83,20 +113,20 @@ class GatedLinear(nn.Module):
         \mathrm{SiLU}(v_l) \text{ for } l = 0, \quad v_l \, \sigma(g) \text{ for } l > 0
 
     The released code maps all components to 2C channels, and uses the second half only at degree
-    0; here only that part is computed.
+    0; here only that part is computed. The parameters are those of `DegreeLinear`.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, degrees: Sequence[int], shared: bool) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.empty(channels, channels))
-        nn.init.kaiming_uniform_(self.value, a=math.sqrt(5))
+        self.sizes = [2 * degree + 1 for degree in degrees]
+        self.value = new_matrices(channels, None if shared else len(degrees))
         self.gate = nn.Linear(channels, channels)
         nn.init.zeros_(self.gate.bias)
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d, C) -> (n, d, C)."""
-        v = x @ self.value.t()
+        v = map_channels(x, self.value, self.sizes)
         gate = torch.sigmoid(self.gate(x[:, 0]))
         scalar = nn.functional.silu(v[:, 0] + self.bias)
         return torch.cat([scalar.unsqueeze(1), v[:, 1:] * gate.unsqueeze(1)], dim=1)

@@ -24,6 +24,7 @@ from torch import nn
 
 from tensormd.models import Potential
 from tensormd.models.inference.kernels import fuse
+from tensormd.models.networks.tdn import PUBLISHED
 
 BOHR_HARTREE = {
     "length_unit": "bohr",
@@ -56,6 +57,7 @@ TDNS: dict[str, dict[str, Any]] = {
     "L2": {"lmax": 2, "scale": 1.4},
     "L3-1-layer": {"lmax": 3, "layers": 1, "scale": 1.5},
     "0-layers": {"layers": 0},
+    "published": {"lmax": 2, "scale": 1.4, **PUBLISHED},
     "L2-SO(3)": {"lmax": 2, "scale": 1.3, "group": "SO(3)"},
     "cp-factored": {"product": "cp", "evaluation": "factored"},
     "L2-cp": {"lmax": 2, "scale": 1.4, "product": "cp"},

@@ -9,7 +9,7 @@ envelope phi(r), the radial weights w(r) of a tensor product and its matrix
 
 .. math:: M_{ki} = \sum_j M_{ijk} Y_j
 
-so that features x of the edge become w M x. A bar denotes the gradient of the energy.
+so that features x of the edge become M w x. A bar denotes the gradient of the energy.
 """
 
 from __future__ import annotations
@@ -165,8 +165,53 @@ def _at_zero(bias: Tensor, x: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weights: Linear) -> Tensor:
-    """`DegreeLinear`; its adjoint is g W."""
-    return x @ weights.weight.t() + _at_zero(weights.bias, x)
+    """`DegreeLinear`."""
+    return by_degree(x, weights.weight.mT, weights.degrees) + _at_zero(weights.bias, x)
+
+
+def linear_adjoint(g: Tensor, weights: Linear) -> Tensor:
+    """Adjoint of `linear`: g W."""
+    return by_degree(g, weights.weight, weights.degrees)
+
+
+def by_degree(x: Tensor, matrices: Tensor, degrees: Sequence[int]) -> Tensor:
+    """Features (n, d, C) times a matrix of each degree, or of all."""
+    if matrices.ndim == 2:
+        return x @ matrices
+    found = [x[:, k] @ matrices[place] for k, place in enumerate(places(degrees)[: x.shape[1]])]
+    return torch.stack(found, 1)
+
+
+def spread(w: Tensor, x: Tensor, degrees: Sequence[int]) -> Tensor:
+    """Weights (E, C) of all components or (E, degrees C) of each degree, as (E, 1 or d, C)."""
+    w = w.unflatten(1, (-1, x.shape[2]))
+    return w if w.shape[1] == 1 else w[:, places(degrees)]
+
+
+def collect(g: Tensor, count: int, degrees: Sequence[int]) -> Tensor:
+    """Adjoint of `spread`: gradients (E, d, C) -> (E, C) or (E, degrees C)."""
+    if count == g.shape[2]:
+        return g.sum(1)
+    found = g.new_zeros(g.shape[0], len(degrees), g.shape[2])
+    return found.index_add(1, torch.tensor(places(degrees)), g).flatten(1)
+
+
+def places(degrees: Sequence[int]) -> list[int]:
+    """Place of the degree of each component."""
+    return [place for place, degree in enumerate(degrees) for _ in range(2 * degree + 1)]
+
+
+def multiply_atoms(y: Tensor, u: Tensor, product: Tensor) -> Tensor:
+    """The features y + y (x) u."""
+    return y + torch.einsum("ijk,nic,njc->nkc", product, y, u)
+
+
+def multiply_atoms_adjoint(
+    y: Tensor, u: Tensor, product: Tensor, g: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of y and u."""
+    g_y = g + torch.einsum("ijk,nkc,njc->nic", product, g, u)
+    return g_y, torch.einsum("ijk,nkc,nic->njc", product, g, y)
 
 
 def gated(x: Tensor, weights: Gated) -> Tensor:
@@ -189,7 +234,7 @@ def gated_adjoint(x: Tensor, weights: Gated, g: Tensor) -> Tensor:
     s = torch.sigmoid(v[:, :1])
     g_v = torch.cat([g[:, :1] * s * (1 + v[:, :1] * (1 - s)), g[:, 1:] * gate], 1)
     g_q = gate * (1 - gate) * (g[:, 1:] * v[:, 1:]).sum(1, keepdim=True)
-    g_x = g_v @ weights.value.weight
+    g_x = linear_adjoint(g_v, weights.value)
     return torch.cat([g_x[:, :1] + g_q @ weights.gate.weight, g_x[:, 1:]], 1)
 
 
@@ -201,22 +246,30 @@ def _values_and_gates(x: Tensor, weights: Gated) -> tuple[Tensor, Tensor]:
 # Edges
 
 
-def embed(w: Tensor, weights: TDNWeights, edges: Edges, atoms: int) -> tuple[Tensor, Tensor]:
-    """Sums over neighbours of the embedding, (N, d, C), and of the envelopes, (N,)."""
-    terms = edges.coupling[:, :, :1] * (w * edges.envelope.unsqueeze(1)).unsqueeze(1)
+def embed(
+    w: Tensor, sender: Tensor, edges: Edges, degrees: Sequence[int], atoms: int
+) -> tuple[Tensor, Tensor]:
+    """Sums over neighbours of the embedding, (N, d, C), and of the envelopes, (N,).
+
+    ``sender`` are the factors (E, C) of the senders.
+    """
+    harmonics = edges.coupling[:, :, :1]
+    factor = (sender * edges.envelope.unsqueeze(1)).unsqueeze(1)
+    terms = harmonics * spread(w, factor, degrees) * factor
     degree = w.new_zeros(atoms).index_add(0, edges.receiver, edges.envelope)
     total = w.new_zeros(atoms, *terms.shape[1:]).index_add(0, edges.receiver, terms)
     return total, degree
 
 
 def embed_adjoint(
-    w: Tensor, slope: Tensor, edges: Edges, g: Tensor, g_degree: Tensor
-) -> EdgeGradients:
+    w: Tensor, slope: Tensor, sender: Tensor, edges: Edges, degrees: Sequence[int], g: Tensor,
+    g_degree: Tensor,
+) -> EdgeGradients:  # fmt: skip
     """From gradients of both results of `embed`; ``slope`` is dw/dr."""
-    g = g[edges.receiver]
-    along = (g * edges.coupling[:, :, :1]).sum(1)
+    g = g[edges.receiver] * sender.unsqueeze(1)
+    along = collect(g * edges.coupling[:, :, :1], w.shape[1], degrees)
     g_coupling = torch.zeros_like(edges.coupling)
-    g_coupling[:, :, 0] = torch.einsum("ekc,ec->ek", g, w * edges.envelope.unsqueeze(1))
+    g_coupling[:, :, 0] = (g * spread(w, g, degrees)).sum(2) * edges.envelope.unsqueeze(1)
     return EdgeGradients(
         (along * slope).sum(1) * edges.envelope,
         (along * w).sum(1) + g_degree[edges.receiver],
@@ -248,14 +301,14 @@ def attend(
     r"""Sums over neighbours, weighted by attention; see `GraphAttention`.
 
     .. math::
-        m = w M (s_j + r_i), \quad t_h = a_h \cdot \lambda(W_\alpha m_0 + b), \quad
-        \alpha = \phi e^t / Z_i, \quad z_i = \sum_j \alpha w M \, \mathrm{gate}(W_v m)
+        m = M w (s_j + r_i), \quad t_h = a_h \cdot \lambda(W_\alpha m_0 + b), \quad
+        \alpha = \phi e^t / Z_i, \quad z_i = \sum_j \alpha M w \, \mathrm{gate}(W_v m)
 
     where :math:`\lambda` is the leaky unit.
     """
     i, atoms, width = edges.receiver, sent.shape[0], net.channels // net.heads
     x = sent[edges.sender] + received[i]
-    message = (edges.coupling @ x) * w.unsqueeze(1)
+    message = edges.coupling @ (x * spread(w, x, net.degrees))
     score = message[:, 0] @ weights.score.weight.t() + weights.score.bias
     leaky = _leaky(score, net.slope)[0] * weights.score_dot
     t = leaky.view(-1, net.heads, width).sum(2)
@@ -268,8 +321,8 @@ def attend(
     free = free / total[i]
     alpha = free * edges.envelope.unsqueeze(1)
     value = gated(message, weights.value)
-    factor = alpha.repeat_interleave(width, 1) * w
-    terms = edges.coupling @ (value * factor.unsqueeze(1))
+    factor = alpha.repeat_interleave(width, 1).unsqueeze(1) * spread(w, x, net.degrees)
+    terms = edges.coupling @ (value * factor)
     z = terms.new_zeros(atoms, *terms.shape[1:]).index_add(0, i, terms)
     return Attention(x, value, message, score, alpha, free, z)
 
@@ -289,7 +342,7 @@ def attend_adjoint(
     With :math:`y = M^T \bar z_i`, v the gated values and heads h,
 
     .. math::
-        \bar \alpha_h = \sum_{c \in h} w \sum_k v y, \qquad
+        \bar \alpha_h = \sum_{c \in h} \sum_k w v y, \qquad
         \bar t = \alpha \left( \bar \alpha - \sum_{c \in h} \sum_k \bar z_i z_i \right), \qquad
         \bar \phi = \sum_h \bar t_h / \phi
 
@@ -298,26 +351,27 @@ def attend_adjoint(
     :math:`y' = M^T \bar m`, x = s_j + r_i,
 
     .. math::
-        \bar x = w y', \qquad \bar w = \alpha \sum_k v y + \sum_k x y', \qquad
+        \bar x = w y', \qquad \bar w_l = \sum_{k \in l} (\alpha v y + x y'), \qquad
         \bar M = \bar z_i (\alpha w v)^T + \bar m (w x)^T
     """
     i, heads, width = edges.receiver, net.heads, net.channels // net.heads
     g_z = g[i]
     y = edges.coupling.mT @ g_z
-    product = (passed.value * y).sum(1)
+    product = passed.value * y
     alpha = passed.alpha.repeat_interleave(width, 1)
-    g_alpha = (w * product).view(-1, heads, width).sum(2)
+    count, w = w.shape[1], spread(w, passed.x, net.degrees)
+    g_alpha = (w * product).sum(1).view(-1, heads, width).sum(2)
     own = (g * passed.z).sum(1).view(-1, heads, width).sum(2)
     excess = g_alpha - own[i]
     g_t = (passed.alpha * excess).repeat_interleave(width, 1)
     g_score = g_t * weights.score_dot * _leaky(passed.score, net.slope)[1]
-    factor = (alpha * w).unsqueeze(1)
+    factor = alpha.unsqueeze(1) * w
     g_m = gated_adjoint(passed.message, weights.value, factor * y)
     g_m = torch.cat([g_m[:, :1] + (g_score @ weights.score.weight).unsqueeze(1), g_m[:, 1:]], 1)
     y = edges.coupling.mT @ g_m
-    g_x = w.unsqueeze(1) * y
-    g_w = alpha * product + (passed.x * y).sum(1)
-    g_coupling = g_z @ (factor * passed.value).mT + g_m @ (w.unsqueeze(1) * passed.x).mT
+    g_x = w * y
+    g_w = collect(alpha.unsqueeze(1) * product + passed.x * y, count, net.degrees)
+    g_coupling = g_z @ (factor * passed.value).mT + g_m @ (w * passed.x).mT
     zeros = torch.zeros_like(g)
     gradients = EdgeGradients((g_w * slope).sum(1), (passed.free * excess).sum(1), g_coupling)
     return (
@@ -358,8 +412,9 @@ def outputs_and_gradient(
     edges = Edges(edge_index[0], edge_index[1], distance, envelope, coupling)
     radial = [spline(t, net.cutoff, distance) for t in (net.table, *(b.table for b in net.layers))]
 
-    total, degree = embed(radial[0][0], net, edges, atoms)
-    x = total @ net.mix.t()
+    sender = net.sender.expand(len(net.species), -1)[numbers[edges.sender]]
+    total, degree = embed(radial[0][0], sender, edges, net.degrees, atoms)
+    x = linear(total, net.mix)
     scalars = degree.unsqueeze(1) * net.bias + net.species[numbers]
     x = torch.cat([x[:, :1] + scalars.unsqueeze(1), x[:, 1:]], 1)
     passed = []
@@ -368,8 +423,11 @@ def outputs_and_gradient(
         sums = attend(linear(h, layer.sender), linear(h, layer.receiver), w, layer, net, edges)
         middle = x + linear(sums.z, layer.mix)
         passed.append((x, sums, middle))
-        h = gated(norm(middle, layer.norm_2), layer.gated)
-        x = middle + linear(h, layer.gated_mix)
+        h = norm(middle, layer.norm_2)
+        y = gated(h, layer.gated)
+        if layer.factor is not None:
+            y = multiply_atoms(y, linear(h, layer.factor), net.product)
+        x = middle + linear(y, layer.gated_mix)
     outputs, g = read_out(x, net)
 
     gradients = EdgeGradients(
@@ -379,15 +437,22 @@ def outputs_and_gradient(
         list(zip(net.layers, radial[1:], passed, strict=True))
     ):
         h = norm(middle, layer.norm_2)
-        g_h = gated_adjoint(h, layer.gated, g @ layer.gated_mix.weight)
+        g_y, g_h = linear_adjoint(g, layer.gated_mix), torch.zeros_like(g)
+        if layer.factor is not None:
+            y, u = gated(h, layer.gated), linear(h, layer.factor)
+            g_y, g_u = multiply_atoms_adjoint(y, u, net.product, g_y)
+            g_h = linear_adjoint(g_u, layer.factor)
+        g_h = g_h + gated_adjoint(h, layer.gated, g_y)
         g = g + norm_adjoint(middle, layer.norm_2, g_h)
         g_sent, g_received, own = attend_adjoint(
-            sums, w, slope, layer, net, edges, g @ layer.mix.weight
+            sums, w, slope, layer, net, edges, linear_adjoint(g, layer.mix)
         )
         gradients = EdgeGradients(*(a + b for a, b in zip(gradients, own, strict=True)))
-        g_h = g_sent @ layer.sender.weight + g_received @ layer.receiver.weight
+        g_h = linear_adjoint(g_sent, layer.sender) + linear_adjoint(g_received, layer.receiver)
         g = g + norm_adjoint(x, layer.norm_1, g_h)
-    own = embed_adjoint(*radial[0], edges, g @ net.mix, g[:, 0] @ net.bias)
+    own = embed_adjoint(
+        *radial[0], sender, edges, net.degrees, linear_adjoint(g, net.mix), g[:, 0] @ net.bias
+    )
     gradients = EdgeGradients(*(a + b for a, b in zip(gradients, own, strict=True)))
 
     along = gradients.distance + fall * gradients.envelope

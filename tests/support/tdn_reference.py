@@ -40,6 +40,7 @@ class PathTensorProduct:
             if third in first * second
         ]
         self.paths = len(instructions)
+        self.instructions = instructions
         with default_dtype(torch.float64):  # of e3nn's constants
             self.product = o3.TensorProduct(
                 self.features,
@@ -51,14 +52,41 @@ class PathTensorProduct:
                 internal_weights=False,
                 shared_weights=False,
             )
+            # Of two features of an atom, channel by channel.
+            self.own = o3.TensorProduct(
+                self.features,
+                self.features,
+                self.features,
+                [(*path[:3], "uuu", True) for path in instructions],
+                irrep_normalization="none",
+                path_normalization="none",
+                internal_weights=False,
+                shared_weights=False,
+            )
         self.lmax, self.channels = lmax, channels
 
-    def __call__(self, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        """x (E, d, C), y (E, d) and w (E, C) -> (E, d, C)."""
-        flat = torch.cat([part.mT.flatten(1) for part in self.split(x)], 1)
-        out = self.product(flat, y, w.repeat(1, self.paths))
+    def __call__(self, x: Tensor, y: Tensor, w: Tensor, results: bool = False) -> Tensor:
+        """x (E, d, C), y (E, d) and w (E, C) or, by degree of x or result, (E, D C)."""
+        if w.shape[1] == self.channels:
+            w = w.repeat(1, self.paths)
+        else:
+            degrees = [path[2 if results else 0] for path in self.instructions]
+            w = w.unflatten(1, (-1, self.channels))[:, degrees].flatten(1)
+        return self.parts(self.product(self.flat(x), y, w))
+
+    def of_atoms(self, x: Tensor, y: Tensor) -> Tensor:
+        """x and y (N, d, C) -> (N, d, C)."""
+        ones = torch.ones(len(x), self.own.weight_numel, dtype=x.dtype)
+        return self.parts(self.own(self.flat(x), self.flat(y), ones))
+
+    def flat(self, x: Tensor) -> Tensor:
+        """(n, d, C) -> e3nn's layout."""
+        return torch.cat([part.mT.flatten(1) for part in self.split(x)], 1)
+
+    def parts(self, out: Tensor) -> Tensor:
+        """E3nn's layout -> (n, d, C)."""
         sizes = [self.channels * (2 * degree + 1) for degree in range(self.lmax + 1)]
-        parts = [p.view(len(x), self.channels, -1).mT for p in out.split(sizes, 1)]
+        parts = [p.view(len(out), self.channels, -1).mT for p in out.split(sizes, 1)]
         return torch.cat(parts, 1)
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -66,7 +94,15 @@ class PathTensorProduct:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    y = torch.einsum("ndc,oc->ndo", x, weight)
+    if weight.ndim == 3:  # a matrix of each degree
+        sizes = [2 * degree + 1 for degree in range(len(weight))]
+        each = [
+            torch.einsum("ndc,oc->ndo", p, w)
+            for p, w in zip(x.split(sizes, 1), weight, strict=True)
+        ]
+        y = torch.cat(each, 1)
+    else:
+        y = torch.einsum("ndc,oc->ndo", x, weight)
     if bias is not None:
         y[:, 0] += bias
     return y
@@ -86,6 +122,10 @@ def norm(x: Tensor, module: nn.Module, epsilon: float, product: PathTensorProduc
 def gate(x: Tensor, module: nn.Module) -> Tensor:
     """The released form: 2C channels, the second half of which gates by its degree 0."""
     channels = x.shape[2]
+    if module.value.ndim == 3:
+        value = linear(x, module.value, module.bias)
+        gates = torch.sigmoid(linear(x[:, :1], module.gate.weight, module.gate.bias))
+        return torch.cat([F.silu(value[:, :1]), value[:, 1:] * gates], 1)
     both = linear(
         x,
         torch.cat([module.value, module.gate.weight]),
@@ -118,8 +158,9 @@ def energies(network: nn.Module, readout: nn.Module, graph: Graph, positions: Te
     x = torch.zeros(atoms, d, channels, dtype=torch.float64)
     part = network.surroundings
     ones = torch.zeros(len(i), d, channels, dtype=torch.float64)
-    ones[:, 0] = part.sender
-    sent = linear(product(ones, y, part.radial(g)), part.mix.weight, part.bias)
+    species = options["sender_species"]
+    ones[:, 0] = part.sender[graph.numbers[j]] if species else part.sender
+    sent = linear(product(ones, y, part.radial(g), results=True), part.mix.weight, part.bias)
     sent = sent * phi[:, None, None]
     for n in range(atoms):
         x[n] = sent[i == n].sum(0) / math.sqrt(options["average_degree"])
@@ -146,5 +187,9 @@ def energies(network: nn.Module, readout: nn.Module, graph: Graph, positions: Te
             total.append(torch.einsum("eh,edhk->dhk", alpha, value[mine]).flatten(1))
         x = x + linear(torch.stack(total), part.mix.weight, part.mix.bias)
         normed = norm(x, layer.norm_2, options["norm_epsilon"], product)
-        x = x + linear(gate(normed, layer.gated), layer.mix.weight, layer.mix.bias)
+        inner = gate(normed, layer.gated)
+        if options["self_product"]:
+            factor = linear(normed, layer.factor.weight)
+            inner = inner + product.of_atoms(inner, factor)
+        x = x + linear(inner, layer.mix.weight, layer.mix.bias)
     return readout.head(readout.norm(x[:, 0])).squeeze(1)

@@ -7,6 +7,7 @@ map, perceptrons as lists of dense layers.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +28,11 @@ class Linear:
     """y = x W^T, and a bias on degree 0."""
 
     weight: Tensor
-    """(outputs, inputs)."""
+    """(outputs, inputs), or one of each degree, (degrees, outputs, inputs)."""
     bias: Tensor
     """(outputs,)."""
+    degrees: list[int]
+    """Of the features."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class BlockWeights:
     """Of one transformer block."""
 
     table: Tensor
-    """(intervals + 3, C), spline coefficients of the weights of its tensor products."""
+    """(intervals + 3, C or degrees C), spline coefficients of the weights of its products."""
     norm_1: Norm
     sender: Linear
     receiver: Linear
@@ -74,6 +77,8 @@ class BlockWeights:
     gated: Gated
     """Of the feed-forward network."""
     gated_mix: Linear
+    factor: Linear | None
+    """What an atom's features are multiplied with."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,11 @@ class TDNWeights:
     product: Tensor
     """(d, d, d), M[i, j, k] of features i, harmonics j and results k."""
     table: Tensor
-    """(intervals + 3, C), of the embedding, times the sender's factor and 1 / sqrt(n)."""
-    mix: Tensor
-    """(C, C), of the embedding."""
+    """(intervals + 3, C or degrees C), of the embedding, times 1 / sqrt(n)."""
+    sender: Tensor
+    """(C,) or (Z, C), factors of the embedding's table."""
+    mix: Linear
+    """Of the embedding."""
     bias: Tensor
     """(C,), of the embedding, times 1 / sqrt(n)."""
     species: Tensor
@@ -135,7 +142,7 @@ def extract_tdn_weights(potential: Potential, table: RadialTable) -> TDNWeights:
     with torch.no_grad():
         embedding, config = network.surroundings, dict[str, Any](network.config)
         blocks = [layer for layer in network.layers if isinstance(layer, Block)]
-        parts = torch.split(table.coefficients.cpu(), network.channels, dim=1)
+        parts = torch.split(table.coefficients.cpu(), math.prod(network.radial_shape), dim=1)
         return TDNWeights(
             channels=network.channels,
             heads=config["heads"],
@@ -145,8 +152,9 @@ def extract_tdn_weights(potential: Potential, table: RadialTable) -> TDNWeights:
             cutoff=table.cutoff,
             intervals=table.intervals,
             product=_product(network),
-            table=parts[0] * (embedding.sender.detach() * embedding.scale),
-            mix=embedding.mix.weight.detach(),
+            table=parts[0] * embedding.scale,
+            sender=embedding.sender.detach(),
+            mix=_linear(embedding.mix),
             bias=embedding.bias.detach() * embedding.scale,
             species=network.species.weight.detach(),
             layers=[_block(block, part) for block, part in zip(blocks, parts[1:], strict=True)],
@@ -178,6 +186,7 @@ def _block(block: Block, table: Tensor) -> BlockWeights:
         norm_2=_norm(block.norm_2),
         gated=_gated(block.gated),
         gated_mix=_linear(block.mix),
+        factor=None if block.factor is None else _linear(block.factor),
     )
 
 
@@ -188,8 +197,14 @@ def _norm(norm: torch.nn.Module) -> Norm:
 
 def _linear(linear: DegreeLinear | torch.nn.Linear) -> Linear:
     weight, bias = linear.weight.detach(), linear.bias
-    return Linear(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach())
+    bias = weight.new_zeros(weight.shape[-2]) if bias is None else bias.detach()
+    return Linear(weight, bias, _degrees(linear))
 
 
 def _gated(gated: GatedLinear) -> Gated:
-    return Gated(Linear(gated.value.detach(), gated.bias.detach()), _linear(gated.gate))
+    value = Linear(gated.value.detach(), gated.bias.detach(), _degrees(gated))
+    return Gated(value, _linear(gated.gate))
+
+
+def _degrees(part: DegreeLinear | GatedLinear | torch.nn.Linear) -> list[int]:
+    return [0] if isinstance(part, torch.nn.Linear) else [size // 2 for size in part.sizes]

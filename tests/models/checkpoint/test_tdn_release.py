@@ -187,6 +187,9 @@ def test_what_the_description_says(tmp_path: Path) -> None:
         "norm_epsilon": 1e-5,
         "average_degree": 18.6,
         "dropout": 0.0,
+        "weights": "shared",
+        "self_product": False,
+        "sender_species": False,
         "degrees": None,
     }
     assert described["readout"] == {"per_atom": True}

@@ -36,6 +36,7 @@ from tensormd.models import (
     load_potential,
     save_potential,
 )
+from tensormd.models.networks.tdn import PUBLISHED
 from tensormd.models.networks.tdn_product import ContractedProduct, ExactCoupling, PathProduct
 
 
@@ -86,7 +87,11 @@ def test_forces_can_be_trained_on() -> None:
     [
         {},
         {"lmax": 2},
+        {"lmax": 2, **PUBLISHED},
         {"lmax": 3, "group": "SO(3)"},
+        {"lmax": 3, "group": "SO(3)", **PUBLISHED},
+        {"lmax": 2, "sender_species": False, "self_product": False},
+        {"lmax": 2, "weights": "shared"},
         {"lmax": 2, "envelope": "none", "evaluation": "factored", "norm_epsilon": 1e-5},
     ],
     ids=str,
@@ -126,11 +131,12 @@ def test_the_exact_rank_gives_the_exact_product(lmax: int, group: str, evaluatio
         assert (found.forces - expected.forces).abs().max() < 1e-8
 
 
+@pytest.mark.parametrize("weights", [1, 4])
 @pytest.mark.parametrize("edges", [0, 1, 300, 1000])
-def test_blocks_of_edges_change_nothing(edges: int) -> None:
+def test_blocks_of_edges_change_nothing(edges: int, weights: int) -> None:
     """The contracted product takes 128 of these edges at a time; the factored one takes all."""
     random = torch.Generator().manual_seed(edges)
-    sizes = [(edges, 16), (edges, 16, 128), (edges, 128)]
+    sizes = [(edges, 16), (edges, 16, 128), (edges, weights, 128)]
     y, x, w = (torch.randn(s, generator=random, dtype=torch.float64) for s in sizes)
     receiver = torch.randint(0, 7, (edges,), generator=random)
     found = []
@@ -212,7 +218,7 @@ def pair(distance: float) -> System:
 def test_the_last_neighbour_leaves_smoothly(name: str) -> None:
     inside, outside = (predict(model(name), pair(CUTOFF + x)) for x in (-1e-9, 1e-9))
     assert (inside.energy - outside.energy).abs().item() < 1e-12
-    assert (inside.forces - outside.forces).abs().max() < 1e-8
+    assert (inside.forces - outside.forces).abs().max() < 1e-7
     assert predict(model(name), pair(CUTOFF - 0.5)).forces.abs().max() > 1e-3
 
 
@@ -288,7 +294,7 @@ def test_constants_survive_float32() -> None:
         potential = make_tdn(**options)
         cast = copy.deepcopy(potential).float().double()
         for name, buffer in cast.representation.coupling.named_buffers():
-            assert buffer.dtype == torch.float64
+            assert buffer.dtype in (torch.float64, torch.int64)
             assert torch.equal(buffer, getattr(potential.representation.coupling, name))
 
 

@@ -98,6 +98,23 @@ load_apart = load_vectors(
 
 
 @intrinsic
+def load_places(typing: Any, shape: Any, array: Any, start: Any, places: Any) -> Any:
+    """Load d vectors at array[start + places[k]]."""
+    result = types.UniTuple(Vector(array.dtype), shape.dtype.count)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        table = arrayobj.make_array(signature.args[3])(context, builder, args[3])
+        values = []
+        for k in range(len(result)):
+            place = builder.load(builder.gep(table.data, [_constant(args[2], k)]))
+            index = builder.add(args[2], place)
+            values += load_many(context, builder, array, args[1], index, [0])
+        return context.make_tuple(builder, result, values)
+
+    return result(shape, array, types.intp, places), generate
+
+
+@intrinsic
 def splat_all(typing: Any, shape: Any, array: Any, start: Any) -> Any:
     """D vectors of which each has one of d consecutive numbers in every lane."""
     result = types.UniTuple(Vector(array.dtype), shape.dtype.count)

@@ -20,6 +20,8 @@ from .components import (
     couple_back,
     dot,
     load_all,
+    load_places,
+    multiplied,
     outer_sums,
     plus,
     store_all,
@@ -31,14 +33,14 @@ from .neighbors import WEIGHTS, Neighbors, Slots
 from .perceptron import sigmoid
 from .simd import LANES, fma, like, load, splat, store, total
 from .tdn_harmonics import add_to_harmonics
-from .tdn_network import MATRICES, PAIR, VALUE, PackedTDN, TDNWork
-from .tdn_nodes import transform
+from .tdn_network import MAPS, PAIR, VALUE, PackedTDN, TDNWork
+from .tdn_nodes import map_degrees, matrix_of
 
 
 @internal
 def spline(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
-    """Radial weights of sixteen channels; the table of the chunk begins at ``start``."""
-    width, w = net.width, slot * WEIGHTS
+    """A radial weight of sixteen channels; its table begins at ``start``."""
+    width, w = net.radial_width, slot * WEIGHTS
     at = start + slots.row[slot] * width
     lower = splat(slots.weights[w]) * load(net.tables, at)
     lower = fma(splat(slots.weights[w + 1]), load(net.tables, at + width), lower)
@@ -50,7 +52,7 @@ def spline(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
 @internal
 def spline_slope(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
     """Derivatives of the radial weights of `spline`."""
-    width, w = net.width, slot * WEIGHTS
+    width, w = net.radial_width, slot * WEIGHTS
     at = start + slots.row[slot] * width
     sums = splat(slots.weights[w + 4]) * load(net.differences, at)
     sums = fma(splat(slots.weights[w + 5]), load(net.differences, at + width), sums)
@@ -59,10 +61,11 @@ def spline_slope(net: PackedTDN, slots: Slots, slot: int, start: int) -> Any:
 
 @internal
 def embed(
-    first: int, last: int, net: PackedTDN, neighbors: Neighbors, slots: Slots, work: TDNWork
-) -> None:
+    first: int, last: int, species: Any, net: PackedTDN, neighbors: Neighbors, slots: Slots,
+    work: TDNWork,
+) -> None:  # fmt: skip
     """Sum features and envelopes over the neighbours of atoms ``first`` to ``last``."""
-    d, size = net.components, net.matrix
+    d, size, width, starts = net.components, net.matrix, net.width, net.radial_starts
     for i in range(first, last):
         degree = 0.0
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
@@ -74,22 +77,26 @@ def embed(
             for k in range(d):
                 store(work.embedded, here + k * LANES, zero)
             for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
-                w = splat(work.envelope[2 * slot]) * spline(net, slots, slot, chunk * LANES)
-                for k in range(d):
-                    at, m = here + k * LANES, splat(work.coupling[slot * size + k * d])
-                    store(work.embedded, at, fma(m, w, load(work.embedded, at)))
+                sender = species[slots.sender[slot]] * width + chunk * LANES
+                s = splat(work.envelope[2 * slot]) * load(net.senders, sender)
+                for r in range(starts.size - 1):
+                    w = s * spline(net, slots, slot, r * width + chunk * LANES)
+                    for k in range(starts[r], starts[r + 1]):
+                        at, m = here + k * LANES, splat(work.coupling[slot * size + k * d])
+                        store(work.embedded, at, fma(m, w, load(work.embedded, at)))
 
 
 @internal
 def embed_back(
-    first: int, last: int, net: PackedTDN, neighbors: Neighbors, slots: Slots, work: TDNWork,
-    scratch: Any,
+    first: int, last: int, species: Any, net: PackedTDN, neighbors: Neighbors, slots: Slots,
+    work: TDNWork, scratch: Any,
 ) -> None:  # fmt: skip
     """Backward pass of `embed`: adds to the gradients of the slots.
 
     The gradients of the sums are in ``work.g_z`` (features) and ``work.g_degree`` (envelopes).
     """
     d, size, sums = net.components, net.matrix, work.sums
+    width, starts = net.width, net.radial_starts
     for i in range(first, last):
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             for at in range(0, size * LANES, LANES):
@@ -98,15 +105,17 @@ def embed_back(
             value, rise = load(net.zeros, 0), load(net.zeros, 0)
             for chunk in range(net.chunks):
                 here = (i * net.chunks + chunk) * d * LANES
-                w = spline(net, slots, slot, chunk * LANES)
-                along = load(net.zeros, 0)
-                for k in range(d):
-                    g, m = load(work.g_z, here + k * LANES), work.coupling[slot * size + k * d]
-                    along = fma(splat(m), g, along)
-                    at = sums + k * d * LANES
-                    store(scratch, at, fma(w * splat(phi), g, load(scratch, at)))
-                value = fma(w, along, value)
-                rise = fma(spline_slope(net, slots, slot, chunk * LANES), along, rise)
+                s = load(net.senders, species[slots.sender[slot]] * width + chunk * LANES)
+                for r in range(starts.size - 1):
+                    table = r * width + chunk * LANES
+                    w, along = s * spline(net, slots, slot, table), load(net.zeros, 0)
+                    for k in range(starts[r], starts[r + 1]):
+                        g, m = load(work.g_z, here + k * LANES), work.coupling[slot * size + k * d]
+                        along = fma(splat(m), g, along)
+                        at = sums + k * d * LANES
+                        store(scratch, at, fma(w * splat(phi), g, load(scratch, at)))
+                    value = fma(w, along, value)
+                    rise = fma(s * spline_slope(net, slots, slot, table), along, rise)
             slots.slope[slot] += phi * total(rise) + fall * (total(value) + work.g_degree[i])
             add_to_harmonics(slot, net, work, scratch)
 
@@ -126,33 +135,35 @@ def attend(
     d, chunks, matrix = net.components, net.chunks, net.matrix
     width, features = net.width, net.features
     sent, received = work.sent[layer], work.received[layer]
-    table = (layer + 1) * net.rows * width
+    table, weights = (layer + 1) * net.rows * net.radial_width, net.radial_starts.size - 1
     n = 0
     for i in range(first, last):
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             j = slots.sender[slot]
             for chunk in range(chunks):
                 here = chunk * d * LANES
-                w = spline(net, slots, slot, table + chunk * LANES)
-                store(scratch, work.radial + n * width + chunk * LANES, w)
+                radial = work.radial + n * net.radial_width + chunk * weights * LANES
+                for r in range(weights):
+                    w = spline(net, slots, slot, table + r * width + chunk * LANES)
+                    store(scratch, radial + r * LANES, w)
                 x = plus(
                     load_all(net.shape, sent, j * features + here),
                     load_all(net.shape, received, i * features + here),
                 )
-                x = times(w, x)
+                x = multiplied(load_places(net.shape, scratch, radial, net.radial_places), x)
                 m = couple(work.coupling, slot * matrix, x, times(load(net.zeros, 0), x))
                 store_all(scratch, work.message + n * features + here, m)
             n += 1
     if n == 0:
         return
-    pair = layer * MATRICES + PAIR
-    transform(
-        net, net.matrices, layer * MATRICES + VALUE, work.rows, n * d, net.zeros, 0, scratch,
-        work.message, scratch, work.value,
+    map_degrees(
+        net, net.matrices, layer, VALUE, net.zeros, 0, scratch, work.message, scratch, work.value,
+        n, work,
     )  # fmt: skip
     multiply(
-        scratch, work.message, d * LANES, work.rows_first, n, net.matrices, pair * width * width,
-        net.biases, pair * width, chunks, 2 * chunks, scratch, work.gate, LANES,
+        scratch, work.message, d * LANES, work.rows, n, net.matrices,
+        matrix_of(net, layer, PAIR, 0), net.biases, (layer * MAPS + PAIR) * width, chunks,
+        2 * chunks, scratch, work.gate, LANES,
     )  # fmt: skip
     heads, per_head = net.heads, chunks // net.heads
     even, odd = (1 + net.slope) / 2, (1 - net.slope) / 2
@@ -202,8 +213,8 @@ def gather(
     """Sum the values over the edges of a group, weighted by attention: z."""
     d, chunks, matrix = net.components, net.chunks, net.matrix
     width, features, z = net.width, net.features, work.z[layer]
-    biases = (layer * MATRICES + VALUE) * width
-    per_head = net.chunks // net.heads
+    biases = (layer * MAPS + VALUE) * width
+    per_head, weights = net.chunks // net.heads, net.radial_starts.size - 1
     n = 0
     for i in range(first, last):
         for chunk in range(chunks):
@@ -216,7 +227,9 @@ def gather(
                 u_0 = u[0] + bias
                 v = times(load(scratch, work.gate + e * features + c), u)
                 v = with_first(v, u_0 * sigmoid(u_0))
-                v = times(alpha * load(scratch, work.radial + e * width + c), v)
+                radial = work.radial + e * net.radial_width + c * weights
+                w = load_places(net.shape, scratch, radial, net.radial_places)
+                v = times(alpha, multiplied(w, v))
                 slot = neighbors.offsets[i] + e - n
                 sums = couple(work.coupling, slot * matrix, v, sums)
             store_all(z, i * features + here, sums)
@@ -235,16 +248,16 @@ def attend_back(
     ``work.g_received``.
     """
     n = back_to_messages(first, last, layer, net, neighbors, slots, work, scratch)
-    d, chunks, width = net.components, net.chunks, net.width
-    start = (layer * MATRICES + PAIR) * width * width
+    chunks, width = net.chunks, net.width
     if n > 0:
-        transform(
-            net, net.transposed, layer * MATRICES + VALUE, work.rows, n * d, net.zeros, 0, scratch,
-            work.value, scratch, work.gradients,
+        map_degrees(
+            net, net.transposed, layer, VALUE, net.zeros, 0, scratch, work.value, scratch,
+            work.gradients, n, work,
         )  # fmt: skip
         multiply(
-            scratch, work.gate, LANES, work.rows_first, n, net.transposed, start,
-            net.zeros, 0, 2 * chunks, chunks, scratch, work.gate + 2 * width, LANES,
+            scratch, work.gate, LANES, work.rows, n, net.transposed,
+            matrix_of(net, layer, PAIR, 0), net.zeros, 0, 2 * chunks, chunks, scratch,
+            work.gate + 2 * width, LANES,
         )  # fmt: skip
     back_to_features(first, last, layer, base, net, neighbors, slots, work, scratch)
 
@@ -256,12 +269,13 @@ def back_to_messages(
 ) -> int:  # fmt: skip
     """From the gradient of z to those of W_v m and of the arguments of gates and scores.
 
-    Each gradient overwrites its own variable; alpha w v overwrites the messages, and the first
-    part of ``work.g_radial`` is written. Returns the number of edges.
+    Each gradient overwrites its own variable; alpha w v overwrites the messages, and derivatives
+    of the radial weights are written. Returns the number of edges.
     """
     d, matrix, z = net.components, net.matrix, work.z[layer]
     width, features = net.width, net.features
-    biases = (layer * MATRICES + VALUE) * width
+    biases = (layer * MAPS + VALUE) * width
+    table, weights = (layer + 1) * net.rows * net.radial_width, net.radial_starts.size - 1
     heads, per_head = net.heads, net.chunks // net.heads
     n = 0
     for i in range(first, last):
@@ -274,7 +288,7 @@ def back_to_messages(
             scratch[own + head] = total(sums)
         for slot in range(neighbors.offsets[i], neighbors.offsets[i] + slots.counts[i]):
             row = work.gate + n * features
-            change = 0.0
+            change, rise = 0.0, load(net.zeros, 0)
             for head in range(heads):
                 alpha = splat(scratch[work.alpha + n * heads + head])
                 sums = load(net.zeros, 0)
@@ -283,17 +297,23 @@ def back_to_messages(
                     at = n * features + here
                     g = load_all(net.shape, share, i * features + here)
                     y = couple_back(work.coupling, slot * matrix, g, times(load(net.zeros, 0), g))
-                    w = load(scratch, work.radial + n * width + c)
+                    places = n * net.radial_width + c * weights
+                    for r in range(weights):
+                        steep = spline_slope(net, slots, slot, table + r * width + c)
+                        store(scratch, work.slopes_radial + places + r * LANES, steep)
+                    w = load_places(net.shape, scratch, work.radial + places, net.radial_places)
                     u = load_all(net.shape, scratch, work.value + at)
                     u_0 = u[0] + load(net.biases, biases + c)
                     gate, s = load(scratch, row + c), sigmoid(u_0)
                     one = like(s, 1.0)
                     v = with_first(times(gate, u), u_0 * s)
-                    product = dot(v, y)
-                    sums = fma(w, product, sums)
-                    store(scratch, work.g_radial + n * width + c, alpha * product)
-                    store_all(scratch, work.message + at, times(alpha * w, v))
-                    y = times(alpha * w, y)
+                    product, weighted = multiplied(v, y), multiplied(w, v)
+                    sums = sums + dot(weighted, y)
+                    steep = work.slopes_radial + places
+                    slopes = load_places(net.shape, scratch, steep, net.radial_places)
+                    rise = fma(alpha, dot(product, slopes), rise)
+                    store_all(scratch, work.message + at, times(alpha, weighted))
+                    y = times(alpha, multiplied(w, y))
                     rest = dot(y, with_first(u, load(net.zeros, 0)))
                     store(scratch, row + c, gate * (one - gate) * rest)
                     y = with_first(times(gate, y), y[0] * s * fma(u_0, one - s, one))
@@ -304,7 +324,7 @@ def back_to_messages(
                 for chunk in range(head * per_head, (head + 1) * per_head):
                     at = row + width + chunk * LANES
                     store(scratch, at, g_t * load(scratch, at))
-            slots.slope[slot] += change * work.envelope[2 * slot + 1]
+            slots.slope[slot] += change * work.envelope[2 * slot + 1] + total(rise)
             n += 1
     return n
 
@@ -318,7 +338,7 @@ def back_to_features(
     d, chunks, matrix = net.components, net.chunks, net.matrix
     width, features = net.width, net.features
     sent, received, share = work.sent[layer], work.received[layer], work.g_z
-    table = (layer + 1) * net.rows * width
+    weights = net.radial_starts.size - 1
     n = 0
     for i in range(first, last):
         for chunk in range(chunks):
@@ -339,15 +359,17 @@ def back_to_features(
                     load_all(net.shape, sent, j * features + here),
                     load_all(net.shape, received, mine),
                 )
-                w = load(scratch, work.radial + n * width + c)
-                g_w = load(scratch, work.g_radial + n * width + c) + dot(x, y)
-                rise = fma(g_w, spline_slope(net, slots, slot, table + c), rise)
-                y = times(w, y)
+                places = n * net.radial_width + c * weights
+                w = load_places(net.shape, scratch, work.radial + places, net.radial_places)
+                steep = work.slopes_radial + places
+                slopes = load_places(net.shape, scratch, steep, net.radial_places)
+                rise = rise + dot(multiplied(x, y), slopes)
+                y = multiplied(w, y)
                 store_all(work.returned, (slot - base) * features + here, y)
                 store_all(
                     work.g_received, mine, plus(load_all(net.shape, work.g_received, mine), y)
                 )
-                store_all(scratch, work.value + at, times(w, x))
+                store_all(scratch, work.value + at, multiplied(w, x))
             slots.slope[slot] += total(rise)
             outer_sums(
                 net.shape, share, i * features, scratch, work.message + n * features, scratch,

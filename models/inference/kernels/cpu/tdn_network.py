@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -29,10 +30,11 @@ BLOCK = 32
 HARMONICS_ROWS = 9
 """Rows of the memory of `harmonics`."""
 
-# Places of a layer's matrices; the pair, with 2C outputs, takes two places.
-SENDER, RECEIVER, VALUE, MIX, GATED, GATE, GATED_MIX, PAIR = range(8)
-MATRICES = 9
-"""Places per layer; the embedding's mix comes after all layers."""
+# Maps of a layer, in the order of their matrices and biases. The first seven may have a matrix for
+# each degree; the pair has 2C outputs, and counts twice.
+SENDER, RECEIVER, VALUE, MIX, GATED, FACTOR, GATED_MIX, GATE, PAIR = range(9)
+MAPS = 10
+"""Maps per layer; the embedding's mix comes after all layers."""
 
 
 class PackedTDN(NamedTuple):
@@ -49,12 +51,22 @@ class PackedTDN(NamedTuple):
     """(degrees + 1,), first component of each degree, and d."""
     components: int
     """d."""
+    maps: int
+    """Matrices of each of the first seven maps: one for each degree, or one."""
+    radial_starts: NDArray[np.int64]
+    """First component of each radial weight, and d: ``starts``, or 0 and d."""
+    radial_places: NDArray[np.int64]
+    """(d,), where each component's radial weight is among those of a chunk."""
     matrix: int
     """d^2, padded to whole vectors."""
     norms: NDArray[np.float64]
     """(L + 1, L + 1), norm of each degree and m."""
     product: NDArray[Any]
     """Flat (d, matrix): M[k, i] of each harmonic j."""
+    terms: NDArray[np.int64]
+    """(T, 3), places i, j, k of an atom's product with itself; none without such products."""
+    factors: NDArray[Any]
+    """(T,), M_ijk of each term."""
     smooth: bool
     """Whether the network has an envelope."""
     unit: float
@@ -67,6 +79,8 @@ class PackedTDN(NamedTuple):
     """Chunks of sixteen channels, padding included."""
     width: int
     """Channels, padding included."""
+    radial_width: int
+    """Radial weights of an edge, padding included: one or one of each degree per channel."""
     features: int
     """Count of numbers per atom, padding included: d times the width."""
     heads: int
@@ -76,15 +90,15 @@ class PackedTDN(NamedTuple):
     rows: int
     """Rows of each radial table."""
     tables: NDArray[Any]
-    """Flat (1 + layers, rows, channels): the embedding's, then each layer's."""
+    """Flat (1 + layers, rows, radial weights, channels): the embedding's, then each layer's."""
     differences: NDArray[Any]
     """Differences of consecutive rows, divided by the distance between them."""
     matrices: NDArray[Any]
-    """Packed matrices by layer; PAIR is gate and score of the messages, side by side."""
+    """Packed matrices by layer and map; PAIR is gate and score of the messages, side by side."""
     transposed: NDArray[Any]
     """Packed transposed matrices, for the backward pass."""
     biases: NDArray[Any]
-    """Flat (layers, MATRICES, channels), then the embedding's bias."""
+    """Flat (layers, MAPS, channels), then the embedding's bias."""
     score_dots: NDArray[Any]
     """Flat (layers, channels)."""
     norm_weights: NDArray[Any]
@@ -95,6 +109,8 @@ class PackedTDN(NamedTuple):
     """(layers, 2, degrees)."""
     species: NDArray[Any]
     """Flat (Z, channels)."""
+    senders: NDArray[Any]
+    """Flat (Z, channels), what the embedding multiplies radial weights by."""
     readout_norm_weight: NDArray[Any]
     readout_norm_bias: NDArray[Any]
     zeros: NDArray[Any]
@@ -140,11 +156,10 @@ class TDNWork(NamedTuple):
     outputs: NDArray[np.float64]
     """(N,), outputs of the network."""
     rows: NDArray[np.int64]
-    """Offsets of the rows of features: all components."""
-    rows_first: NDArray[np.int64]
-    """Offsets of the rows of component 0."""
-    rows_rest: NDArray[np.int64]
-    """Offsets of the rows of the other components."""
+    """Offsets of the rows of features: those of component 0 of all atoms or edges, then those of
+    the other degrees."""
+    row_starts: NDArray[np.int64]
+    """Where those of each degree begin."""
     rows_scalars: NDArray[np.int64]
     """Offsets of the rows of the readout's block."""
     scratch: NDArray[Any]
@@ -156,7 +171,7 @@ class TDNWork(NamedTuple):
     gate: int
     gradients: int
     radial: int
-    g_radial: int
+    slopes_radial: int
     alpha: int
     free: int
     shares: int
@@ -168,6 +183,8 @@ class TDNWork(NamedTuple):
     second: int
     third: int
     fourth: int
+    products: int
+    """Features of one atom and chunk, three times."""
     scalars: int
     """Values of the readout's perceptron, for a block of atoms."""
     slopes: int
@@ -200,8 +217,9 @@ def pack_tdn(
     starts = np.concatenate([[0], np.cumsum(2 * degrees + 1)])
     d = int(starts[-1])
     size = -(-d * d // LANES) * LANES
+    tensor = _product(network)
     product = np.zeros((d, size), dtype)
-    product[:, : d * d] = _product(network).permute(1, 2, 0).reshape(d, d * d).numpy()
+    product[:, : d * d] = tensor.permute(1, 2, 0).reshape(d, d * d).numpy()
     norms = np.zeros((degrees[-1] + 1, degrees[-1] + 1))
     for degree in network.degrees:
         for m in range(degree + 1):
@@ -220,13 +238,22 @@ def pack_tdn(
     stored, biases = [], []
     for layer in layers:
         maps = _linear_maps(layer)
-        weights = [matrix(weight) for weight, _ in maps]
-        stored += [*weights[:PAIR], np.hstack(weights[PAIR:])]
-        biases += [weight.new_zeros(len(weight)) if b is None else b for weight, b in maps]
-    stored.append(matrix(embedding.mix.weight))
+        *weights, gate, score = (
+            [matrix(w) for w in each.view(-1, channels, channels)] for each, _ in maps
+        )
+        stored += [*itertools.chain(*weights), np.hstack([*gate, *score])]
+        biases += [weight.new_zeros(channels) if b is None else b for weight, b in maps]
+    stored += [matrix(w) for w in embedding.mix.weight.view(-1, channels, channels)]
     biases.append(embedding.bias * embedding.scale)
-    first, *rest = torch.split(table.coefficients.cpu(), channels, dim=1)
-    tables = [first * (embedding.sender * embedding.scale), *rest]
+    by_degree = network.radial_shape[0] > 1
+    radial_starts = starts if by_degree else np.array([0, d])
+    first, *rest = torch.split(
+        table.coefficients.cpu().unflatten(1, (-1, channels)), len(radial_starts) - 1, dim=1
+    )
+    tables = [first * embedding.scale, *rest]
+    terms = (
+        np.argwhere(tensor.numpy()) if network.config["self_product"] else np.zeros((0, 3), int)
+    )
     pairs = [norm for layer in layers for norm in (layer.norm_1, layer.norm_2)]
     of_layers = [norm for norm in pairs if isinstance(norm, DegreeNorm)]
     epsilons = np.array([list(norm.epsilons) for norm in of_layers], dtype=np.float64)
@@ -235,15 +262,21 @@ def pack_tdn(
         degrees=degrees,
         starts=starts,
         components=d,
+        maps=len(degrees) if by_degree else 1,
+        radial_starts=radial_starts,
+        radial_places=LANES * np.repeat(np.arange(len(radial_starts) - 1), np.diff(radial_starts)),
         matrix=size,
         norms=norms,
         product=product.ravel(),
+        terms=LANES * np.ascontiguousarray(terms),
+        factors=tensor.numpy()[tuple(terms.T)].astype(dtype),
         smooth=network.smooth,
         unit=potential.length_in_angstrom,
         cutoff=table.cutoff,
         channels=channels,
         chunks=width // LANES,
         width=width,
+        radial_width=width * (len(radial_starts) - 1),
         features=width * d,
         heads=heads,
         layers=len(layers),
@@ -262,6 +295,7 @@ def pack_tdn(
         norm_biases=flat(norm.bias for norm in of_layers),
         epsilons=epsilons.reshape(len(layers), 2, len(degrees)),
         species=flat([network.species.weight]),
+        senders=flat([embedding.sender.expand(network.species.weight.shape)]),
         readout_norm_weight=flat([readout.norm.weight]),
         readout_norm_bias=flat([readout.norm.bias]),
         zeros=np.zeros(max(2 * width, d * LANES), dtype),
@@ -282,8 +316,8 @@ def _linear_maps(layer: Block) -> list[tuple[Tensor, Tensor | None]]:
     """Weights and biases of a layer in the order of their places, the two of the pair last."""
     attention, gated = layer.attention, layer.gated
     maps: list[DegreeLinear | GatedLinear | torch.nn.Linear] = [
-        attention.sender, attention.receiver, attention.value, attention.mix, gated, gated.gate,
-        layer.mix, attention.value.gate, attention.score,
+        attention.sender, attention.receiver, attention.value, attention.mix, gated,
+        layer.factor or layer.mix, layer.mix, gated.gate, attention.value.gate, attention.score,
     ]  # fmt: skip
     return [(m.value if isinstance(m, GatedLinear) else m.weight, m.bias) for m in maps]
 
@@ -306,17 +340,18 @@ def make_tdn_work(
         Number of threads.
     """
     dtype, d, atoms = net.tables.dtype, net.components, len(offsets) - 1
-    width, features, slots = net.width, net.features, int(offsets[-1])
+    features, slots = net.features, int(offsets[-1])
     edges = int(np.diff(offsets[groups]).max(initial=1))
     returned = int(np.diff(offsets[receivers]).max(initial=1))
     sizes = {
         **dict.fromkeys(("message", "value", "gate", "gradients"), edges * features),
-        **dict.fromkeys(("radial", "g_radial"), edges * width),
+        **dict.fromkeys(("radial", "slopes_radial"), edges * net.radial_width),
         **dict.fromkeys(("alpha", "free"), edges * net.heads),
         "shares": net.heads,
         "sums": net.matrix * LANES,
         "totals": net.matrix,
         **dict.fromkeys(("first", "second", "third", "fourth"), BLOCK * features),
+        "products": 3 * d * LANES,
         **dict.fromkeys(("scalars", "slopes"), BLOCK * LANES * int(head.chunks.sum())),
     }
     starts, end = {}, 0
@@ -324,7 +359,8 @@ def make_tdn_work(
         starts[name] = end
         end += -(-size // LANES) * LANES
     places = features * np.arange(max(edges, BLOCK))
-    components = LANES * np.arange(d)
+    components = np.split(LANES * np.arange(d), net.starts[1:-1])
+    rows = [(places[:, None] + each).ravel() for each in components]
     layers = max(1, net.layers)
     return TDNWork(
         receivers=np.array(receivers),
@@ -345,9 +381,8 @@ def make_tdn_work(
         g_received=np.empty(atoms * features, dtype),
         returned=np.empty(returned * features if net.layers else 0, dtype),
         outputs=np.empty(atoms),
-        rows=(places[:, None] + components).ravel(),
-        rows_first=places,
-        rows_rest=(places[:, None] + components[1:]).ravel(),
+        rows=np.concatenate(rows),
+        row_starts=np.cumsum([0, *map(len, rows)]),
         rows_scalars=LANES * np.arange(BLOCK),
         scratch=np.zeros((threads, end), dtype),
         own=np.zeros((threads, HARMONICS_ROWS, max(d, int(net.degrees[-1])) + 2)),

@@ -15,10 +15,11 @@ from .perceptron import Perceptron, backward, forward, normalise, normalise_back
 from .simd import LANES, fma, lane, like, load, splat, store, total
 from .tdn_network import (
     BLOCK,
+    FACTOR,
     GATE,
     GATED,
     GATED_MIX,
-    MATRICES,
+    MAPS,
     MIX,
     RECEIVER,
     SENDER,
@@ -28,36 +29,60 @@ from .tdn_network import (
 
 
 @internal
+def matrix_of(net: PackedTDN, layer: int, which: int, degree: int) -> int:
+    """Where the matrix of a map begins, of a degree given by its place."""
+    per_layer = GATE * net.maps + MAPS - GATE
+    at = layer * per_layer + GATE * net.maps + which - GATE
+    if which < GATE:
+        at = layer * per_layer + which * net.maps + min(degree, net.maps - 1)
+    return at * net.width * net.width
+
+
+@internal
 def transform(
-    net: PackedTDN, matrices: Any, which: int, rows: Any, count: int, bias: Any, b_start: int,
+    net: PackedTDN, matrices: Any, matrix: int, rows: Any, count: int, bias: Any, b_start: int,
     x: Any, x_start: int, y: Any, y_start: int,
 ) -> None:  # fmt: skip
-    """One matrix on the channels of ``count`` rows of features, and a bias."""
-    d, chunks, square = net.components, net.chunks, net.width * net.width
+    """The matrix at ``matrix`` on the channels of ``count`` rows of features, and a bias."""
+    stride = net.components * LANES
     multiply(
-        x, x_start, d * LANES, rows, count, matrices, which * square, bias, b_start, chunks,
-        chunks, y, y_start, d * LANES,
+        x, x_start, stride, rows, count, matrices, matrix, bias, b_start, net.chunks, net.chunks,
+        y, y_start, stride,
     )  # fmt: skip
 
 
 @internal
+def map_degrees(
+    net: PackedTDN, matrices: Any, layer: int, which: int, bias: Any, b_start: int, x: Any,
+    x_start: int, y: Any, y_start: int, n: int, work: TDNWork,
+) -> None:  # fmt: skip
+    """A map on the features of n atoms or edges, each degree by its matrix; a bias on degree 0."""
+    for k in range(net.degrees.size):
+        matrix, rows = matrix_of(net, layer, which, k), work.rows[work.row_starts[k] :]
+        count = n * (net.starts[k + 1] - net.starts[k])
+        if k == 0:
+            transform(net, matrices, matrix, rows, count, bias, b_start, x, x_start, y, y_start)
+        else:
+            transform(net, matrices, matrix, rows, count, net.zeros, 0, x, x_start, y, y_start)
+
+
+@internal
 def linear(
-    net: PackedTDN, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int, work: TDNWork
-) -> None:
-    """One matrix on the channels of every component, and a bias on component 0."""
-    first, rest, rows = work.rows_first, work.rows_rest, (net.components - 1) * n
-    bias, matrices = which * net.width, net.matrices
-    transform(net, matrices, which, first, n, net.biases, bias, x, x_start, y, y_start)
-    transform(net, matrices, which, rest, rows, net.zeros, 0, x, x_start, y, y_start)
+    net: PackedTDN, layer: int, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int,
+    work: TDNWork,
+) -> None:  # fmt: skip
+    """`DegreeLinear` of n atoms."""
+    bias = (layer * MAPS + which) * net.width
+    map_degrees(net, net.matrices, layer, which, net.biases, bias, x, x_start, y, y_start, n, work)
 
 
 @internal
 def linear_back(
-    net: PackedTDN, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int, work: TDNWork
-) -> None:
+    net: PackedTDN, layer: int, which: int, x: Any, x_start: int, y: Any, y_start: int, n: int,
+    work: TDNWork,
+) -> None:  # fmt: skip
     """Backward pass of `linear`."""
-    rows, count, zeros = work.rows, net.components * n, net.zeros
-    transform(net, net.transposed, which, rows, count, zeros, 0, x, x_start, y, y_start)
+    map_degrees(net, net.transposed, layer, which, net.zeros, 0, x, x_start, y, y_start, n, work)
 
 
 @internal
@@ -148,30 +173,30 @@ def norm_back(
 def embed_atoms(first: int, last: int, species: Any, net: PackedTDN, work: TDNWork) -> None:
     """From the sums of the embedding to the inputs of the first layer."""
     d, width, features = net.components, net.width, net.features
-    which, at = net.layers * MATRICES, first * features
-    transform(
-        net, net.matrices, which, work.rows, d * (last - first), net.zeros, 0, work.embedded, at,
-        work.x[0], at,
+    at, bias = first * features, net.layers * MAPS * width
+    map_degrees(
+        net, net.matrices, net.layers, 0, net.zeros, 0, work.embedded, at, work.x[0], at,
+        last - first, work,
     )  # fmt: skip
     for i in range(first, last):
         degree = splat(work.degree[i])
         for c in range(0, width, LANES):
             at = i * features + c * d
             scalar = load(net.species, species[i] * width + c) + load(work.x[0], at)
-            store(work.x[0], at, fma(degree, load(net.biases, which * width + c), scalar))
+            store(work.x[0], at, fma(degree, load(net.biases, bias + c), scalar))
 
 
 @internal
 def embed_atoms_back(first: int, last: int, net: PackedTDN, work: TDNWork) -> None:
     """Backward pass of `embed_atoms`: gradients of the sums (``work.g_z``) and the degrees."""
     d, width, features = net.components, net.width, net.features
-    which, at = net.layers * MATRICES, first * features
-    linear_back(net, which, work.gradient, at, work.g_z, at, last - first, work)
+    at, bias = first * features, net.layers * MAPS * width
+    linear_back(net, net.layers, 0, work.gradient, at, work.g_z, at, last - first, work)
     for i in range(first, last):
         sums = load(net.zeros, 0)
         for c in range(0, width, LANES):
             g = load(work.gradient, i * features + c * d)
-            sums = fma(g, load(net.biases, which * width + c), sums)
+            sums = fma(g, load(net.biases, bias + c), sums)
         work.g_degree[i] = total(sums)
 
 
@@ -180,11 +205,10 @@ def enter_layer(
     first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
 ) -> None:
     """Features that atoms contribute as senders and as receivers, from a layer's inputs."""
-    n, features = last - first, net.features
-    at, which = first * features, layer * MATRICES
+    n, at = last - first, first * net.features
     norm(net, 2 * layer, work.x[layer], at, scratch, work.first, n)
-    linear(net, which + SENDER, scratch, work.first, work.sent[layer], at, n, work)
-    linear(net, which + RECEIVER, scratch, work.first, work.received[layer], at, n, work)
+    linear(net, layer, SENDER, scratch, work.first, work.sent[layer], at, n, work)
+    linear(net, layer, RECEIVER, scratch, work.first, work.received[layer], at, n, work)
 
 
 @internal
@@ -193,9 +217,9 @@ def enter_layer_back(
 ) -> None:
     """Backward pass of `enter_layer`: adds to ``work.gradient``."""
     n, features = last - first, net.features
-    at, which = first * features, layer * MATRICES
-    linear_back(net, which + SENDER, work.g_sent, at, scratch, work.first, n, work)
-    linear_back(net, which + RECEIVER, work.g_received, at, scratch, work.second, n, work)
+    at = first * features
+    linear_back(net, layer, SENDER, work.g_sent, at, scratch, work.first, n, work)
+    linear_back(net, layer, RECEIVER, work.g_received, at, scratch, work.second, n, work)
     add(scratch, work.first, scratch, work.second, n * features)
     norm_back(net, 2 * layer, work.x[layer], at, scratch, n, work)
     add(work.gradient, at, scratch, work.first, n * features)
@@ -205,14 +229,19 @@ def enter_layer_back(
 def values_and_gates(
     first: int, last: int, layer: int, net: PackedTDN, work: TDNWork, scratch: Any
 ) -> None:
-    """Compute the feed-forward values (``work.second``) and the gates' inputs (``work.third``)."""
-    n, which = last - first, layer * MATRICES
+    """Compute the feed-forward values (``work.second``) and the gates' inputs (``work.third``).
+
+    The other factor of an atom's product with itself is at ``work.fourth``.
+    """
+    n = last - first
     norm(net, 2 * layer + 1, work.middle[layer], first * net.features, scratch, work.first, n)
-    linear(net, which + GATED, scratch, work.first, scratch, work.second, n, work)
+    linear(net, layer, GATED, scratch, work.first, scratch, work.second, n, work)
     transform(
-        net, net.matrices, which + GATE, work.rows_first, n, net.biases,
-        (which + GATE) * net.width, scratch, work.first, scratch, work.third,
+        net, net.matrices, matrix_of(net, layer, GATE, 0), work.rows, n, net.biases,
+        (layer * MAPS + GATE) * net.width, scratch, work.first, scratch, work.third,
     )  # fmt: skip
+    if net.factors.size > 0:
+        linear(net, layer, FACTOR, scratch, work.first, scratch, work.fourth, n, work)
 
 
 @internal
@@ -221,8 +250,8 @@ def feed_forward(
 ) -> None:
     """From the sums over neighbours to the outputs of the layer."""
     d, features, n = net.components, net.features, last - first
-    at, which = first * features, layer * MATRICES
-    linear(net, which + MIX, work.z[layer], at, work.middle[layer], at, n, work)
+    at = first * features
+    linear(net, layer, MIX, work.z[layer], at, work.middle[layer], at, n, work)
     add(work.middle[layer], at, work.x[layer], at, n * features)
     values_and_gates(first, last, layer, net, work, scratch)
     for here in range(0, n * features, d * LANES):
@@ -231,8 +260,40 @@ def feed_forward(
         store(scratch, work.second + here, v * sigmoid(v))
         for k in range(here + LANES, here + d * LANES, LANES):
             store(scratch, work.second + k, gate * load(scratch, work.second + k))
-    linear(net, which + GATED_MIX, scratch, work.second, work.x[layer + 1], at, n, work)
+    inner = work.second
+    if net.factors.size > 0:
+        inner = work.third
+        for here in range(0, n * features, d * LANES):
+            multiply_atom(net, scratch, work.second + here, work.fourth + here, inner + here)
+    linear(net, layer, GATED_MIX, scratch, inner, work.x[layer + 1], at, n, work)
     add(work.x[layer + 1], at, work.middle[layer], at, n * features)
+
+
+@internal
+def multiply_atom(net: PackedTDN, scratch: Any, y: int, u: int, out: int) -> None:
+    """Y + y (x) u of one atom and chunk."""
+    for k in range(0, net.components * LANES, LANES):
+        store(scratch, out + k, load(scratch, y + k))
+    for t in range(net.factors.size):
+        i, j, k = net.terms[t]
+        product = load(scratch, y + i) * load(scratch, u + j)
+        value = fma(splat(net.factors[t]), product, load(scratch, out + k))
+        store(scratch, out + k, value)
+
+
+@internal
+def multiply_atom_back(
+    net: PackedTDN, scratch: Any, y: int, u: int, g: int, g_y: int, g_u: int
+) -> None:
+    """Backward pass of `multiply_atom`: gradients of y and u from that of the result."""
+    for k in range(0, net.components * LANES, LANES):
+        store(scratch, g_y + k, load(scratch, g + k))
+        store(scratch, g_u + k, load(net.zeros, 0))
+    for t in range(net.factors.size):
+        i, j, k = net.terms[t]
+        share = splat(net.factors[t]) * load(scratch, g + k)
+        store(scratch, g_y + i, fma(share, load(scratch, u + j), load(scratch, g_y + i)))
+        store(scratch, g_u + j, fma(share, load(scratch, y + i), load(scratch, g_u + j)))
 
 
 @internal
@@ -244,31 +305,43 @@ def feed_forward_back(
     The former is in ``work.gradient``, the latter in ``work.g_z``.
     """
     d, features, n = net.components, net.features, last - first
-    at, which = first * features, layer * MATRICES
+    at, block = first * features, d * LANES
+    y, g_y, g_u = work.products, work.products + block, work.products + 2 * block
     values_and_gates(first, last, layer, net, work, scratch)
-    linear_back(net, which + GATED_MIX, work.gradient, at, scratch, work.fourth, n, work)
-    for here in range(0, n * features, d * LANES):
+    linear_back(net, layer, GATED_MIX, work.gradient, at, scratch, work.first, n, work)
+    for here in range(0, n * features, block):
         v = load(scratch, work.second + here)
         gate, s = sigmoid(load(scratch, work.third + here)), sigmoid(v)
-        one, sums = like(v, 1.0), load(net.zeros, 0)
-        for k in range(here + LANES, here + d * LANES, LANES):
-            g = load(scratch, work.fourth + k)
-            sums = fma(g, load(scratch, work.second + k), sums)
-            store(scratch, work.second + k, gate * g)
-        g = load(scratch, work.fourth + here)
+        one, sums, share = like(v, 1.0), load(net.zeros, 0), work.first + here
+        if net.factors.size > 0:
+            store(scratch, y, v * s)
+            for k in range(LANES, block, LANES):
+                store(scratch, y + k, gate * load(scratch, work.second + here + k))
+            multiply_atom_back(net, scratch, y, work.fourth + here, share, g_y, g_u)
+            share = g_y
+            for k in range(0, block, LANES):
+                store(scratch, work.fourth + here + k, load(scratch, g_u + k))
+        for k in range(LANES, block, LANES):
+            g = load(scratch, share + k)
+            sums = fma(g, load(scratch, work.second + here + k), sums)
+            store(scratch, work.second + here + k, gate * g)
+        g = load(scratch, share)
         store(scratch, work.second + here, g * s * fma(v, one - s, one))
         store(scratch, work.third + here, gate * (one - gate) * sums)
-    linear_back(net, which + GATED, scratch, work.second, scratch, work.first, n, work)
+    linear_back(net, layer, GATED, scratch, work.second, scratch, work.first, n, work)
+    if net.factors.size > 0:
+        linear_back(net, layer, FACTOR, scratch, work.fourth, scratch, work.second, n, work)
+        add(scratch, work.first, scratch, work.second, n * features)
     transform(
-        net, net.transposed, which + GATE, work.rows_first, n, net.zeros, 0, scratch, work.third,
-        scratch, work.fourth,
+        net, net.transposed, matrix_of(net, layer, GATE, 0), work.rows, n, net.zeros, 0, scratch,
+        work.third, scratch, work.fourth,
     )  # fmt: skip
     for here in range(0, n * features, d * LANES):
         g = load(scratch, work.first + here) + load(scratch, work.fourth + here)
         store(scratch, work.first + here, g)
     norm_back(net, 2 * layer + 1, work.middle[layer], at, scratch, n, work)
     add(work.gradient, at, scratch, work.first, n * features)
-    linear_back(net, which + MIX, work.gradient, at, work.g_z, at, n, work)
+    linear_back(net, layer, MIX, work.gradient, at, work.g_z, at, n, work)
 
 
 @internal

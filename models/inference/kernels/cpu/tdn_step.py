@@ -107,7 +107,7 @@ def perform(
         place(first, last, positions, neighbors, slots, net.unit, 0.0, net.cutoff, net.rows - 3)
         orient(first, last, positions, neighbors, slots, net, work, own)
     elif what == SUM:
-        embed(first, last, net, neighbors, slots, work)
+        embed(first, last, species, net, neighbors, slots, work)
     elif what == EMBED:
         embed_atoms(first, last, species, net, work)
     elif what == ENTER:
@@ -132,7 +132,7 @@ def perform(
     elif what == -EMBED:
         embed_atoms_back(first, last, net, work)
     elif what == -SUM:
-        embed_back(first, last, net, neighbors, slots, work, scratch)
+        embed_back(first, last, species, net, neighbors, slots, work, scratch)
         turn_harmonics(first, last, neighbors, slots, net, work, own)
     else:
         collect(first, last, neighbors, slots, factor, net.unit, forces, virial)

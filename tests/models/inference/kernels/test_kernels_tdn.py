@@ -34,6 +34,7 @@ from tensormd.models.inference.kernels.cpu.tdn_potential import CPUTDN
 from tensormd.models.inference.tables import FORCE_BOUND, build_table, tabulated_potential
 from tensormd.models.maths.harmonics import SphericalHarmonics
 from tensormd.models.neighbors import NeighborList
+from tensormd.models.networks.tdn import PUBLISHED
 
 SYSTEMS = {
     "molecule": ethanol(),
@@ -46,6 +47,8 @@ SYSTEMS = {
 # Kernels are compiled anew for each L and dtype: a minute each, so not every combination is fast.
 NETWORKS: dict[str, dict[str, Any]] = {
     "L1": {"scale": 1.0},
+    "published": {"scale": 1.0, **PUBLISHED},
+    "shared": {"scale": 1.0, "weights": "shared", "sender_species": False},
     "no-layers": {"layers": 0},
     "one-layer": {"layers": 1, "channels": 24},
     "L1-SO(3)": {"group": "SO(3)", "channels": 64, "scale": 1.0},
@@ -60,7 +63,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "scale": 0.05,
     },
     "L2": {"lmax": 2, "scale": 1.0},
-    "L2-SO(3)": {"lmax": 2, "group": "SO(3)", "channels": 24, "layers": 3, "scale": 0.5},
+    "L2-SO(3)": {"lmax": 2, "group": "SO(3)", "channels": 24, "layers": 3, "gain": 1.4},
+    "L2-published": {"lmax": 2, "scale": 1.0, **PUBLISHED},
     "L2-cp": {"lmax": 2, "product": "cp", "channels": 32, "heads": 2, "scale": 1.0},
     "l02": {"degrees": (0, 2), "scale": 1.0},
     "l02-cp": {"lmax": 3, "degrees": (0, 2), "group": "SO(3)", "product": "cp", "scale": 1.0},
