@@ -53,7 +53,7 @@ def contracted(lmax: int, channels: int, device: str) -> Case:
     """The modules of TDN."""
     coupling = ExactCoupling(range(lmax + 1), GROUP, contracted=True).to(device)
     product = ContractedProduct()
-    return Case(lambda x, y, w: product.message(x, w, coupling(y)), 1)
+    return Case(lambda x, y, w: product.message(x, w.unsqueeze(1), coupling(y)), 1)
 
 
 def factored(lmax: int, channels: int, device: str) -> Case:

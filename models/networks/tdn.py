@@ -1,8 +1,9 @@
-r"""TDN: an equivariant transformer whose tensor products share one weight over all paths.
+r"""TDN: an equivariant transformer whose tensor products are one bilinear map for all paths.
 
 Lin et al., "Tensor Decomposition Networks for Fast Machine Learning Interatomic Potential
 Computations", NeurIPS 2025 (arXiv:2507.01131), adapted to dynamics: the cutoff is smooth, every
-neighbour counts, and forces are the gradient of the energy.
+neighbour counts, and forces are the gradient of the energy; and to accuracy: weights of each
+degree, products of atoms with themselves, species of senders (`PUBLISHED` is without them).
 
 Notation: x features (N, d, C) of N atoms, d components, which are (L + 1)^2 for degrees 0 to L,
 and C channels; i receives from j along the edge vector r_j - r_i of length r, whose harmonics are
@@ -298,8 +299,9 @@ class TDN(Network):
         coupling = self.coupling(self.harmonics(vectors / distances.unsqueeze(1)))
         envelope = self.envelope(distances) if self.smooth else torch.ones_like(distances)
         edges = Edges(graph.edge_index[0], graph.edge_index[1], envelope.unsqueeze(1))
-        shape = [vectors.shape[0]] + self.radial_shape  # noqa: RUF005 (TorchScript)
-        weights = [w.view(shape) for w in self.edge_factors(distances, pairs)]
+        weights: list[Tensor] = []
+        for w in self.edge_factors(distances, pairs):
+            weights.append(w.view(w.shape[0], w.shape[1] // self.channels, self.channels))
         species = self.species(graph.numbers).unsqueeze(1)
         x = self.surroundings(edges, weights[0], coupling, graph.numbers)
         x = torch.cat([x[:, :1] + species, x[:, 1:]], dim=1)
@@ -378,7 +380,8 @@ class TDN(Network):
             ):
                 changed[name] = tensor[rows]
             elif name.endswith(last) and self.radial_shape[0] > 1:
-                changed[name] = tensor.unflatten(0, self.radial_shape)[rows].flatten(0, 1)
+                each = tensor.view(self.radial_shape[0], self.channels, *tensor.shape[1:])
+                changed[name] = each[rows].flatten(0, 1)
         config = self.config | {"degrees": list(degrees)}
         if config["product"] == "exact_cg":
             config["lmax"] = max(degrees)

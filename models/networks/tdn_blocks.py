@@ -56,7 +56,8 @@ class DegreeEmbedding(nn.Module):
 
     def forward(self, edges: Edges, weight: Tensor, coupling: Coupling, numbers: Tensor) -> Tensor:
         """Weights of the degrees and atomic numbers (N,) -> (N, d, C)."""
-        atoms, sender = numbers.shape[0], self.sender
+        atoms = numbers.shape[0]
+        sender: Tensor = self.sender
         if sender.ndim == 2:
             sender = sender.index_select(0, numbers.index_select(0, edges.sender))
         weight = weight * (edges.envelope * sender).unsqueeze(1)
@@ -168,7 +169,7 @@ class Block(nn.Module):
         self.attention = attention
         self.norm_1, self.norm_2 = norms
         self.gated = GatedLinear(channels, degrees, shared)
-        self.factor: nn.Module | None = None
+        self.factor: DegreeLinear | None = None
         if self_product:
             self.factor = DegreeLinear(channels, degrees, shared, bias=False)
         self.mix = DegreeLinear(channels, degrees, shared)

@@ -33,7 +33,7 @@ from ..training import (
 CUTOFF = 4.5
 SETTINGS = {
     "tensornet": TrainingSettings(epochs=1000),
-    "tdn": TrainingSettings(epochs=450, batch=4, learning_rate=2e-3),
+    "tdn": TrainingSettings(epochs=600, batch=4, energy_weight=0.2),
 }
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from tensormd.models.heads.energy import ScalarReadout
 from tensormd.models.inference.kernels.weights import Dense, dense_layers
 from tensormd.models.maths.splines import RadialTable
-from tensormd.models.networks.tdn import TDN, Block
+from tensormd.models.networks.tdn import TDN
+from tensormd.models.networks.tdn_blocks import Block
 from tensormd.models.networks.tdn_layers import DegreeLinear, DegreeNorm, GatedLinear
 from tensormd.models.networks.tdn_product import ExactCoupling, FactoredCoupling
 from tensormd.models.potential import Potential

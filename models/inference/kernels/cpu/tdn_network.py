@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ....heads.energy import ScalarReadout
 from ....maths.splines import RadialTable
-from ....networks.tdn import TDN, Block
+from ....networks.tdn import TDN
+from ....networks.tdn_blocks import Block
 from ....networks.tdn_layers import DegreeLinear, DegreeNorm, GatedLinear
 from ....networks.tdn_product import ExactCoupling, FactoredCoupling
 from ....potential import Potential
@@ -248,7 +249,9 @@ def pack_tdn(
     by_degree = network.radial_shape[0] > 1
     radial_starts = starts if by_degree else np.array([0, d])
     first, *rest = torch.split(
-        table.coefficients.cpu().unflatten(1, (-1, channels)), len(radial_starts) - 1, dim=1
+        table.coefficients.cpu().view(table.intervals + 3, -1, channels),
+        len(radial_starts) - 1,
+        dim=1,
     )
     tables = [first * embedding.scale, *rest]
     terms = (
