@@ -46,7 +46,7 @@ from ..runs.schema import of_key, parse_config
 from ..runs.signals import StopRequest
 from ..runs.structures import frame_text
 from ..runs.versions import package_version, versions
-from .config import TrainConfig, plain
+from .config import ARCHITECTURES, TrainConfig, plain
 from .data import Parts, absolute_files, check_parts, read_parts
 from .log import TrainLog, steps_in, whole
 from .loggers import check_logger, make_logger
@@ -298,8 +298,13 @@ def resume_training(
 
 def configuration_of(folder: RunFolder, changes: Sequence[str] = ()) -> TrainConfig:
     """The configuration of the training in a folder, with changes."""
+    settings = dict(folder.config["settings"])
+    model = settings["model"] = dict(settings["model"])
+    for name, kind in ARCHITECTURES.items():
+        if model.get(name) is not None:
+            model[name] = {**kind.earlier, **model[name]}
     # JSON has no infinity: `finite` wrote the word, which YAML quotes.
-    text = yaml.safe_dump(folder.config["settings"], sort_keys=False).replace("'.inf'", ".inf")
+    text = yaml.safe_dump(settings, sort_keys=False).replace("'.inf'", ".inf")
     return parse_config(TrainConfig, text, str(folder.path / CONFIG_YAML), changes)
 
 
