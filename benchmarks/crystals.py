@@ -28,7 +28,7 @@ from ase import Atoms
 from ase.build import bulk
 
 SIZES = (64, 512, 4096)
-STEPS = {64: 20, 512: 5, 4096: 2}
+STEPS = {64: 20, 512: 5, 4096: 1}
 """Steps measured at a time."""
 SPREAD = 0.003
 """How far atoms move before a step, Angstrom."""
