@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..networks.tdn import PUBLISHED
 from ..potential import Potential
 from .build import TensorPool
 from .files import require_finite
@@ -140,7 +139,6 @@ def read_tdn_release(
         return float(value)
 
     network: dict[str, Any] = {
-        **PUBLISHED,
         "cutoff": known("cutoff", cutoff, CUTOFF),
         "average_degree": known("average_degree", average_degree, AVERAGE_DEGREE),
         "group": "SO(3)",
