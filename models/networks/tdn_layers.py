@@ -25,7 +25,9 @@ def map_channels(x: Tensor, matrices: Tensor, sizes: list[int]) -> Tensor:
         return x @ matrices.t()
     parts: list[Tensor] = []
     for k, part in enumerate(torch.split(x, sizes, dim=1)):
-        parts.append(part @ matrices[k].t())
+        # As rows: the order of sums over batches depends on which tensors need gradients.
+        rows = part.reshape(-1, part.shape[2]) @ matrices[k].t()
+        parts.append(rows.view(part.shape))
     return torch.cat(parts, dim=1)
 
 

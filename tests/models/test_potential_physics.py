@@ -323,7 +323,7 @@ def test_energy_and_forces_are_continuous_through_the_cutoff(potential: nn.Modul
         assert energies[k] < max(energies[k - 1] / 50, 1e-12)
     energy, force = jump(potential, 1e-8)
     assert energy < 1e-12  # rounding of some 10 eV
-    assert force < max(3e-8, 2e-4 * forces[2])  # 1e-8 A times the curvature
+    assert force < 3e-8  # 1e-8 A times curvatures of about 1 eV/A^2
 
 
 def test_a_step_in_place_of_the_cutoff_is_seen() -> None:
@@ -581,5 +581,4 @@ def test_frozen_weights_give_the_same_forces(base: nn.Module) -> None:
     frozen = copy.deepcopy(base).requires_grad_(False)
     system = SYSTEMS["crystal"]
     for a, b in zip(predict(frozen, system), predict(base, system), strict=True):
-        # torch multiplies matrices in another order if weights need gradients.
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        assert torch.equal(a, b)

@@ -238,7 +238,7 @@ def jump(potential: nn.Module, gap: float) -> tuple[float, float]:
 def make_tdn(
     seed: int = 0,
     *,
-    gain: float = 1.7,
+    gain: float = 1.4,
     scale: float = 3.0,
     zbl: float = 0.0,
     references: list[float] | None = None,

@@ -34,6 +34,7 @@ from tensormd.models.analysis.removal import accuracy, predict_without
 from tensormd.models.committee import Committee
 from tensormd.models.maths.cartesian import BASIS
 from tensormd.models.neighbors import NeighborList
+from tensormd.models.networks.tdn import PUBLISHED
 from tensormd.models.training import Frames
 
 CUTOFF = 4.0
@@ -205,9 +206,9 @@ def test_force_shares_are_what_a_stopped_gradient_takes(make: Callable[[], Poten
 
 
 def test_last_layer_of_tdn_is_read_by_its_scalars_alone() -> None:
-    potential = tdn()
+    potential = tdn(**PUBLISHED)  # whose vectors hold much of the norm
     shares = measure_shares(potential, frames_of(potential), layout_of(potential))
-    assert shares.norm[2, 1] > 0.001
+    assert shares.norm[2, 1] > 0.01
     assert shares.energy[2].tolist() == [1.0, 0.0, 0.0]
     assert shares.force[2].tolist() == pytest.approx([1.0, 0.0, 0.0, 0.0], abs=1e-12)
 

@@ -196,7 +196,7 @@ def test_near_fragments_do_not_add_up(potential: Potential) -> None:
 
 def test_continuous_through_the_cutoff(potential: Potential) -> None:
     changes = []
-    for gap in (3e-3, 3e-4, 3e-5):
+    for gap in (1e-2, 1e-3, 1e-4):
         inside, outside = (
             properties(potential, crossing(potential, potential.cutoff + sign * gap))
             for sign in (-1, 1)

@@ -218,7 +218,7 @@ def pair(distance: float) -> System:
 def test_the_last_neighbour_leaves_smoothly(name: str) -> None:
     inside, outside = (predict(model(name), pair(CUTOFF + x)) for x in (-1e-9, 1e-9))
     assert (inside.energy - outside.energy).abs().item() < 1e-12
-    assert (inside.forces - outside.forces).abs().max() < 1e-7
+    assert (inside.forces - outside.forces).abs().max() < 1e-8
     assert predict(model(name), pair(CUTOFF - 0.5)).forces.abs().max() > 1e-3
 
 

@@ -63,7 +63,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "scale": 0.05,
     },
     "L2": {"lmax": 2, "scale": 1.0},
-    "L2-SO(3)": {"lmax": 2, "group": "SO(3)", "channels": 24, "layers": 3, "gain": 1.4},
+    "L2-SO(3)": {"lmax": 2, "group": "SO(3)", "channels": 24, "layers": 3, "scale": 0.5},
     "L2-published": {"lmax": 2, "scale": 1.0, **PUBLISHED},
     "L2-cp": {"lmax": 2, "product": "cp", "channels": 32, "heads": 2, "scale": 1.0},
     "l02": {"degrees": (0, 2), "scale": 1.0},
