@@ -302,7 +302,7 @@ def configuration_of(folder: RunFolder, changes: Sequence[str] = ()) -> TrainCon
     model = settings["model"] = dict(settings["model"])
     for name, kind in ARCHITECTURES.items():
         if model.get(name) is not None:
-            model[name] = {**kind.earlier, **model[name]}
+            model[name] = kind.complete(model[name])
     # JSON has no infinity: `finite` wrote the word, which YAML quotes.
     text = yaml.safe_dump(settings, sort_keys=False).replace("'.inf'", ".inf")
     return parse_config(TrainConfig, text, str(folder.path / CONFIG_YAML), changes)

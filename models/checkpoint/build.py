@@ -168,7 +168,7 @@ def build_potential(
     try:
         # The meta device uses no memory and draws no random numbers: the file has the weights.
         with torch.device("meta"), _Unfilled():
-            representation = kind.network(**{**kind.earlier, **network})
+            representation = kind.network(**kind.complete(network))
             energy = kind.readout(**readout)
             others = {name: HEADS[name](representation, **heads[name]) for name in heads}
         potential = Potential(

@@ -29,6 +29,10 @@ class Architecture(NamedTuple):
     earlier: Mapping[str, Any] = MappingProxyType({})
     """Options of the network that older files lack, with the values that such files mean."""
 
+    def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of the network as a file has them, with those that an older file lacks."""
+        return {**self.earlier, **options}
+
 
 NETWORKS: dict[str, Architecture] = {
     "TensorNet": Architecture(TensorNet, EnergyReadout, HEADS),
